@@ -1,0 +1,45 @@
+# make setup | run | test | lab | bench [NAME=values] | clean
+# A stamp in .venv says what was set up: another Python, another place, pyproject.toml or constraints.txt make it stale.
+# PIP_ARGS reaches pip: without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PROFILE ?= params/smoke.yaml
+PIP_ARGS ?=
+
+IDENTITY := $(shell $(PYTHON) -c "import os, sys, zlib; print('%d.%d.%d-%08x' % (*sys.version_info[:3], zlib.crc32(os.getcwd().encode())))" 2>/dev/null)
+STAMP := .venv/.ready-$(IDENTITY)
+BIN := .venv/bin
+
+# Waiting OpenMP threads that spin take the cores from those that work.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+
+.PHONY: setup run test lab bench clean
+
+setup: $(STAMP)
+
+run: $(STAMP)
+	@$(BIN)/python -m medrefl_utils run $(PROFILE)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lab: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m jupyterlab
+
+bench: $(STAMP)
+	@$(BIN)/python -m tests.benchmarks $(NAME)
+
+clean:
+	@# runs/ holds results: it is not for this to delete.
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(IDENTITY)" ]; then echo "medrefl needs Python 3.11 or newer: none found (make PYTHON=/path/to/python3)" >&2; exit 1; fi
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('medrefl needs Python 3.11 or newer: $(PYTHON) is %d.%d (make PYTHON=/path/to/python3)' % sys.version_info[:2])"
+	@# An environment of this Python that works is kept, and pip only adds what is missing; any other is made anew.
+	@rm -f .venv/.ready-*
+	@test "$$($(BIN)/python -c 'import sys; print("%d.%d.%d %s" % (*sys.version_info[:3], sys.prefix))' 2>/dev/null)" = "$(firstword $(subst -, ,$(IDENTITY))) $(CURDIR)/.venv" || $(PYTHON) -m venv --clear .venv
+	@echo 'setting up .venv: the packages of constraints.txt (minutes, the first time) …'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	@touch $@
