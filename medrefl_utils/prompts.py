@@ -1,0 +1,84 @@
+"""Every prompt of the project, as a function that returns chat messages; and the step format that they ask for.
+
+The model's own chat template turns the messages into tokens. A chain is lines: numbered steps, perhaps a
+reflection between them, and a last line ``Answer: X``. The wording is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+
+from medrefl_utils.records import Question
+
+Messages = list[dict[str, str]]
+
+STEP_BOUNDARY = "\n"
+"""A step is one line."""
+
+_ANSWER_LINE = re.compile(r"^\W*(?:final\s+)?answer\b", re.IGNORECASE)
+
+
+def states_answer(step: str) -> bool:
+    """Whether a step is the last line of a chain, "Answer: X"."""
+    return _ANSWER_LINE.match(step) is not None
+
+
+def split_steps(chain: str) -> list[str]:
+    """The steps of a finished chain: its lines that are not blank."""
+    return [line.strip() for line in chain.split(STEP_BOUNDARY) if line.strip()]
+
+
+def question_block(question: Question) -> str:
+    """Stem and lettered options as every prompt shows them; an option's own line breaks become spaces."""
+    options = "\n".join(f"{letter}. {' '.join(text.split())}" for letter, text in question.options.items())
+    return f"{question.stem.strip()}\n\n{options}"
+
+
+def exam(question: Question) -> Messages:
+    """Answer a question step by step: the prompt of rollout, of every pair and of evaluation."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        'Reason in numbered steps, one line each, beginning with "Step 1:". '
+        'End with the line "Answer: X", where X is the letter of the best option.'
+    )
+
+
+def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], right: Sequence[str]) -> Messages:
+    """Write the five-part reflection that leads from ``wrong`` steps to ``right`` ones after ``public`` steps."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"Steps so far:\n{_lines(public)}\n\n"
+        f"Steps that go wrong:\n{_lines(wrong)}\n\n"
+        f"Steps that replace them:\n{_lines(right)}\n\n"
+        "Write what the one who reasons thinks on noticing the mistake: one flowing passage on one line, in the first "
+        "person. In this order: the flaw in the wrong steps, the information overlooked, the medical knowledge missed, "
+        "the bridge from the evidence to the right step, the guideline to keep. Do not mention that other steps or a "
+        "key were shown, and name no letter of an option."
+    )
+
+
+def judge(question: Question, chain: Sequence[str]) -> Messages:
+    """Rate a chain's correctness and logic, 1 to 5 each."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"Reasoning:\n{_lines(chain)}\n\n"
+        "Rate this reasoning. Correctness: is what each step says medically true? Logic: does each step follow from "
+        'what stands before it? Reply with two lines, "Correctness: n" and "Logic: n", n from 1 (worst) to 5 (best).'
+    )
+
+
+def version() -> str:
+    """A hash of this module's source: goes into the manifest, so that a changed prompt is seen."""
+    return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]
+
+
+def _user(content: str) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def _lines(steps: Sequence[str]) -> str:
+    return "\n".join(step.strip() for step in steps) or "(none)"

@@ -1,0 +1,236 @@
+"""What travels between the stages: every table's columns, the frozen records and the project's errors.
+
+Each table is a Parquet file with one of the schemas below; a field's ``doc`` metadata is its documentation
+(``describe(STEPS)`` prints it). Words and symbols are those of the method: V is a step's value, S a path's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class MedReflError(Exception):
+    """An error of the user's input or set-up; its message is one line that names the file, row or key."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One exam question: a stem, options {letter: text} and one gold letter."""
+
+    question_id: str
+    stem: str
+    options: Mapping[str, str]
+    gold: str
+    source: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer read from a response: its letter (None: unreadable) and the rule that read it."""
+
+    letter: str | None
+    rule: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model draws its next token. ``temperature`` 0 is greedy; ``max_tokens`` bounds one continuation."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not ok:
+                raise MedReflError(f"sampling: {name} is {getattr(self, name)}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a generator wrote after a prefix.
+
+    ``stop`` is why it ended: "boundary" (a step is complete), "end" (the model closed its turn) or "length".
+    ``logprob`` is the sum over the tokens, in nats, under the sampling distribution's untempered model.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    stop: str
+
+
+def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, metadata={"doc": doc}) for name, (kind, doc) in fields.items()])
+
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+QUESTIONS = _schema(
+    question_id=(pa.string(), "stable id: the file's own, or a hash of stem and options"),
+    stem=(pa.string(), "the question's text, without its options"),
+    options=(pa.map_(pa.string(), pa.string()), "letter -> text, in the order shown"),
+    gold=(pa.string(), "the letter of the right option"),
+    source=(pa.string(), "where it came from: a benchmark's name, a file or a hub id"),
+    split=(pa.string(), "train or test"),
+)
+
+STEPS = _schema(
+    question_id=(pa.string(), "the tree's question"),
+    node_id=(pa.int32(), "unique within the question; 0 is the root"),
+    parent_id=(pa.int32(), "the step this one continues; null for the root"),
+    depth=(pa.int16(), "0 for the root (the question itself)"),
+    kind=(pa.string(), "root, step (inner) or leaf"),
+    text=(pa.string(), "the step as the model wrote it, step boundary included; empty for the root"),
+    token_ids=(pa.list_(pa.int32()), "the step's tokens; null where the generator does not give them"),
+    answer=(pa.string(), "leaf: the letter it states; null where none can be read"),
+    outcome=(pa.float32(), "leaf: +1 if its answer is the gold letter, else -1; NaN for other steps"),
+    stop=(pa.string(), "leaf: answer, unreadable, depth, tokens, empty or repeat; null for other steps"),
+    weight=(pa.int32(), "how many steps of the unmerged tree it stands for: identical siblings are one row"),
+    n_tokens=(pa.int32(), "tokens of the step"),
+    logprob=(pa.float32(), "sum of its tokens' log-probabilities, in nats"),
+)
+
+VALUES = _schema(
+    question_id=(pa.string(), "the tree's question"),
+    node_id=(pa.int32(), "the step"),
+    right=(pa.float64(), "C: right leaves at or below the step, weights counted"),
+    wrong=(pa.float64(), "W: wrong leaves at or below the step, weights counted"),
+    value=(pa.float64(), "step value V = (C - W) / (C + W)"),
+)
+
+PAIRS = _schema(
+    pair_id=(pa.string(), "hash of kind, prompt, chosen and rejected"),
+    question_id=(pa.string(), "the question both sides answer"),
+    kind=(pa.string(), "reasoning, reflection_mid, reflection_post or random_cot"),
+    prompt=(_MESSAGES, "chat messages that end with the user's turn"),
+    chosen=(_MESSAGES, "one assistant message"),
+    rejected=(_MESSAGES, "one assistant message"),
+    chosen_nodes=(pa.list_(pa.int32()), "node ids of the chosen path, from the root's child to the leaf"),
+    rejected_nodes=(pa.list_(pa.int32()), "node ids of the rejected path"),
+    chosen_value=(pa.float64(), "solution value S of the chosen path"),
+    rejected_value=(pa.float64(), "solution value S of the rejected path"),
+    chosen_tokens=(pa.int32(), "tokens of the chosen side, prompt left out"),
+    rejected_tokens=(pa.int32(), "tokens of the rejected side, prompt left out"),
+)
+
+TRAINING = _schema(
+    step=(pa.int32(), "optimizer step, from 1"),
+    loss=(pa.float64(), "mean DPO loss of the step's pairs; ln 2 where the adapter is still the reference"),
+    margin=(pa.float64(), "mean reward of chosen minus rejected"),
+    accuracy=(pa.float64(), "share of pairs with a positive margin"),
+    chosen_logprob=(pa.float64(), "mean log-probability of the chosen responses, nats a response"),
+    rejected_logprob=(pa.float64(), "mean log-probability of the rejected responses, nats a response"),
+    grad_norm=(pa.float64(), "norm of the gradient before clipping"),
+    learning_rate=(pa.float64(), "of the step"),
+)
+
+RESPONSES = _schema(
+    question_id=(pa.string(), "the question answered"),
+    source=(pa.string(), "the benchmark"),
+    model=(pa.string(), "base or medrefl (base + adapter)"),
+    protocol=(pa.string(), "sampled or greedy"),
+    run=(pa.int32(), "repetition, from 0"),
+    response=(pa.string(), "the whole text the model wrote"),
+    answer=(pa.string(), "the letter read from it; null where none can be read"),
+    rule=(pa.string(), "the rule that read the answer"),
+    gold=(pa.string(), "the right letter"),
+    correct=(pa.bool_(), "answer equals gold; an unreadable answer is wrong"),
+    n_tokens=(pa.int32(), "tokens written"),
+    stop=(pa.string(), "end (the model closed its turn) or length (cut)"),
+    temperature=(pa.float64(), "of this run"),
+    top_p=(pa.float64(), "of this run"),
+)
+
+SCORES = _schema(
+    source=(pa.string(), "the benchmark"),
+    protocol=(pa.string(), "sampled or greedy"),
+    model=(pa.string(), "base or medrefl"),
+    n=(pa.int32(), "distinct questions"),
+    runs=(pa.int32(), "responses per question"),
+    accuracy=(pa.float64(), "strict: unreadable answers are wrong"),
+    accuracy_low=(pa.float64(), "95% interval, bootstrap over questions"),
+    accuracy_high=(pa.float64(), "95% interval, bootstrap over questions"),
+    accuracy_published=(pa.float64(), "as published: unreadable answers left out of the denominator"),
+    unreadable=(pa.float64(), "share of responses with no readable answer"),
+    mean_tokens=(pa.float64(), "tokens a response"),
+    gain=(pa.float64(), "accuracy minus the base's, paired; null for the base"),
+    gain_low=(pa.float64(), "95% interval of the gain, paired bootstrap over questions"),
+    gain_high=(pa.float64(), "95% interval of the gain, paired bootstrap over questions"),
+    fixed=(pa.int32(), "responses wrong with the base and right with the adapter"),
+    broken=(pa.int32(), "responses right with the base and wrong with the adapter"),
+    mcnemar_p=(pa.float64(), "exact McNemar test of the first run, two-sided; null for the base"),
+)
+
+
+def describe(schema: pa.Schema) -> str:
+    """The columns of a table, one line each: name, type, meaning."""
+    return "\n".join(f"{f.name}: {f.type} - {f.metadata[b'doc'].decode()}" for f in schema)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run keeps its artifacts; ``root`` is ``runs/<name>``."""
+
+    root: Path
+
+    @property
+    def questions(self) -> Path:
+        return self.root / "questions.parquet"
+
+    @property
+    def steps(self) -> Path:
+        return self.root / "steps"
+
+    @property
+    def values(self) -> Path:
+        return self.root / "values.parquet"
+
+    @property
+    def pairs(self) -> Path:
+        return self.root / "pairs.parquet"
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "adapter"
+
+    @property
+    def training(self) -> Path:
+        return self.root / "training.parquet"
+
+    @property
+    def responses(self) -> Path:
+        return self.root / "responses"
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores.parquet"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def notebooks(self) -> Path:
+        return self.root / "notebooks"

@@ -1,0 +1,229 @@
+"""Step values V and solution values S of reasoning trees, for any number of trees in one pass over their table.
+
+A tree is its rows: ``node_id`` is an integer unique within its question, ``parent_id`` the step it continues, null
+for the root (the question). A leaf is a row that no row continues; it alone has an outcome, +1 or -1. Rows may come
+in any order. Every table is validated as it is read.
+
+Weights: ``weight`` counts the identical steps of the unmerged tree that a row stands for. C and W count leaves, so
+leaf weights alone enter them: below merged inner siblings stand the leaves of all their copies, whose weights already
+count those copies, and the inner row's weight would count them twice. The value of a merged inner step is thus that
+of its copies' leaves together, and every step above it has the value it has in the unmerged tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from medrefl_utils.records import VALUES, MedReflError
+
+_Ints = npt.NDArray[np.int64]
+_Floats = npt.NDArray[np.float64]
+_Mask = npt.NDArray[np.bool_]
+
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True)
+class _Forest:
+    """All trees of a table; arrays are aligned with its rows, and ``parent`` and ``levels`` hold row positions."""
+
+    node: _Ints
+    parent: _Ints  # -1 for a root
+    levels: list[_Ints]  # the rows at depth 0, 1, 2, ...
+    by_node: _Ints  # rows sorted by question (as they first appear), then node_id
+    leaf: _Mask
+    outcome: _Floats
+    weight: _Floats
+
+
+def step_values(steps: pd.DataFrame) -> pd.Series:
+    """Step value V(s) = (C - W) / (C + W) over the leaves at or below each step (method figure).
+
+    ``steps`` needs question_id, node_id, parent_id and outcome, and weight where leaves were merged. The result has
+    the rows' index and order, in [-1, 1]; a leaf's V is its outcome. Raises MedReflError, naming the question and the
+    node, if a tree is malformed.
+    """
+    right, wrong = _counts(_forest(steps))
+    return pd.Series((right - wrong) / (right + wrong), index=steps.index, name="value")
+
+
+def value_table(steps: pd.DataFrame) -> pd.DataFrame:
+    """C, W and V of every step, root included: a row per row of ``steps``, in its order, with the columns of VALUES.
+
+    Raises as ``step_values`` does.
+    """
+    forest = _forest(steps)
+    right, wrong = _counts(forest)
+    table = {
+        "question_id": steps["question_id"].reset_index(drop=True),
+        "node_id": forest.node.astype(np.int32),
+        "right": right,
+        "wrong": wrong,
+        "value": (right - wrong) / (right + wrong),
+    }
+    return pd.DataFrame(table)[VALUES.names]
+
+
+def paths(steps: pd.DataFrame) -> pd.DataFrame:
+    """Every path from a root's child to a leaf: a row per leaf, questions as they first appear, then by leaf id.
+
+    Columns: question_id, node_id (the leaf's), nodes (its ids in order), answer (null where ``steps`` has no such
+    column), outcome, value and weight. ``value`` is the solution value S: the mean of V over the path's steps, the
+    root left out (method figure). Raises as ``step_values`` does.
+    """
+    forest = _forest(steps)
+    right, wrong = _counts(forest)
+    value = (right - wrong) / (right + wrong)
+
+    total = np.zeros(len(value))  # of V from the root's child down to each step
+    for level in forest.levels[1:]:
+        total[level] = total[forest.parent[level]] + value[level]
+    depth = np.zeros(len(value), np.int64)
+    for number, level in enumerate(forest.levels):
+        depth[level] = number
+
+    leaves = forest.by_node[forest.leaf[forest.by_node]]
+    length = depth[leaves]
+    ends = np.cumsum(length)
+    flat = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
+    at, spot = leaves, ends - 1
+    while len(at):  # climb all paths at once, and leave out those that have arrived
+        flat[spot] = forest.node[at]
+        at, spot = forest.parent[at], spot - 1
+        inside = forest.parent[at] >= 0
+        at, spot = at[inside], spot[inside]
+    nodes = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), pa.array(flat))
+
+    answer = steps["answer"].iloc[leaves].array if "answer" in steps else np.full(len(leaves), None, object)
+    return pd.DataFrame(
+        {
+            "question_id": steps["question_id"].iloc[leaves].array,
+            "node_id": forest.node[leaves].astype(np.int32),
+            # Arrow lists: millions of Python lists would weigh more than the steps themselves
+            "nodes": pd.Series(pd.arrays.ArrowExtensionArray(nodes)),
+            "answer": answer,
+            "outcome": forest.outcome[leaves],
+            "value": total[leaves] / length,
+            "weight": forest.weight[leaves].astype(np.int64),
+        }
+    )
+
+
+def _counts(forest: _Forest) -> tuple[_Floats, _Floats]:
+    """C and W of each row: right and wrong leaves at or below it. Whole numbers in float64, so sums are exact."""
+    right = np.where(forest.leaf & (forest.outcome > 0), forest.weight, 0.0)
+    wrong = np.where(forest.leaf & (forest.outcome < 0), forest.weight, 0.0)
+    for level in forest.levels[:0:-1]:
+        np.add.at(right, forest.parent[level], right[level])
+        np.add.at(wrong, forest.parent[level], wrong[level])
+    return right, wrong
+
+
+def _forest(steps: pd.DataFrame) -> _Forest:
+    """Read the trees of a table, raising the first fault found: of the ids, of the shape, then of the leaves."""
+    for name in ("question_id", "node_id", "parent_id", "outcome"):
+        if name not in steps:
+            raise MedReflError(f"steps: no column {name!r}, found {', '.join(map(str, steps.columns))}")
+    question, names = pd.factorize(steps["question_id"])
+    if (question < 0).any():
+        raise MedReflError(f"steps: row {int(np.argmax(question < 0))} has no question_id")
+
+    def stop_at(fault: _Mask, text: str) -> None:
+        if fault.any():
+            row = int(np.argmax(fault))
+            ids = ("node_id", "parent_id", "outcome", "weight")
+            found = {name: steps[name].iloc[row] for name in ids if name in steps}
+            where = f"question {names[question[row]]!r}, node {_shown(found['node_id'])}"
+            raise MedReflError(f"{where}: {text.format(**{name: _shown(value) for name, value in found.items()})}")
+
+    root = steps["parent_id"].isna().to_numpy(np.bool_)
+    node = _numbers(steps["node_id"])
+    parent_id = np.where(root, 0.0, _numbers(steps["parent_id"]))
+    for name, ids in (("node_id", node), ("parent_id", parent_id)):
+        whole = (ids == np.floor(ids)) & (ids >= _INT32.min) & (ids <= _INT32.max)
+        stop_at(~whole, f"{name} {{{name}}} is not a 32-bit whole number")
+    node, parent_id = node.astype(np.int64), parent_id.astype(np.int64)
+
+    # One integer names a step of any question, so that a sorted array finds each parent's row.
+    low = int(node.min(initial=0))
+    span = int(node.max(initial=0)) - low + 1
+    key = question * span + (node - low)
+    by_node = np.argsort(key, kind="stable")
+    ordered = key[by_node]
+    twice = np.zeros(len(key), np.bool_)
+    twice[by_node[1:]] = ordered[1:] == ordered[:-1]
+    stop_at(twice, "the id stands twice")
+
+    parent = np.full(len(key), -1)
+    child = np.flatnonzero(~root)
+    offset = parent_id[child] - low
+    wanted = question[child] * span + offset
+    spot = np.minimum(np.searchsorted(ordered, wanted), max(len(key) - 1, 0))
+    missing = np.zeros(len(key), np.bool_)
+    missing[child] = (ordered[spot] != wanted) | (offset < 0) | (offset >= span)
+    stop_at(missing, "its parent {parent_id} is not in the table")
+    parent[child] = by_node[spot]
+
+    roots = np.flatnonzero(root)
+    second = np.ones(len(key), np.bool_)
+    second[roots[np.unique(question[roots], return_index=True)[1]]] = False
+    stop_at(second & root, "a second root (parent_id is null)")
+
+    levels = _levels(parent, roots)
+    reached = np.zeros(len(key), np.bool_)
+    for level in levels:
+        reached[level] = True
+    stop_at(_on_cycle(parent, ~reached), "its parents form a cycle")
+
+    leaf = np.ones(len(key), np.bool_)
+    leaf[parent[child]] = False
+    outcome = _numbers(steps["outcome"])
+    weight = _numbers(steps["weight"]) if "weight" in steps else np.ones(len(key))
+    stop_at(leaf & root, "the tree is only its root: no step continues it")
+    stop_at(~leaf & ~np.isnan(outcome), "outcome {outcome} on an inner step, expected NaN")
+    stop_at(leaf & np.isnan(outcome), "nothing continues it and it has no outcome: a leaf needs +1 or -1")
+    stop_at(leaf & (np.abs(outcome) != 1), "outcome {outcome}, expected +1 or -1")
+    stop_at(leaf & ~((weight >= 1) & (weight == np.floor(weight))), "weight {weight}, expected a whole number from 1")
+    return _Forest(node, parent, levels, by_node, leaf, outcome, weight)
+
+
+def _levels(parent: _Ints, roots: _Ints) -> list[_Ints]:
+    """Rows by depth, found downwards from the roots; rows on or below a cycle are in none."""
+    count = np.bincount(parent[parent >= 0], minlength=len(parent))
+    children = np.argsort(parent, kind="stable")[len(parent) - int(count.sum()) :]
+    first = np.cumsum(count) - count  # where a row's children start
+    levels, level = [], roots
+    while len(level):
+        levels.append(level)
+        size = count[level]
+        skipped = np.repeat(first[level] - (np.cumsum(size) - size), size)
+        level = children[skipped + np.arange(len(skipped))]
+    return levels
+
+
+def _on_cycle(parent: _Ints, unreached: _Mask) -> _Mask:
+    """Those of the unreached rows that lie on a cycle, not merely below one: what is left when leaves are peeled."""
+    left = unreached.copy()
+    degree = np.bincount(parent[unreached], minlength=len(parent))
+    bare = np.flatnonzero(left & (degree == 0))
+    while len(bare):
+        left[bare] = False
+        np.subtract.at(degree, parent[bare], 1)
+        up = np.unique(parent[bare])
+        bare = up[left[up] & (degree[up] == 0)]
+    return left
+
+
+def _numbers(column: pd.Series) -> _Floats:
+    """A column as float64, null as NaN; what is no number is NaN too, and fails the check of its column."""
+    return pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
+
+def _shown(value: object) -> str:
+    """A number of the table for an error's text: 3.0 (pandas' way of holding null beside 3) reads 3."""
+    return str(int(value)) if isinstance(value, float | np.floating) and value == value // 1 else str(value)

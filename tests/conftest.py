@@ -1,0 +1,33 @@
+"""What every test shares: one thread and no hub, set before anything imports torch; and the public data of others."""
+
+import os
+from pathlib import Path
+
+os.environ.update(
+    OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", HF_HUB_OFFLINE="1", MPLBACKEND="Agg"
+)
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public benchmark files beside the checkout; a test that needs it is skipped without it."""
+    folder = Path(os.environ.get("MEDREFL_SHARED", ROOT.parent / "shared"))
+    if not (folder / "benchmarks").is_dir():
+        pytest.skip(f"no benchmark files in {folder.name}/benchmarks beside the checkout (or set MEDREFL_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_student() -> str:
+    """The model folder that ships with the package."""
+    return str(ROOT / "medrefl_utils" / "tiny_student")
