@@ -1,0 +1,355 @@
+"""Questions from the clinic, a file or a hub dataset, in one shape; a faulty row stops with its file and line.
+
+Rows are read as published: options as {letter: text}, as a list of texts, as a list of {key, value}, or as columns
+``opa``, ``opb``, ...; the gold answer as a letter, as a 0-based index or as the right option's text.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medrefl_utils.records import LETTERS, QUESTIONS, MedReflError, Question
+
+# Our names -> names in published files, the first present wins.
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "question_id": ("question_id", "id", "idx"),
+    "stem": ("stem", "question"),
+    "options": ("options", "choices"),
+    "gold": ("gold", "answer_idx", "label", "answer_index", "cop", "answer"),
+    "source": ("source",),
+    "split": ("split",),
+}
+_OPTION_COLUMNS = ("op{}", "option_{}", "{}")  # medmcqa's opa; a spreadsheet's option_a or A
+_HUB_SECONDS = 3.0
+
+Row = tuple[int, dict[str, Any] | Exception]
+
+
+def load_questions(
+    source: str,
+    split: str = "",
+    limit: int | None = None,
+    offset: int = 0,
+    seed: int = 0,
+    fields: Mapping[str, str] | None = None,
+) -> list[Question]:
+    """Questions ``offset`` to ``offset + limit`` of a source, in its own order.
+
+    Args:
+        source: "clinic"; a .jsonl, .json, .parquet or .csv file; a folder or id that ``datasets.load_dataset`` knows.
+        split: "train" or "test" for the clinic, a hub dataset's split; rows of a file that name another are left out.
+        limit: number of questions; None takes all (the clinic needs a number).
+        offset: questions to skip.
+        seed: the clinic's seed.
+        fields: our names (question_id, stem, options, gold, source, split) -> the file's, where they differ.
+
+    Returns:
+        Distinct questions. A row that repeats another one's stem, options and gold is left out, with one warning.
+
+    Raises:
+        MedReflError: naming the file, the first faulty row and how many more there are.
+    """
+    if offset < 0 or (limit is not None and limit < 1):
+        raise MedReflError(f"{source}: offset {offset} and limit {limit}, expected at least 0 and at least 1")
+    if source == "clinic":
+        return _clinic(split, limit, offset, seed)
+    if unknown := set(fields or {}) - set(_FIELDS):
+        raise MedReflError(f"{source}: fields names {sorted(unknown)[0]!r}, expected some of {', '.join(_FIELDS)}")
+    path = Path(source).expanduser()
+    reader = _READERS.get(path.suffix.lower())
+    if path.is_file() and reader is not None:
+        rows, label = reader(path), path.stem
+    elif path.is_file() or (reader is None and source.startswith((".", "/", "~")) and not path.is_dir()):
+        found = "not a kind of file that is read" if path.is_file() else "no such file"
+        raise MedReflError(f"{source}: {found}, expected {', '.join(_READERS)}")
+    elif reader is not None or not source:
+        raise MedReflError(f"{source or 'source is empty'}: no such file")
+    else:
+        rows, label = _hub_rows(source, split), path.name if path.is_dir() else source
+    questions = _distinct(rows, source, label, split, fields or {})
+    if split:
+        questions = [question for question in questions if question.split == split]
+    chosen = questions[offset : None if limit is None else offset + limit]
+    if not chosen:
+        raise MedReflError(f"{source}: offset {offset} leaves none of {len(questions)} questions (split {split!r})")
+    return chosen
+
+
+def _clinic(split: str, limit: int | None, offset: int, seed: int) -> list[Question]:
+    # Imported here: reading a file needs no exam to be made.
+    from medrefl_utils.clinic import make_exam
+
+    if limit is None:
+        raise MedReflError("clinic: limit is None, expected a number of questions")
+    return make_exam(n=limit, seed=seed, split=split or "test", offset=offset)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """One row a line. Lines end at a line feed alone: other line separators occur inside texts."""
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if line.strip():
+            yield number, _parsed(line)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | Exception:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return ValueError(f"not UTF-8 at byte {error.start} of the line")
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"not JSON ({error})")
+    return row if isinstance(row, dict) else ValueError(f"a JSON {type(row).__name__}, expected an object")
+
+
+def _json_array(path: Path) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise MedReflError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # JSON lines under the name .json
+            yield from _json_rows(path)
+            return
+        raise MedReflError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise MedReflError(f"{path}: not JSON ({error})") from None
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
+        yield number, row if isinstance(row, dict) else ValueError(f"a {type(row).__name__}, expected an object")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise MedReflError(f"{path}: not Parquet ({str(error).splitlines()[0]})") from None
+    yield from enumerate(table.to_pylist(), start=1)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Every cell stays text: 0.50 and 007 are options, not numbers. A row's number is the line on which it ends."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for row in reader:
+                if None in row or None in row.values():
+                    yield reader.line_num, ValueError(f"not {len(reader.fieldnames or ())} cells, as the header has")
+                else:
+                    yield reader.line_num, {name: cell for name, cell in row.items() if cell != ""}
+    except UnicodeDecodeError as error:
+        raise MedReflError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except csv.Error as error:
+        raise MedReflError(f"{path}: not CSV ({error})") from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _json_rows,
+    ".json": _json_array,
+    ".parquet": _parquet_rows,
+    ".csv": _csv_rows,
+}
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+def _hub_rows(name: str, split: str) -> Iterator[Row]:
+    if not Path(name).is_dir():
+        _reach(name)
+    # Imported here: a file or the clinic needs no datasets.
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, split=split or None)
+    except Exception as error:  # its own errors have no common base
+        raise MedReflError(f"{name}: {_one_line(error.__cause__ or error)}") from None
+    if isinstance(loaded, dict):
+        if len(loaded) > 1:
+            raise MedReflError(f"{name}: split is empty, expected one of {', '.join(map(str, loaded))}")
+        loaded = next(iter(loaded.values()))
+    yield from enumerate(loaded, start=1)
+
+
+def _reach(name: str) -> None:
+    """Asks the hub for the dataset once: load_dataset alone would retry for half a minute.
+
+    With HF_HUB_OFFLINE=1 nothing is asked, and load_dataset reads its cache.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return
+    from huggingface_hub import HfApi
+
+    failed: list[Exception | None] = [TimeoutError(f"no reply within {_HUB_SECONDS:.0f} seconds")]
+
+    def ask() -> None:
+        try:
+            HfApi().dataset_info(name, timeout=_HUB_SECONDS)
+            failed[0] = None
+        except Exception as error:
+            failed[0] = error
+
+    # In a thread, since a name server that does not reply heeds no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_HUB_SECONDS)
+    if failed[0] is not None:
+        raise MedReflError(f"{name}: neither a file nor a dataset that the hub gives out ({_one_line(failed[0])})")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _distinct(rows: Iterable[Row], where: str, label: str, split: str, fields: Mapping[str, str]) -> list[Question]:
+    found: dict[str, tuple[Question, int]] = {}
+    seen: dict[tuple[Any, ...], int] = {}
+    faults: list[tuple[int, str]] = []
+    repeated = total = 0
+    for number, row in rows:
+        total += 1
+        try:
+            if isinstance(row, Exception):
+                raise row
+            question = _question(row, label, split, fields)
+            content = (question.stem, tuple(question.options.items()))
+            if seen.setdefault((*content, question.gold), number) != number:
+                repeated += 1
+                continue
+            if question.question_id in found:
+                other, at = found[question.question_id]
+                same = (other.stem, tuple(other.options.items())) == content
+                raise ValueError(
+                    f"gold is {question.gold!r}, but row {at} has the same question with {other.gold!r}"
+                    if same
+                    else f"id {question.question_id!r} is already that of row {at}"
+                )
+            found[question.question_id] = question, number
+        except ValueError as error:
+            faults.append((number, str(error)))
+    if faults:
+        more = f" (and {len(faults) - 1} more faulty rows of {total})" if len(faults) > 1 else ""
+        raise MedReflError(f"{where}:{faults[0][0]}: {' '.join(faults[0][1].split())[:300]}{more}")
+    if not total:
+        raise MedReflError(f"{where}: empty, expected at least one question")
+    if repeated:
+        warnings.warn(f"{where}: {repeated} of {total} rows repeat a question and are left out", stacklevel=3)
+    return [question for question, _ in found.values()]
+
+
+def _question(row: Mapping[str, Any], label: str, split: str, fields: Mapping[str, str]) -> Question:
+    """A row as a question; ValueError says what is wrong with it."""
+
+    def field(name: str) -> Any:
+        names = (fields[name],) if name in fields else _FIELDS[name]
+        return next((row[theirs] for theirs in names if row.get(theirs) is not None), None)
+
+    stem = field("stem")
+    if not isinstance(stem, str) or not stem.strip():
+        raise ValueError("stem is empty" if stem in (None, "") or isinstance(stem, str) else "stem is not text")
+    options = _options(field("options"), row)
+    gold = _gold(field("gold"), options)
+    own = field("question_id")
+    content = json.dumps([stem, list(options.items())])  # ASCII, so that any text has a hash
+    try:
+        "".join((stem, *options.values())).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half a surrogate pair, which no file can keep") from None
+    return Question(
+        question_id=str(own) if own not in (None, "") else hashlib.sha256(content.encode()).hexdigest()[:16],
+        stem=stem,
+        options=options,
+        gold=gold,
+        source=str(field("source") or label),
+        split=str(field("split") or split),
+    )
+
+
+def _options(given: Any, row: Mapping[str, Any]) -> dict[str, str]:
+    if isinstance(given, str):  # a CSV cell
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            raise ValueError("options is text that is not JSON") from None
+    if given is None:
+        columns = ([form.format(letter) for letter in (*LETTERS.lower(), *LETTERS)] for form in _OPTION_COLUMNS)
+        given = next((kept for names in columns if (kept := {n[-1]: row.get(n) for n in names if n in row})), None)
+    if isinstance(given, Mapping):
+        pairs = list(given.items())
+    elif isinstance(given, (list, tuple)) and given and all(isinstance(item, Mapping) for item in given):
+        pairs = [(item.get("key"), item.get("value")) for item in given]
+    elif isinstance(given, (list, tuple)) and given and all(isinstance(i, tuple) and len(i) == 2 for i in given):
+        pairs = list(given)  # an Arrow map
+    elif isinstance(given, (list, tuple)):
+        if len(given) > len(LETTERS):
+            raise ValueError(f"{len(given)} options, expected at most {len(LETTERS)}")
+        pairs = list(zip(LETTERS, given, strict=False))
+    else:
+        raise ValueError("no options")
+    options: dict[str, str] = {}
+    for key, text in pairs:
+        if text is None or text != text:  # Arrow gives every row the letters that any row has; NaN is a missing cell
+            continue
+        letter = str(key).strip().upper()
+        if len(letter) != 1 or letter not in LETTERS:
+            raise ValueError(f"option {key!r}, expected a letter A to Z")
+        if letter in options:
+            raise ValueError(f"option {letter} is given twice")
+        if isinstance(text, (Mapping, list, tuple)):
+            raise ValueError(f"option {letter} is not text")
+        options[letter] = text if isinstance(text, str) else str(text)
+    if len(options) < 2:
+        raise ValueError(f"{len(options)} option{'' if len(options) == 1 else 's'}, expected at least two")
+    return options
+
+
+def _gold(given: Any, options: Mapping[str, str]) -> str:
+    letters = "".join(options)
+    if given is None:
+        raise ValueError("no gold answer")
+    if isinstance(given, str):
+        if (letter := given.strip().upper()) in options:
+            return letter
+        owners = [letter for letter, text in options.items() if text.strip() == given.strip()]
+        if len(owners) == 1:
+            return owners[0]
+        given = int(given) if given.strip().isascii() and given.strip().isdigit() and len(given) < 4 else given
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(options):
+        return list(options)[given]
+    raise ValueError(f"gold is {given!r}, expected one of {letters}")
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def questions_table(questions: list[Question]) -> pa.Table:
+    """The questions as a table with the columns of ``records.QUESTIONS``."""
+    columns = {name: [getattr(question, name) for question in questions] for name in QUESTIONS.names}
+    columns["options"] = [list(question.options.items()) for question in questions]
+    return pa.table(columns, schema=QUESTIONS)
+
+
+def questions_from_table(frame: pd.DataFrame | pa.Table) -> list[Question]:
+    """The questions of a table, in its order."""
+    table = (
+        frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, schema=QUESTIONS, preserve_index=False)
+    )
+    return [Question(**{**row, "options": dict(row["options"])}) for row in table.select(QUESTIONS.names).to_pylist()]

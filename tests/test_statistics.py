@@ -1,0 +1,172 @@
+"""Intervals, tests and scores against values worked out by hand."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from medrefl_utils.headline import headline
+from medrefl_utils.records import RESPONSES, SCORES, MedReflError
+from medrefl_utils.statistics import accuracy_interval, mcnemar_exact, paired_gain, score_responses
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "same", "p"),
+    [
+        (5, 0, 3, 2 / 2**5),  # two tails of five heads
+        (1, 9, 0, 2 * (1 + 10) / 2**10),
+        (4, 4, 9, 1.0),
+        (0, 0, 7, 1.0),
+        (8, 2, 0, 2 * (1 + 10 + 45) / 2**10),
+    ],
+)
+def test_mcnemar_is_the_binomial_test_of_what_differs(fixed: int, broken: int, same: int, p: float) -> None:
+    base = [False] * fixed + [True] * broken + [True] * same
+    other = [True] * fixed + [False] * broken + [True] * same
+    assert mcnemar_exact(base, other) == pytest.approx(p)
+
+
+def test_interval_of_one_run_is_that_of_a_binomial() -> None:
+    interval = accuracy_interval([True] * 600 + [False] * 400)
+    assert interval.estimate == 0.6
+    # 1.96 sqrt(0.6 * 0.4 / 1000) = 0.0304
+    assert interval.low == pytest.approx(0.6 - 0.0304, abs=0.002)
+    assert interval.high == pytest.approx(0.6 + 0.0304, abs=0.002)
+
+
+def test_runs_that_repeat_each_other_add_no_certainty() -> None:
+    once = [True] * 60 + [False] * 40
+    thrice, ids = once * 3, list(range(100)) * 3
+    assert accuracy_interval(thrice, ids) == pytest.approx(accuracy_interval(once))
+    clustered, naive = accuracy_interval(thrice, ids), accuracy_interval(thrice)
+    assert (clustered.high - clustered.low) / (naive.high - naive.low) == pytest.approx(3**0.5, rel=0.05)
+
+
+def test_interval_agrees_with_scipys_bootstrap() -> None:
+    correct = np.arange(500) % 7 < 4
+    theirs = stats.bootstrap((correct,), np.mean, n_resamples=10_000, method="percentile", rng=0).confidence_interval
+    ours = accuracy_interval(correct)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
+
+
+def test_questions_asked_more_often_weigh_more() -> None:
+    assert accuracy_interval([True, True, True, False], ["a", "a", "a", "b"]).estimate == 0.75
+
+
+def test_where_all_are_right_the_interval_is_clopper_pearsons() -> None:
+    low, high = stats.binomtest(24, 24).proportion_ci(0.95, "exact")
+    assert accuracy_interval([True] * 24) == pytest.approx((1.0, low, high))
+    assert accuracy_interval([False] * 24) == pytest.approx((0.0, 1 - high, 1 - low))
+
+
+def test_gain_is_paired() -> None:
+    base = [True] * 50 + [False] * 50
+    other = [True] * 50 + [True] * 10 + [False] * 40
+    gain = paired_gain(base, other)
+    assert gain.estimate == pytest.approx(0.1)
+    # one in ten changes, all for the better: sqrt(0.1 * 0.9 / 100) = 0.03, where unpaired it would be 0.07
+    assert gain.low == pytest.approx(0.1 - 1.96 * 0.03, abs=0.012)
+    assert gain.high == pytest.approx(0.1 + 1.96 * 0.03, abs=0.012)
+    assert paired_gain(other, base) == pytest.approx((-gain.estimate, -gain.high, -gain.low), abs=0.011)
+
+
+def test_no_difference_on_few_questions_proves_little() -> None:
+    gain = paired_gain([True, False] * 12, [True, False] * 12)
+    assert gain.estimate == 0 and gain.low == -gain.high
+    assert gain.high == pytest.approx(1 - 0.025 ** (1 / 24))
+
+
+def test_intervals_are_repeatable() -> None:
+    correct, ids = np.arange(300) % 3 == 0, np.arange(300) // 3
+    assert accuracy_interval(correct, ids, seed=3) == accuracy_interval(correct, ids, seed=3)
+
+
+@pytest.mark.parametrize("n", [78, 400])
+def test_intervals_cover(n: int) -> None:
+    rng, covered, gained, runs = np.random.default_rng(0), 0, 0, 500
+    ids = np.repeat(np.arange(n), 3)
+    for seed in range(runs):
+        skill = rng.beta(1.2, 0.8, n)  # mean 0.6
+        base, other = rng.random((n, 3)) < skill[:, None], rng.random((n, 3)) < 0.9 * skill[:, None]
+        accuracy = accuracy_interval(base.ravel(), ids, n_boot=1000, seed=seed)
+        gain = paired_gain(base.ravel(), other.ravel(), ids, n_boot=1000, seed=seed)
+        covered += accuracy.low <= 0.6 <= accuracy.high
+        gained += gain.low <= -0.06 <= gain.high
+    # 500 simulations of an exact 95% interval stay within 3 points of it
+    assert covered / runs == pytest.approx(0.95, abs=0.03)
+    assert gained / runs == pytest.approx(0.95, abs=0.03)
+
+
+def test_unequal_lengths_are_refused_with_both_counts() -> None:
+    with pytest.raises(MedReflError, match="3 responses of the base and 2"):
+        paired_gain([True] * 3, [True] * 2)
+    with pytest.raises(MedReflError, match="2 question ids for 3"):
+        accuracy_interval([True] * 3, ["a", "b"])
+    with pytest.raises(MedReflError, match="at least one"):
+        accuracy_interval([])
+
+
+def responses(model: str, answers: list[str | None], protocol: str = "greedy", run: int = 0) -> pd.DataFrame:
+    """Answers to the questions q0, q1, ..., each with gold A."""
+    frame = pd.DataFrame(index=range(len(answers)), columns=RESPONSES.names)
+    return frame.assign(
+        question_id=[f"q{i}" for i in range(len(answers))],
+        source="clinic",
+        model=model,
+        protocol=protocol,
+        run=run,
+        answer=answers,
+        gold="A",
+        correct=[answer == "A" for answer in answers],
+        n_tokens=[10 * (i + 1) for i in range(len(answers))],
+    )
+
+
+def test_scores_of_a_small_run() -> None:
+    base = [
+        responses("base", ["A", "B", None, "B"], "sampled", 0),
+        responses("base", ["A", "A", "B", "B"], "sampled", 1),
+    ]
+    ours = [responses("medrefl", ["A", "A", "A", "B"], "sampled", 0), responses("medrefl", list("AABB"), "sampled", 1)]
+    greedy = [responses("base", list("AB"))]
+    table = pd.concat([*base, *ours, *greedy]).sample(frac=1, random_state=0)
+    scores = score_responses(table).set_index(["protocol", "model"])
+    assert list(score_responses(table).columns) == SCORES.names
+    first, second = scores.loc[("sampled", "base")], scores.loc[("sampled", "medrefl")]
+    assert (first.n, first.runs, first.accuracy, first.accuracy_published) == (4, 2, 3 / 8, 3 / 7)
+    assert (first.unreadable, first.mean_tokens) == (1 / 8, 25)
+    assert pd.isna(first.gain) and pd.isna(first.mcnemar_p) and pd.isna(first.fixed)
+    assert (second.accuracy, second.gain, second.fixed, second.broken) == (5 / 8, 2 / 8, 2, 0)
+    assert second.mcnemar_p == pytest.approx(0.5)  # of the first run: two changed, both for the better
+    assert second.gain_low <= second.gain <= second.gain_high
+    assert pd.isna(scores.loc[("greedy", "base")].gain)
+
+
+def test_scores_become_a_table_of_the_schema() -> None:
+    import pyarrow as pa
+
+    table = pd.concat([responses("base", list("AABB")), responses("medrefl", list("AAAB"))])
+    written = pa.Table.from_pandas(score_responses(table), schema=SCORES, preserve_index=False)
+    assert written["fixed"].to_pylist() == [None, 1]
+
+
+def test_scores_refuse_what_is_not_paired() -> None:
+    base, other = responses("base", list("AAB")), responses("medrefl", list("AA"))
+    with pytest.raises(MedReflError, match="3 of base and 2 of medrefl share 2"):
+        score_responses(pd.concat([base, other]))
+    with pytest.raises(MedReflError, match="3 of 6 repeat"):
+        score_responses(pd.concat([base, base]))
+
+
+def test_headline_shows_gain_interval_and_p() -> None:
+    answers = [["B"] * 40 + ["A"] * 60, ["A"] * 20 + ["B"] * 20 + ["A"] * 60]
+    frames = [responses(model, given) for model, given in zip(("base", "medrefl"), answers, strict=True)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(headline(score_responses(pd.concat([*frames, responses("base", list("AB"), "sampled")]))))
+    text = console.export_text()
+    greedy, sampled = (next(line for line in text.splitlines() if name in line) for name in ("greedy", "sampled"))
+    assert "60.0" in greedy and "80.0" in greedy and "+20.0 [+1" in greedy and "1.9e-06" in greedy and "100" in greedy
+    assert "50.0" in sampled and "-" in sampled
