@@ -1,0 +1,398 @@
+"""The chain: one profile -> the notebooks in order, into ``runs/<name>/``; what is unchanged is skipped.
+
+A stage is unchanged when its notebook's code, its parameters, the package modules it imports, its input artifacts and
+the files its parameters name all have the hashes of its last run, and its outputs still have theirs. Inputs count by
+content: a stage that ran again and made the same bytes starts nothing below it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from medrefl_utils import provenance
+from medrefl_utils.execution import StageFailed, execute
+from medrefl_utils.profiles import closest, load_profile, local_paths, notebook_parameters
+from medrefl_utils.records import MedReflError, RunFiles
+from medrefl_utils.store import MADE_BY, content_hash, read_manifest, read_table, write_manifest
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A notebook of the chain and the artifacts (names of RunFiles) it reads and writes.
+
+    What it reads and no stage writes (the figures) is hashed when it is there, and not asked for.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+def _stage(name: str, *reads: str) -> Stage:
+    return Stage(name, reads, tuple(artifact for artifact, maker in MADE_BY.items() if maker == name))
+
+
+STAGES = (
+    _stage("01_tree_rollout"),
+    _stage("02_step_valuation", "questions", "steps"),
+    _stage("03_pair_construction", "questions", "steps", "values"),
+    _stage("04_dpo_lora_4bit", "pairs"),
+    _stage("05_benchmark_evaluation", "questions", "adapter"),
+    _stage("06_report", *(artifact for artifact in MADE_BY if artifact != "report"), "figures"),
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a stage will run, and why; ``why`` is "unchanged" for one that is skipped."""
+
+    stage: Stage
+    run: bool
+    why: str
+
+
+def repository_root() -> Path:
+    """The checkout: the nearest folder from here upwards that has the notebooks, else the one around the package."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, PACKAGE.parent):
+        if (folder / "notebooks" / f"{STAGES[0].name}.ipynb").is_file():
+            return folder
+    raise MedReflError(f"{here}: no notebooks/{STAGES[0].name}.ipynb here or above: run this in a checkout of medrefl")
+
+
+def at_root() -> None:
+    """Go to the checkout's root, wherever Jupyter started the kernel (it starts it beside the notebook)."""
+    os.chdir(repository_root())
+
+
+class Chain:
+    """The stages of one run in a checkout at ``root``: what must run, and running it.
+
+    ``parameters`` are {stage: {name: value}}, resolved; ``package`` is the folder of the code the notebooks import.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        folder: str,
+        parameters: Mapping[str, Mapping[str, Any]],
+        *,
+        stages: Sequence[Stage] = STAGES,
+        package: Path = PACKAGE,
+        heading: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.root, self.folder, self.parameters, self.package = root, folder, parameters, package
+        self.stages, self.heading = tuple(stages), dict(heading or {})
+        self.files = RunFiles(root / folder)
+
+    def notebook(self, stage: Stage) -> Path:
+        """The stage's notebook in the checkout."""
+        return self.root / "notebooks" / f"{stage.name}.ipynb"
+
+    def select(self, start: str | None = None, only: str | None = None) -> list[Stage]:
+        """The stages from ``start`` on, or ``only`` one; a name's unambiguous beginning ('03') will do."""
+        if start and only:
+            raise MedReflError("--from and --only cannot stand together")
+        if only:
+            return [self._named(only, "--only")]
+        return list(self.stages[self.stages.index(self._named(start, "--from")) if start else 0 :])
+
+    def plan(self, selected: Sequence[Stage], force: bool = False) -> list[Decision]:
+        """What each selected stage would do now; a stage after one that runs is decided when its inputs are there."""
+        self._check_inputs(selected)
+        decisions, pending = [], {}
+        for stage in selected:
+            waits = [pending[artifact] for artifact in stage.reads if artifact in pending]
+            if force:
+                decision = Decision(stage, True, "forced")
+            elif waits and self._entry(stage).get("key"):
+                decision = Decision(stage, True, f"unless {waits[0]} writes the same as before")
+            elif waits:
+                decision = Decision(stage, True, "new")
+            else:
+                decision = self.decide(stage)
+            if decision.run:
+                pending |= dict.fromkeys(stage.writes, stage.name)
+            decisions.append(decision)
+        return decisions
+
+    def decide(self, stage: Stage) -> Decision:
+        """Compare the stage's key and outputs with its last run. Its inputs must exist."""
+        entry, now = self._entry(stage), self._ingredients(stage)
+        if "running" in entry:
+            return Decision(stage, True, "was interrupted")
+        if "key" not in entry:
+            return Decision(stage, True, "run by hand since" if entry.get("outputs") else "new")
+        why = [] if entry["key"] == _digest(now) else _differences(entry.get("ingredients", {}), now)
+        for name, digest in entry["outputs"].items():
+            output = self.files.root / name
+            if not output.exists():
+                why.append(f"output missing: {name}")
+            elif content_hash(output) != digest:
+                why.append(f"output changed: {name}")
+        return Decision(stage, bool(why), "; ".join(why) or "unchanged")
+
+    def run(self, selected: Sequence[Stage], console: Console, force: bool = False) -> list[str]:
+        """Run what must run, in order; returns the names of the stages that were executed.
+
+        Raises StageFailed when a notebook fails or ends without recording its outputs.
+        """
+        self._check_inputs(selected)
+        executed: list[str] = []
+        for stage in selected:
+            if not force and not self.decide(stage).run:
+                console.print(Text(f"{stage.name} … unchanged, skipped", style="dim"))
+                continue
+            if not executed:
+                stages = read_manifest(self.files).get("stages", {})
+                write_manifest(self.files, self._manifest_head() | {"stages": stages})
+            console.print(Text(f"{stage.name} …"))
+            seconds = self.execute(stage, console, force)
+            console.print(Text(f"{stage.name} … done in {_duration(seconds)}"))
+            executed.append(stage.name)
+        return executed
+
+    def execute(self, stage: Stage, console: Console, force: bool = False) -> float:
+        """Execute one stage and complete the manifest's entry that its notebook recorded; returns seconds."""
+        ingredients = self._ingredients(stage)
+        key = _digest(ingredients)
+        # Parts left by an interrupted run with this very key may be taken up again by the stage; any others are stale.
+        if force or self._entry(stage).get("running") != key:
+            self._remove(stage.writes)
+        self._record(stage, {"running": key})
+        seconds = execute(
+            self.notebook(stage),
+            self.files.notebooks / f"{stage.name}.ipynb",
+            self.parameters[stage.name],
+            cwd=self.root,
+            file=console.file,
+        )
+        entry = self._entry(stage)
+        recorded = [Path(name).parts[0] for name in entry.get("outputs", {})]
+        for artifact in stage.writes:
+            path: Path = getattr(self.files, artifact)
+            if path.name not in recorded:
+                problem = f"the notebook ended without recording {path.name} (store.record in its last cell)"
+                raise StageFailed("MedReflError", problem, [], self.files.notebooks / f"{stage.name}.ipynb")
+        self._record(
+            stage,
+            entry
+            | {
+                "key": key,
+                "seconds": round(seconds, 2),
+                "parameters": dict(self.parameters[stage.name]),
+                "inputs": ingredients["inputs"],
+                "ingredients": ingredients,
+                "revision": self._revision(),
+            },
+        )
+        return seconds
+
+    def _ingredients(self, stage: Stage) -> dict[str, dict[str, Any]]:
+        """All that decides what the stage will make, in named parts so that a change can be told."""
+        notebook = self.notebook(stage)
+        parameters = {k: v for k, v in self.parameters[stage.name].items() if k != "run"}
+        inputs = {}
+        for artifact in stage.reads:
+            path: Path = getattr(self.files, artifact)
+            if path.exists():
+                inputs[path.name] = content_hash(path)
+        named = {text for value in parameters.values() for text in self._named_files(value)}
+        return {
+            "notebook": {"code": provenance.notebook_hash(notebook)},
+            "parameters": parameters,
+            "code": provenance.code_hashes(notebook, self.package),
+            "inputs": inputs,
+            "files": {text: content_hash(self.root / text) for text in sorted(named)},
+        }
+
+    def _named_files(self, value: Any) -> list[str]:
+        # A text without any mark of a path counts too when it is one here: "medrefl_utils/tiny_student".
+        texts = value if isinstance(value, list) else [value]
+        texts = [text for text in texts if isinstance(text, str) and text] + local_paths(value)
+        runs = (self.root / "runs").resolve()
+        here = {text: (self.root / text).resolve() for text in texts if os.path.exists(self.root / text)}
+        return [text for text, path in here.items() if not (path.is_relative_to(runs) or runs.is_relative_to(path))]
+
+    def _check_inputs(self, selected: Sequence[Stage]) -> None:
+        makers = {artifact: stage.name for stage in self.stages for artifact in stage.writes}
+        made: set[str] = set()
+        for stage in selected:
+            for artifact in stage.reads:
+                path: Path = getattr(self.files, artifact)
+                if artifact in makers and artifact not in made and not path.exists():
+                    name = path.relative_to(self.root)
+                    raise MedReflError(f"{stage.name} reads {name}, which is missing: {makers[artifact]} makes it")
+            made |= set(stage.writes)
+
+    def _remove(self, artifacts: Iterable[str]) -> None:
+        for artifact in artifacts:
+            path: Path = getattr(self.files, artifact)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _named(self, name: str, option: str) -> Stage:
+        fitting = [stage for stage in self.stages if stage.name == name] or [
+            stage for stage in self.stages if stage.name.startswith(name)
+        ]
+        if len(fitting) != 1:
+            names = [stage.name for stage in self.stages]
+            raise MedReflError(f"{option} {name}: no such stage{closest(name, names)}: {', '.join(names)}")
+        return fitting[0]
+
+    def _entry(self, stage: Stage) -> dict[str, Any]:
+        return read_manifest(self.files).get("stages", {}).get(stage.name, {})
+
+    def _record(self, stage: Stage, entry: Mapping[str, Any]) -> None:
+        manifest = read_manifest(self.files)
+        manifest.setdefault("stages", {})[stage.name] = dict(entry)
+        write_manifest(self.files, manifest)
+
+    def _manifest_head(self) -> dict[str, Any]:
+        return {
+            "run": self.files.root.name,
+            **self.heading,
+            "seeds": {stage: _seeds(values) for stage, values in self.parameters.items() if _seeds(values)},
+            "parameters": {stage: dict(values) for stage, values in self.parameters.items()},
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+            "git": provenance.git(self.root),
+        }
+
+    def _revision(self) -> str | None:
+        state = provenance.git(self.root)
+        return f"{state['revision']}{'+' if state['dirty'] else ''}" if state["revision"] else None
+
+
+def run_profile(
+    profile: Path,
+    *,
+    root: Path,
+    stages: Sequence[Stage] = STAGES,
+    package: Path = PACKAGE,
+    overrides: Sequence[str] = (),
+    start: str | None = None,
+    only: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> list[str]:
+    """Check the profile, run (or with ``dry_run`` only list) its stages; returns the names of those executed.
+
+    Ends with the report's path and the result table. Raises MedReflError before anything starts when the profile, an
+    option or an input is wrong, and StageFailed when a notebook fails.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in stages}
+    for notebook in notebooks.values():
+        if not notebook.is_file():
+            raise MedReflError(f"{notebook} is missing")
+    loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
+    heading = {"profile": loaded.path, "overrides": list(overrides)}
+    chain = Chain(root, f"runs/{loaded.run}", loaded.parameters, stages=stages, package=package, heading=heading)
+    selected = chain.select(start, only)
+    if dry_run:
+        console.print(_plan_table(chain, chain.plan(selected, force)))
+        return []
+    executed = chain.run(selected, console, force)
+    if any({"scores", "report"} & set(stage.writes) for stage in selected):
+        print_results(chain.files, console)
+    return executed
+
+
+def print_results(files: RunFiles, console: Console) -> None:
+    """The report's path, then the result table as the last lines."""
+    if files.report.exists():
+        console.print(Text(f"report: {os.path.relpath(files.report)}"))
+    if files.scores.exists():
+        from medrefl_utils.headline import headline
+        from medrefl_utils.records import SCORES
+
+        console.print(headline(read_table(files.scores, SCORES)))
+
+
+def upstream(
+    stage: str, run: str | Path, *, root: Path | None = None, stages: Sequence[Stage] = STAGES, package: Path = PACKAGE
+) -> None:
+    """In a notebook opened by hand: make what it reads and does not find in the folder ``run``.
+
+    Runs the missing notebooks above it with their defaults. Returns at once when all is there; inside a chain, which
+    runs the stages itself, raises MedReflError naming the missing file instead.
+    """
+    root = root or repository_root()
+    folder = os.path.relpath(root / run, root)
+    by_name = {s.name: s for s in stages}
+    chain = Chain(root, folder, {}, stages=stages, package=package)
+    if "MEDREFL_CHAIN" in os.environ:
+        return chain._check_inputs([by_name[stage]])
+    makers = {artifact: s for s in stages for artifact in s.writes}
+    waiting, missing, first = [by_name[stage]], set(), None
+    while waiting:
+        for artifact in waiting.pop().reads:
+            path: Path = getattr(chain.files, artifact)
+            if artifact in makers and not path.exists() and makers[artifact].name not in missing:
+                first = first or path.name
+                missing.add(makers[artifact].name)
+                waiting.append(makers[artifact])
+    if not missing:
+        return None
+    needed = [s for s in stages if s.name in missing]
+    names = ", ".join(s.name for s in needed)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, force_jupyter=False)
+    console.print(Text(f"{folder} has no {first} yet: running {names} with their defaults"))
+    defaults = {s.name: {p.name: p.default for p in notebook_parameters(chain.notebook(s)).values()} for s in needed}
+    parameters = {name: values | {"run": folder} for name, values in defaults.items()}
+    Chain(root, folder, parameters, stages=stages, package=package).run(needed, console, force=True)
+    return None
+
+
+def _plan_table(chain: Chain, decisions: Sequence[Decision]) -> Table:
+    table = Table(title=f"{chain.folder}: what would run", title_justify="left", box=None)
+    for column in ("stage", "", "why"):
+        table.add_column(column)
+    for decision in decisions:
+        style = "" if decision.run else "dim"
+        table.add_row(decision.stage.name, "run" if decision.run else "skip", Text(decision.why), style=style)
+    return table
+
+
+def _seeds(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if re.search(r"(^|_)seeds?$", name)}
+
+
+def _digest(ingredients: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    words = {"notebook": "notebook", "code": "code", "inputs": "input", "files": "file", "parameters": "parameter"}
+    found = []
+    for part, word in words.items():
+        old, new = before.get(part, {}), now[part]
+        for name in sorted(old.keys() | new.keys()):
+            if part == "parameters" and old.get(name) != new.get(name):
+                found.append(f"{name}: {old.get(name)!r} -> {new.get(name)!r}")
+            elif old.get(name) != new.get(name):
+                found.append(f"{word} changed" + (f": {name}" if part != "notebook" else ""))
+    return found or ["changed"]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

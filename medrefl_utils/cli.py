@@ -1,0 +1,78 @@
+"""The command ``medrefl``: options in, exit codes out (0 done, 1 a stage failed, 2 wrong input, 130 Ctrl-C)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from medrefl_utils import __version__
+from medrefl_utils.chain import repository_root, run_profile
+from medrefl_utils.execution import StageFailed
+from medrefl_utils.records import MedReflError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"medrefl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def medrefl(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Med-REFL: exam questions -> reasoning trees -> preference pairs -> adapter -> measured gain."""
+
+
+@app.command()
+def run(
+    profile: Annotated[Path, typer.Argument(help="A YAML profile, such as params/smoke.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the profile; repeatable.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Begin at this stage; take what is above as it is.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="This stage alone.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run also what is unchanged.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and why; run nothing.")] = False,
+) -> None:
+    """Run the chain of notebooks into runs/NAME; stages that are unchanged are skipped."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        profile = Path(os.path.abspath(profile))
+        root = repository_root()
+        os.chdir(root)
+        if profile.is_relative_to(root):
+            profile = profile.relative_to(root)
+        run_profile(profile, root=root, overrides=overrides or (), start=start, only=only, force=force, dry_run=dry_run)
+    except MedReflError as error:
+        errors.print(Text(f"error: {error}", style="red"))
+        raise typer.Exit(2) from None
+    except StageFailed as error:
+        _explain(error, errors)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        errors.print(Text("stopped by Ctrl-C: the same command takes the chain up again", style="yellow"))
+        raise typer.Exit(130) from None
+
+
+def _explain(error: StageFailed, errors: Console) -> None:
+    """The notebook's own error; an error of the user's input is one line and needs no frames."""
+    if error.name != "MedReflError":
+        for frame in error.frames:
+            errors.print(Text(frame, style="dim"))
+    errors.print(Text(f"{error.notebook.stem}: {error.name}: {error.message}", style="red"))
+    errors.print(Text(f"executed notebook: {os.path.relpath(error.notebook)}"))
+
+
+def main() -> None:
+    """Entry point of ``medrefl`` and ``python -m medrefl_utils``."""
+    app()

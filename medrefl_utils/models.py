@@ -1,0 +1,166 @@
+"""Load a causal language model and its tokenizer, from a local folder or the hub: 16/32-bit or NF4 4-bit."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from medrefl_utils.records import MedReflError
+from medrefl_utils.store import content_hash
+
+# The stages have bars of their own; and what two libraries say of one another is nothing that a user could mend.
+disable_progress_bar()
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an optional kernel of the hub
+warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # trl's and peft's use
+
+QUANTIZATIONS = ("none", "nf4")
+HUB_TIMEOUT = 4.0
+"""Seconds that the hub has to answer before its absence is an error."""
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; left padding is the generator's own affair, not the tokenizer's.
+
+    Raises:
+        MedReflError: no such folder or hub id, no tokenizer in it, or no chat template.
+    """
+    name = resolve(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise MedReflError(f"model {model}: its tokenizer does not load: {_first_line(error)}") from error
+    if tokenizer.chat_template is None:
+        raise MedReflError(f"model {model}: its tokenizer has no chat template, which every prompt goes through")
+    if tokenizer.eos_token_id is None:
+        raise MedReflError(f"model {model}: its tokenizer has no end-of-sequence token, which ends every answer")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model: str, quantization: str = "none", adapter: Path | None = None) -> PreTrainedModel:
+    """The model in ``eval`` mode on the GPU if there is one, else on the CPU; safetensors only, no remote code.
+
+    ``quantization`` "nf4" loads the linear layers in 4-bit NF4 with double quantization; "none" keeps 16 bit on a
+    GPU (bf16 where the card has it) and 32 bit on a CPU. ``adapter`` puts a PEFT adapter on top.
+
+    Raises:
+        MedReflError: unknown quantization, missing folder or hub id, weights that do not load, or an adapter that
+            is missing.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise MedReflError(f"quantization is {quantization!r}, expected one of {', '.join(QUANTIZATIONS)}")
+    name = resolve(model)
+    dtype = compute_dtype()
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "device_map": device()}
+    if quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise MedReflError(f"model {model}: its weights do not load: {_first_line(error)}") from error
+    keep_backward_right(loaded)
+    if adapter is not None:
+        loaded = _with_adapter(loaded, adapter)
+    return loaded.eval()
+
+
+def device() -> str:
+    """Where models run: the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def compute_dtype() -> torch.dtype:
+    """bf16 where the GPU has it, fp16 on older cards (T4), fp32 on the CPU."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def keep_backward_right(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit layers in an ``eval`` forward on AVX512-BF16 CPUs.
+
+    The repacked layer's backward silently gives wrong gradients (loss unchanged); measured with bitsandbytes 0.50.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def resolve(model: str) -> str:
+    """A folder's path or a hub id that can be had: on the hub now, or in the local cache.
+
+    Raises:
+        MedReflError: within ``HUB_TIMEOUT`` seconds, where neither holds.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise MedReflError(f"model {model}: the folder has no config.json, so it is not a model folder")
+        return str(folder)
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise MedReflError(f"model {model}: no such folder, and not a hub id of the form owner/name")
+    return _on_hub(model)
+
+
+def model_key(model: str, quantization: str) -> str:
+    """What names a model in a cache key: a folder's content, or a hub id with the commit that would be loaded."""
+    name = resolve(model)
+    if Path(name).is_dir():
+        return f"{content_hash(Path(name))} {quantization}"
+    from transformers import AutoConfig
+
+    return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash} {quantization}"
+
+
+def _on_hub(model: str) -> str:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return model
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        HfApi().model_info(model, timeout=HUB_TIMEOUT)
+    except RepositoryNotFoundError as error:
+        raise MedReflError(
+            f"model {model}: no such folder, and the hub knows no such model (or it is gated: log in first)"
+        ) from error
+    except Exception as error:  # whatever the HTTP client raises: no network, no DNS, offline mode, a time-out
+        raise MedReflError(
+            f"model {model}: no such folder, and the hub does not answer ({type(error).__name__})"
+        ) from error
+    return model
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    from peft import PeftModel
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise MedReflError(f"adapter {adapter}: no adapter_config.json there, so no adapter was trained into it")
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except (RuntimeError, ValueError) as error:
+        raise MedReflError(f"adapter {adapter}: does not fit the model: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

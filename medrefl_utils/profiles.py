@@ -1,0 +1,228 @@
+"""Profiles: one YAML file -> checked parameters for every notebook of the chain, before anything starts.
+
+A profile holds only what differs from the notebooks' own defaults, under ``shared`` and one section per notebook.
+papermill only warns about a name it does not know; here each name, type and file is checked against the cell tagged
+``parameters``, and each error names file, section and key.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nbformat
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from medrefl_utils.records import MedReflError
+
+TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict)} | {"Literal": Literal}
+DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".yaml")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a notebook's parameters cell; ``annotation`` is its source text."""
+
+    name: str
+    annotation: str
+    default: Any
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Resolved parameters: {notebook: {name: value}}, defaults included; ``run`` is the run's name."""
+
+    path: str
+    run: str
+    parameters: Mapping[str, Mapping[str, Any]]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose repeated keys are an error, and where 1e-4 is a number (YAML 1.1 reads it as text)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((k for i, k in enumerate(keys) if k in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
+    """The parameters of a notebook's cell tagged ``parameters``, in order.
+
+    Raises MedReflError when there is no such cell, or a line is not ``name: type = literal``.
+    """
+    cells = nbformat.read(notebook, as_version=4).cells
+    cell = next((c for c in cells if "parameters" in c.metadata.get("tags", [])), None)
+    if cell is None:
+        raise MedReflError(f"{notebook}: no cell is tagged 'parameters'")
+    found = {}
+    for node in ast.parse(cell.source).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=ast.expr() as value) if _literal(value):
+                found[name] = Parameter(name, ast.unparse(kind), ast.literal_eval(value))
+            case _:
+                line = ast.unparse(node)
+                raise MedReflError(f"{notebook}: {line!r} in the parameters cell is not 'name: type = literal'")
+    return found
+
+
+def load_profile(
+    path: Path, notebooks: Mapping[str, Path], *, root: Path, overrides: Sequence[str] = (), run_parameter: str = "run"
+) -> Profile:
+    """Read a YAML profile and check it against the notebooks ({stem: path}); relative files are looked up in ``root``.
+
+    ``overrides`` are ``section.key=value`` texts (the value is YAML) that win over the file. Raises MedReflError that
+    names file, section and key, what was found and what was expected.
+    """
+    sections, origin = _sections(path), {}
+    for text in overrides:
+        section, key, value = _override(text)
+        sections.setdefault(section, {})[key] = value
+        origin[section, key] = f"--set {section}.{key}"
+    known = {stem: notebook_parameters(notebook) for stem, notebook in notebooks.items()}
+
+    for section in sections:
+        if section not in known and section != "shared":
+            raise MedReflError(f"{path}: unknown section {section!r}{_expected(section, ['shared', *known])}")
+    shared = dict(sections.get("shared", {}))
+    run = _run_name(path, shared.pop("run", path.stem), origin.get(("shared", "run")))
+    everywhere = {name for parameters in known.values() for name in parameters} - {run_parameter}
+    for key in shared:
+        if key not in everywhere:
+            where = origin.get(("shared", key), f"{path}: section 'shared'")
+            raise MedReflError(f"{where}: no notebook has the parameter {key!r}{_expected(key, everywhere)}")
+
+    resolved = {}
+    for stem, parameters in known.items():
+        values = {p.name: p.default for p in parameters.values()}
+        own = sections.get(stem, {})
+        for key in own:
+            if key == run_parameter:
+                raise MedReflError(f"{path}: section {stem!r}: {key!r} is set once, as shared.run")
+            if key not in parameters:
+                where = origin.get((stem, key), f"{path}: section {stem!r}")
+                raise MedReflError(f"{where}: unknown key {key!r}{_expected(key, set(parameters) - {run_parameter})}")
+        for section, given in (("shared", shared), (stem, own)):
+            for key in given.keys() & parameters.keys():
+                where = origin.get((section, key), f"{path}: section {section!r}: key {key!r}")
+                values[key] = _typed(given[key], parameters[key], f"{where} (for {stem})")
+        for key, value in values.items():
+            where = next((o for s in (stem, "shared") if (o := origin.get((s, key)))), None)
+            section = next((s for s in (stem, "shared") if key in sections.get(s, {})), f"{stem} (default)")
+            if key != run_parameter:
+                values[key] = _existing(value, root, where or f"{path}: section {section!r}: key {key!r}")
+        if run_parameter in values:
+            values[run_parameter] = f"runs/{run}"
+        resolved[stem] = values
+    return Profile(path=str(path), run=run, parameters=resolved)
+
+
+def local_paths(value: Any) -> list[str]:
+    """The texts in a parameter's value that are clearly a path and not a hub id (``org/name``)."""
+    if isinstance(value, list | tuple):
+        return [path for item in value for path in local_paths(item)]
+    is_path = isinstance(value, str) and (value.startswith((".", "/", "~")) or value.lower().endswith(DATA_FILES))
+    return [value] if is_path else []
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """A question back to the user, ' (did you mean X?)', or nothing when no name is close."""
+    close = difflib.get_close_matches(name, sorted(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _literal(value: ast.expr) -> bool:
+    try:
+        ast.literal_eval(value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _sections(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise MedReflError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise MedReflError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise MedReflError(f"{path}: is not YAML we can use: {_yaml_problem(error)}") from error
+    if not isinstance(document, dict) or not document:
+        found = "nothing" if not document else type(document).__name__
+        raise MedReflError(f"{path}: found {found}, expected sections ('shared' and notebooks) with key: value lines")
+    for section, keys in document.items():
+        if not isinstance(section, str):
+            raise MedReflError(f"{path}: the section {section!r} is a {type(section).__name__}, expected a name")
+        if keys is None:
+            document[section] = {}
+        elif not isinstance(keys, dict):
+            raise MedReflError(f"{path}: section {section!r} holds {keys!r}, expected key: value lines")
+        elif not all(isinstance(key, str) for key in keys):
+            raise MedReflError(f"{path}: section {section!r}: a key is not a name: {list(keys)!r}")
+    return document
+
+
+def _override(text: str) -> tuple[str, str, Any]:
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise MedReflError(f"--set {text}: expected section.key=value, such as shared.seed=1")
+    try:
+        return section, key, yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise MedReflError(f"--set {text}: the value is not YAML: {_yaml_problem(error)}") from error
+
+
+def _run_name(path: Path, name: Any, where: str | None) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        where = where or f"{path}: section 'shared': key 'run'"
+        raise MedReflError(f"{where}: found {name!r}, expected the run's name: letters, digits, '.', '_', '-'")
+    return name
+
+
+def _typed(value: Any, parameter: Parameter, where: str) -> Any:
+    # Strict: 1 may stand for 1.0, but True is no number, "1" is no int and 1 is no text.
+    try:
+        kind = eval(parameter.annotation, {"__builtins__": {}}, TYPES)  # noqa: S307 (our own notebook's annotation)
+    except (NameError, TypeError) as error:
+        raise MedReflError(f"{where}: the notebook's type {parameter.annotation!r} is not one of ours") from error
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError:
+        found = "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+        raise MedReflError(f"{where}: found {found}, expected {parameter.annotation}") from None
+
+
+def _existing(value: Any, root: Path, where: str) -> Any:
+    """The value with ``~`` expanded; raises when it names a local file that is not there."""
+    for path in local_paths(value):
+        if not os.path.exists(root / Path(path).expanduser()):
+            raise MedReflError(f"{where}: no such file or folder: {path}")
+    if isinstance(value, str) and value.startswith("~"):
+        return str(Path(value).expanduser())
+    return value
+
+
+def _expected(name: str, names: Iterable[str]) -> str:
+    return closest(name, names) or f", expected one of {', '.join(sorted(names))}"
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return " ".join(problem.split()) + (f" (line {mark.line + 1})" if mark else "")

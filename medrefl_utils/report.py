@@ -1,0 +1,290 @@
+"""Stage 06: one HTML file that shows a run. It needs no network and no script, and reads on paper and on a phone.
+
+Everything a model or a file wrote is untrusted: the template escapes every value, and the page's own policy lets a
+browser load nothing and run nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.colors import to_hex
+
+from medrefl_utils.plots import VALUE_COLOURS, signed
+from medrefl_utils.questions import questions_from_table
+from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, SCORES, STEPS, VALUES, Question, RunFiles
+from medrefl_utils.store import read_manifest, read_table
+
+_HIDDEN = ("ingredients", "key")  # of a stage's entry: what the chain compares, of no use to a reader
+
+# Leaves by the reason they ended (STEPS.stop), in words; the first two need the outcome too.
+_ENDINGS = {
+    "answer": "a wrong answer",
+    "unreadable": "no readable answer",
+    "depth": "cut: too many steps",
+    "tokens": "cut: too many tokens",
+    "empty": "cut: an empty step",
+    "repeat": "cut: a step said twice",
+}
+
+# The figures as the notebooks save them, in the order of the stages.
+_CAPTIONS = {
+    "outcomes": "How mixed the trees are: right leaves of each question",
+    "tree": "The tree of one question, coloured by value",
+    "values_by_depth": "Step values V by depth",
+    "pair_margins": "How far apart the two sides of the pairs are",
+    "training": "DPO training",
+    "accuracy": "Accuracy of base and adapter",
+}
+
+
+def write_report(run: RunFiles, note: str = "") -> Path:
+    """Write ``report.html`` from the run's tables, its figures (``figures/*.png``) and its manifest; returns its path.
+
+    ``note`` stands as a banner above all. Sections whose material is missing (no figures, no pairs, nothing repaired)
+    say so in a sentence. Raises MedReflError, naming the file and the notebook that makes it, if a table is missing.
+    """
+    questions = {q.question_id: q for q in questions_from_table(read_table(run.questions, QUESTIONS))}
+    steps, values = read_table(run.steps, STEPS), read_table(run.values, VALUES)
+    pairs, scores = read_table(run.pairs, PAIRS), read_table(run.scores, SCORES)
+    responses = read_table(run.responses, RESPONSES)
+    manifest = read_manifest(run)
+    stages = manifest.get("stages", {})
+
+    order = _by_mixture(values)
+    examples = _example_pairs(pairs, order)
+    example = examples[0]["question_id"] if examples else next(iter(order), None)
+    opened = {node for side in ("chosen_nodes", "rejected_nodes") for node in (examples[0][side] if examples else ())}
+    page = _environment().get_template("report.html.j2")
+    html = page.render(
+        name=run.root.name,
+        note=note,
+        versions=manifest.get("versions", {}),
+        facts=_facts(manifest, questions, steps, scores),
+        results=_results(scores),
+        figures=[(_caption(path), _png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
+        tree_question=questions.get(example),
+        tree=list(_tree_items(steps, values, example, opened)),
+        pairs=[_pair(pair, questions) for pair in examples],
+        repaired=_repaired(responses, questions),
+        leaves=_leaves(steps),
+        reported={stage: _flat(entry.get("figures", {})) for stage, entry in stages.items()},
+        costs=[(stage, entry.get("seconds"), entry.get("tokens")) for stage, entry in stages.items()],
+        outputs=[(f, digest) for entry in stages.values() for f, digest in entry.get("outputs", {}).items()],
+        whole=json.dumps(_readable(manifest), indent=2, ensure_ascii=False),
+    )
+    beside = run.report.with_suffix(".tmp")
+    beside.write_bytes(html.encode("utf-8", "replace"))
+    os.replace(beside, run.report)
+    return run.report
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
+    )
+    environment.filters |= {"percent": _percent, "points": _points, "p_value": _p_value, "seconds": _seconds}
+    return environment
+
+
+def _visible(value: object) -> object:
+    """Control characters, which a browser drops or a page may not hold, become a visible mark."""
+    # Only plain text: what the template wrote itself is Markup.
+    if type(value) is str:
+        return "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in value)
+    return value
+
+
+def _facts(
+    manifest: Mapping[str, Any], questions: Mapping[str, Question], steps: pd.DataFrame, scores: pd.DataFrame
+) -> list[tuple[str, str]]:
+    """What was run, as (label, text); what the manifest does not know is left out."""
+    parameters = [p for stage in manifest.get("stages", {}).values() for p in [stage.get("parameters", {})]]
+    models = list(dict.fromkeys(str(p["model"]) for p in parameters if p.get("model")))
+    seeds = {f"{stage} {k}": v for stage, of_stage in manifest.get("seeds", {}).items() for k, v in of_stage.items()}
+    machine, git = manifest.get("machine", {}), manifest.get("git", {})
+    sources = sorted({q.source for q in questions.values() if q.source})
+    tested = scores.groupby("source", sort=False)["n"].max()
+    facts = {
+        "profile": manifest.get("profile"),
+        "changed on the command line": ", ".join(manifest.get("overrides", [])),
+        "model": ", ".join(models),
+        "questions": f"{len(questions):,} from {', '.join(sources) or 'an unnamed source'}",
+        "trees": f"{steps['question_id'].nunique():,} with {len(steps):,} steps",
+        "evaluated on": ", ".join(f"{source}: {n:,} questions" for source, n in tested.items()),
+        "seeds": _seed_text(seeds),
+        "machine": ", ".join(
+            f"{name.removesuffix('_gib')} {value}{' GiB' * name.endswith('_gib')}" for name, value in machine.items()
+        ),
+        "code": f"{git['revision'][:12]}{', with changes' if git.get('dirty') else ''}" if git.get("revision") else "",
+    }
+    return [(label, text) for label, text in facts.items() if text]
+
+
+def _seed_text(seeds: Mapping[str, object]) -> str:
+    """One number if all stages share it, else each."""
+    if len(set(map(str, seeds.values()))) == 1:
+        return str(next(iter(seeds.values())))
+    return ", ".join(f"{name} {value}" for name, value in seeds.items())
+
+
+def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """Per benchmark and protocol the rows of both models, None for one that is missing."""
+    rows = []
+    for (source, protocol), group in scores.groupby(["source", "protocol"], sort=False):
+        models = {row["model"]: row for row in group.to_dict("records")}
+        rows.append({"source": source, "protocol": protocol, "base": models.get("base"), "ours": models.get("medrefl")})
+    return rows
+
+
+def _by_mixture(values: pd.DataFrame) -> pd.Index:
+    """The questions, those first whose right and wrong leaves are nearest in number; small trees before large ones."""
+    leaves = values["right"] + values["wrong"]
+    roots = values.loc[leaves.groupby(values["question_id"]).idxmax()].set_index("question_id")
+    table = pd.DataFrame({"off": roots["value"].abs().round(1), "size": values.groupby("question_id").size()})
+    return table.reset_index().sort_values(["off", "size", "question_id"]).set_index("question_id").index
+
+
+def _example_pairs(pairs: pd.DataFrame, order: pd.Index) -> list[dict[str, Any]]:
+    """One pair a kind, of the first question in ``order`` that has one; of its pairs the one with the widest margin."""
+    place = pairs["question_id"].map({question: place for place, question in enumerate(order)})
+    ranked = pairs.assign(place=place, narrow=pairs["rejected_value"] - pairs["chosen_value"])
+    ranked = ranked.sort_values(["place", "narrow", "pair_id"]).drop_duplicates("kind")
+    return sorted(ranked.to_dict("records"), key=lambda pair: (pair["kind"] != "reasoning", pair["kind"]))
+
+
+def _pair(pair: Mapping[str, Any], questions: Mapping[str, Question]) -> dict[str, Any]:
+    """A pair's two texts, each split where they part: lines that both begin with, and the rest."""
+    chosen, rejected = (pair[side][0]["content"].split("\n") for side in ("chosen", "rejected"))
+    same = len(os.path.commonprefix([chosen, rejected]))
+    return {
+        **{"kind": pair["kind"], "question": questions.get(pair["question_id"]), "id": pair["pair_id"]},
+        **{"question_id": pair["question_id"], "shared": "\n".join(chosen[:same])},
+        "sides": [
+            ("chosen", "\n".join(chosen[same:]), signed(pair["chosen_value"]), pair["chosen_tokens"]),
+            ("rejected", "\n".join(rejected[same:]), signed(pair["rejected_value"]), pair["rejected_tokens"]),
+        ],
+    }
+
+
+def _tree_items(
+    steps: pd.DataFrame, values: pd.DataFrame, question_id: str | None, opened: set[int]
+) -> Iterator[dict[str, Any]]:
+    """The steps of a tree from the top down, each with how many of its ancestors end after it: no recursion.
+
+    Steps on the paths ``opened`` stand open, and so does the root.
+    """
+    table = steps[steps["question_id"] == question_id].merge(values, on=["question_id", "node_id"])
+    rows = {row.node_id: row for row in table.sort_values("node_id").itertuples()}
+    children: dict[int, list[int]] = {node: [] for node in rows}
+    stack = []
+    for node, row in rows.items():
+        if pd.isna(row.parent_id):
+            stack = [(node, 0)]
+        else:
+            children[int(row.parent_id)].append(node)
+    while stack:
+        node, ends = stack.pop()
+        row, below = rows[node], children[node]
+        mark = signed(row.value)
+        if not below:
+            mark = f"{row.answer if isinstance(row.answer, str) else '?'} {'✓' if row.outcome > 0 else '✗'}"
+        yield {
+            **{"mark": mark, "text": row.text.strip() or "The question", "leaf": not below},
+            **{"colour": to_hex(VALUE_COLOURS((row.value + 1) / 2)), "light": abs(row.value) > 0.75},
+            **{"right": int(row.right), "wrong": int(row.wrong), "weight": int(row.weight)},
+            **{"open": pd.isna(row.parent_id) or node in opened, "ends": 0 if below else ends},
+        }
+        # The last child closes its parent, and whatever that one was the last of.
+        stack += [(child, ends + 1 if child == below[-1] else 0) for child in reversed(below)]
+
+
+def _repaired(responses: pd.DataFrame, questions: Mapping[str, Question]) -> dict[str, Any] | None:
+    """A response of the base that is wrong where the adapter's is right: one that states an answer, and a short one."""
+    key = ["source", "question_id", "protocol", "run"]
+    base, ours = (responses[responses["model"] == model] for model in ("base", "medrefl"))
+    both = base.merge(ours, on=key, suffixes=("_base", "_ours"))
+    fixed = both[~both["correct_base"].astype(bool) & both["correct_ours"].astype(bool)]
+    if fixed.empty:
+        return None
+    length = fixed["response_base"].str.len() + fixed["response_ours"].str.len()
+    ranked = fixed.assign(length=length, unread=fixed["answer_base"].isna())
+    row = ranked.sort_values(["unread", "length", *key]).iloc[0].to_dict()
+    return row | {"question": questions.get(row["question_id"]), "n": len(fixed), "of": len(both)}
+
+
+def _leaves(steps: pd.DataFrame) -> list[tuple[str, int]]:
+    """How many leaves ended how, weights counted."""
+    leaves = steps[steps["outcome"].notna()]
+    right = leaves["outcome"] > 0
+    by_stop = leaves[~right].groupby("stop")["weight"].sum()
+    counts = [("a right answer", int(leaves.loc[right, "weight"].sum()))]
+    return counts + [(_ENDINGS.get(str(stop), str(stop)), int(n)) for stop, n in by_stop.items()]
+
+
+def _flat(figures: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """A stage's headline figures as (name, text), nested ones with their names joined."""
+    found: list[tuple[str, str]] = []
+    for name, value in figures.items():
+        label = f"{above}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{label}: ")
+        elif isinstance(value, float):
+            found.append((label, f"{value:.4g}"))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            found.append((label, f"{value:,}"))
+        else:
+            found.append((label, "-" if value is None else str(value)))
+    return found
+
+
+def _readable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    stages = {
+        stage: {name: value for name, value in entry.items() if name not in _HIDDEN}
+        for stage, entry in manifest.get("stages", {}).items()
+    }
+    return dict(manifest) | ({"stages": stages} if stages else {})
+
+
+def _caption(path: Path) -> str:
+    return _CAPTIONS.get(path.stem, path.stem.replace("_", " "))
+
+
+def _place(path: Path) -> tuple[int, str]:
+    """Figures in the order of the notebooks that draw them, others after them by name."""
+    known = list(_CAPTIONS)
+    return (known.index(path.stem) if path.stem in known else len(known), path.name)
+
+
+def _png(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(share: float) -> str:
+    return signed(100 * share, 1)
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

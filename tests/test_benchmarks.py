@@ -1,0 +1,55 @@
+"""What a measurement says; the measurements themselves are ``make bench``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.measure import Measurement, write
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_ratio_says_how_much_better_ours_is() -> None:
+    seconds = Measurement("", ours=2.0, peer=10.0, goal=5)
+    assert seconds.line("values") == "bench values 2s 10s 5.00 5 ok"
+    rate = Measurement("batch 64", ours=300.0, peer=200.0, goal=2, unit="tok/s", less_is_better=False)
+    assert rate.line("rollout") == "bench rollout/batch 64 300tok/s 200tok/s 1.50 2 short"
+
+
+def test_the_file_holds_the_machine_and_every_measurement(tmp_path: Path) -> None:
+    path = write("values", [Measurement("", 2.0, 10.0, 5, details={"rows": 7})], tmp_path)
+    found = json.loads(path.read_text())
+    assert path.name == "values.json" and found["name"] == "values"
+    assert found["machine"]["cores"] >= 1 and found["machine"]["cpu"]
+    assert (
+        found["results"][0]["ratio"] == 5
+        and found["results"][0]["ok"]
+        and found["results"][0]["details"] == {"rows": 7}
+    )
+
+
+def test_an_unknown_name_is_told_with_those_there_are() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.benchmarks", "nope"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("no benchmark is named 'nope'; there are: ")
+
+
+def test_the_runner_prints_a_line_and_exits_by_the_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bench_toy.py").write_text(
+        "from tests.benchmarks.measure import Measurement\n\n\ndef main():\n    yield Measurement('', 1.0, 3.0, 2)\n"
+        "    yield Measurement('more', 1.0, 3.0, 4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    import tests.benchmarks
+
+    monkeypatch.setattr(tests.benchmarks, "__path__", [*tests.benchmarks.__path__, str(tmp_path)])
+    assert main(["toy"], tmp_path) == 1
+    assert capsys.readouterr().out == "bench toy 1s 3s 3.00 2 ok\nbench toy/more 1s 3s 3.00 4 short\n"
+    assert len(json.loads((tmp_path / "runs/bench/toy.json").read_text())["results"]) == 2

@@ -1,0 +1,190 @@
+"""The command as a user types it, in a checkout whose six notebooks are tiny: what is printed, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medrefl_utils import __version__
+from medrefl_utils.chain import STAGES
+from tests import toy
+
+COMMAND = [sys.executable, "-m", "medrefl_utils"]
+ROOT = Path(__file__).parents[1]
+
+WRITE_SCORES = """\
+import pandas as pd
+from medrefl_utils.records import SCORES
+from medrefl_utils.store import write_table
+rows = [
+    dict(source='clinic', protocol='sampled', model=m, n=1000, runs=1, accuracy=a, gain=g, gain_low=0.05,
+         gain_high=0.09, mcnemar_p=1e-9, fixed=100, broken=30, accuracy_low=a, accuracy_high=a, accuracy_published=a,
+         unreadable=0.0, mean_tokens=50.0)
+    for m, a, g in (('base', 0.60, float('nan')), ('medrefl', 0.67, 0.07))
+]
+write_table(files.scores, pd.DataFrame(rows), SCORES)"""
+
+
+def tiny_checkout(root: Path) -> Path:
+    """Six notebooks of the real names; each writes its artifacts, 05 real scores."""
+    for stage in STAGES:
+        cells = []
+        for artifact in stage.writes:
+            text = (
+                f"files.{artifact}.parent.mkdir(parents=True, exist_ok=True)\nfiles.{artifact}.write_text('{artifact}')"
+            )
+            cells.append(WRITE_SCORES if artifact == "scores" else text)
+        outputs = ", ".join(f"files.{artifact}" for artifact in stage.writes)
+        cells += [
+            "if fail:\n    raise MedReflError('row 3: [bold]no gold[/bold] letter')",
+            "print('told the notebook')",
+        ]
+        cells += [f"record(files, '{stage.name}', [{outputs}], {{}})"]
+        parameters = 'run: str = "runs/interactive"  # folder\nfail: bool = False  # raise\nseed: int = 0  # any'
+        toy.notebook(root / "notebooks" / f"{stage.name}.ipynb", parameters, cells)
+    (root / "params").mkdir()
+    (root / "params/tiny.yaml").write_text("shared:\n  run: t\n")
+    return root
+
+
+def medrefl(root: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "150"}
+    return subprocess.run(
+        [*COMMAND, *words], cwd=root, capture_output=True, text=True, timeout=timeout, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    root = tiny_checkout(tmp_path_factory.mktemp("tiny"))
+    return root, medrefl(root, "run", "params/tiny.yaml")
+
+
+@pytest.fixture
+def finished(_finished: tuple[Path, object], tmp_path: Path) -> Path:
+    return shutil.copytree(_finished[0], tmp_path / "checkout")
+
+
+def test_a_run_ends_with_the_reports_path_and_the_table(
+    _finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    root, done = _finished
+    assert done.returncode == 0, done.stderr
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    stages = [line for line in lines if " … done in " in line]
+    assert [line.split()[0] for line in stages] == [stage.name for stage in STAGES]
+    report = lines.index("report: runs/t/report.html")
+    assert all(line not in lines[report:] for line in stages), "the table is the last thing"
+    assert re.search(
+        r"sampled .* 60\.0 .* 67\.0 .* \+7\.0 \[\+5\.0, \+9\.0\] .* 1\.0e-09 .* 1,000", "\n".join(lines[report:])
+    )
+    assert "told the notebook" not in done.stdout, "a notebook's text stays in the notebook"
+    assert "told the notebook" in (root / "runs/t/notebooks/06_report.ipynb").read_text()
+
+
+def test_a_second_run_executes_nothing_within_seconds(finished: Path) -> None:
+    started = time.monotonic()
+    done = medrefl(finished, "run", "params/tiny.yaml")
+    assert done.returncode == 0 and time.monotonic() - started < 20
+    assert done.stdout.count("unchanged, skipped") == 6 and "done in" not in done.stdout
+    assert "+7.0" in done.stdout, "the table is shown all the same"
+
+
+def test_dry_run_prints_stage_decision_and_reason(finished: Path) -> None:
+    done = medrefl(finished, "run", "params/tiny.yaml", "--dry-run", "--set", "05_benchmark_evaluation.seed=1")
+    rows = [re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines()]
+    assert ["04_dpo_lora_4bit", "skip", "unchanged"] in rows
+    assert ["05_benchmark_evaluation", "run", "seed: 0 -> 1"] in rows
+    assert ["06_report", "run", "unless 05_benchmark_evaluation writes the same as before"] in rows
+    assert done.returncode == 0
+
+
+def test_it_runs_from_a_folder_below_the_root(finished: Path) -> None:
+    done = medrefl(finished / "params", "run", "tiny.yaml")
+    assert done.returncode == 0 and done.stdout.count("unchanged, skipped") == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["params/none.yaml"], "error: params/none.yaml: cannot be read: No such file or directory"),
+        (["params/tiny.yaml", "--set", "shared.sed=1"], "error: --set shared.sed: no notebook has the parameter"),
+        (["params/tiny.yaml", "--only", "07"], "error: --only 07: no such stage"),
+        (["params/tiny.yaml", "--from", "02", "--set", "shared.run=new"], "error: 02_step_valuation reads runs/new/"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_exit_code_2(finished: Path, words: list[str], message: str) -> None:
+    done = medrefl(finished, "run", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message) and len(done.stderr.splitlines()) == 1
+    assert done.stdout == "" and not (finished / "runs/new").exists()
+
+
+def test_a_failed_stage_tells_its_own_error_the_notebook_and_exit_code_1(finished: Path) -> None:
+    done = medrefl(finished, "run", "params/tiny.yaml", "--set", "03_pair_construction.fail=true")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "03_pair_construction: MedReflError: row 3: [bold]no gold[/bold] letter",
+        "executed notebook: runs/t/notebooks/03_pair_construction.ipynb",
+    ]
+    assert "row 3" in (finished / "runs/t/notebooks/03_pair_construction.ipynb").read_text()
+    assert "04_dpo" not in done.stdout and "+7.0" not in done.stdout
+
+
+def test_a_programs_error_shows_the_frames_that_matter(finished: Path) -> None:
+    path = finished / "notebooks/06_report.ipynb"
+    toy.notebook(path, 'run: str = "r"  # folder\nseed: int = 0  # any', ["import json", "json.loads('nonsense')"])
+    done = medrefl(finished, "run", "params/tiny.yaml")
+    assert done.returncode == 1
+    assert "json.loads('nonsense')" in done.stderr
+    assert "06_report: JSONDecodeError: Expecting value: line 1 column 1 (char 0)" in done.stderr
+    assert len(done.stderr.splitlines()) < 40
+
+
+def test_ctrl_c_exits_with_130_and_a_line(finished: Path) -> None:
+    path = finished / "notebooks/06_report.ipynb"
+    toy.notebook(
+        path, 'run: str = "r"  # folder\nseed: int = 0  # any', ["Path('here').touch()\nimport time; time.sleep(99)"]
+    )
+    process = subprocess.Popen(
+        [*COMMAND, "run", "params/tiny.yaml"], cwd=finished, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (finished / "here").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "stopped by Ctrl-C: the same command takes the chain up again"
+    assert "Traceback" not in errors
+
+
+def test_outside_a_checkout_the_packages_own_is_used(tmp_path: Path) -> None:
+    done = medrefl(tmp_path, "run", "none.yaml")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {tmp_path}/none.yaml: cannot be read: No such file or directory\n",
+    )
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert medrefl(tmp_path, "--version").stdout == f"medrefl {__version__}\n"
+    text = medrefl(tmp_path, "run", "--help").stdout
+    assert all(option in text for option in ("--set", "--from", "--only", "--force", "--dry-run"))
+
+
+def test_starting_costs_no_model_import(tmp_path: Path) -> None:
+    code = (
+        "import sys, medrefl_utils.cli; print(sorted({'torch', 'transformers', 'trl', 'papermill'} & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"

@@ -1,0 +1,104 @@
+"""The in-process generator against transformers' own ``generate`` and against itself in other batches."""
+
+import math
+
+import pytest
+import torch
+
+from medrefl_utils import clinic, prompts
+from medrefl_utils.generators import Prefix, seed_of
+from medrefl_utils.generators.local import LocalGenerator, _Draw
+from medrefl_utils.records import MedReflError, Sampling
+
+QUESTIONS = clinic.make_exam(12, seed=3, split="test")
+PROMPTS = [prompts.exam(q) for q in QUESTIONS]
+SEEDS = [seed_of(0, q.question_id) for q in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_student):
+    return LocalGenerator(tiny_student)
+
+
+def test_greedy_equals_generate_token_by_token(generator):
+    ours = generator.chat(PROMPTS, Sampling(0.0, 1.0, 160), SEEDS)
+    for messages, row in zip(PROMPTS, ours, strict=True):
+        ids = torch.tensor([generator.prompt_ids(messages)])
+        theirs = generator.model.generate(ids, max_new_tokens=160, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert list(row.token_ids) == theirs
+
+
+def test_repetition_penalty_equals_generate(generator):
+    sampling = Sampling(0.0, 1.0, 60, repetition_penalty=1.3)
+    [row] = generator.chat(PROMPTS[:1], sampling, SEEDS[:1])
+    ids = torch.tensor([generator.prompt_ids(PROMPTS[0])])
+    theirs = generator.model.generate(ids, max_new_tokens=60, do_sample=False, repetition_penalty=1.3)[
+        0, ids.shape[1] :
+    ]
+    assert list(row.token_ids) == theirs.tolist()
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch(generator):
+    sampling = Sampling(1.0, 0.9, 120)
+    together = generator.chat(PROMPTS, sampling, SEEDS)
+    generator.max_rows = 5
+    try:
+        apart = generator.chat(PROMPTS[::-1], sampling, SEEDS[::-1])[::-1]
+    finally:
+        generator.max_rows = 256
+    assert [row.token_ids for row in together] == [row.token_ids for row in apart]
+
+
+def test_logprobs_are_the_models_own(generator):
+    [row] = generator.chat(PROMPTS[:1], Sampling(0.7, 0.8, 60), SEEDS[:1])
+    ids = generator.prompt_ids(PROMPTS[0])
+    with torch.inference_mode():
+        logits = generator.model(torch.tensor([ids + list(row.token_ids)])).logits[0, len(ids) - 1 : -1]
+    expected = logits.float().log_softmax(-1).gather(1, torch.tensor(row.token_ids)[:, None]).sum().item()
+    assert math.isclose(row.logprob, expected, abs_tol=1e-3)
+
+
+def test_a_step_ends_with_its_line_and_goes_on_where_it_ended(generator):
+    whole = generator.chat(PROMPTS[:1], Sampling(0.0, 1.0, 160), SEEDS[:1])[0]
+    prefix, text = Prefix(PROMPTS[0]), ""
+    for _ in range(len(prompts.split_steps(whole.text))):
+        [[step]] = generator.expand([prefix], 1, "\n", Sampling(0.0, 1.0, 80), [[0]])
+        assert step.text.count("\n") == (1 if step.stop == "boundary" else 0)
+        text += step.text
+        prefix = Prefix(prefix.messages, prefix.token_ids + step.token_ids)
+    assert step.stop == "end" and text == whole.text and prefix.token_ids == whole.token_ids
+
+
+def test_each_child_has_a_seed_of_its_own(generator):
+    sampling = Sampling(1.0, 1.0, 120)
+    [children] = generator.expand([Prefix(PROMPTS[1])], 4, None, sampling, [[1, 2, 3, 1]])
+    assert children[0].token_ids == children[3].token_ids
+    assert len({child.token_ids for child in children}) > 1
+    alone = [generator.expand([Prefix(PROMPTS[1])], 1, None, sampling, [[s]])[0][0] for s in (1, 2, 3)]
+    assert [c.token_ids for c in children[:3]] == [c.token_ids for c in alone]
+
+
+def test_length_stops_and_says_so(generator):
+    [row] = generator.chat(PROMPTS[:1], Sampling(0.0, 1.0, 5), SEEDS[:1])
+    assert row.stop == "length" and len(row.token_ids) == 5
+
+
+def test_a_prompt_beyond_the_context_is_refused(generator):
+    with pytest.raises(
+        MedReflError, match=r"a prompt of \d+ tokens and 4096 new ones exceed the model's context of 4096"
+    ):
+        generator.chat(PROMPTS[:1], Sampling(0.0, 1.0, 4096), SEEDS[:1])
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(20_000, 1)
+    draw = _Draw(Sampling(1.0, 0.8, 1), [seed_of(i) for i in range(20_000)], torch.zeros(20_000, 1, dtype=int), 4)
+    tokens, _ = draw(logits, list(range(20_000)), 0)
+    shares = torch.bincount(tokens, minlength=4) / 20_000
+    # top-p 0.8 keeps the two tokens that reach 0.8 together.
+    assert torch.allclose(shares, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.015)
+
+
+def test_seed_of_is_stable_and_tells_places_apart():
+    assert seed_of(0, "q1", ".0") == 0x2A14376AF681EE75  # a change here changes every tree
+    assert len({seed_of(s, q, p) for s in range(5) for q in ("a", "b") for p in (".0", ".1", ".0.1")}) == 30

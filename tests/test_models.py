@@ -1,0 +1,92 @@
+"""Loading: what loads, in 4 bit too, and the one clear line for what does not."""
+
+import json
+import shutil
+import time
+
+import pytest
+import torch
+
+from medrefl_utils.models import load_model, load_tokenizer, model_key, resolve
+from medrefl_utils.records import MedReflError
+
+
+@pytest.mark.parametrize("model", ["no-such/model-anywhere", "./nowhere", "/nowhere/at/all", "just-a-name", "a/b/c"])
+def test_a_model_that_is_nowhere_is_one_line_within_five_seconds(model):
+    start = time.monotonic()
+    with pytest.raises(MedReflError) as error:
+        load_model(model)
+    assert time.monotonic() - start < 5
+    assert str(error.value).startswith(f"model {model}: no such folder") and "\n" not in str(error.value)
+
+
+def test_a_hub_that_does_not_answer_is_one_line_within_five_seconds(monkeypatch):
+    # Port 9 of this machine refuses or ignores connections; offline mode is off, so that the hub is really asked.
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(MedReflError, match=r"^model owner/name: no such folder, and the hub does not answer \(\w+\)$"):
+        resolve("owner/name")
+    assert time.monotonic() - start < 5
+
+
+def test_nf4_holds_the_linear_layers_in_4_bit_and_stays_near(tiny_student):
+    whole, small = load_model(tiny_student), load_model(tiny_student, "nf4")
+    layer = small.model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == torch.uint8 and layer.weight.quant_state.nested
+    assert not small.training and layer.support_avx512bf16_for_cpu is False
+    ids = torch.arange(300, 340)[None]
+    with torch.inference_mode():
+        a, b = whole(ids).logits, small(ids).logits
+    assert 0 < (a - b).abs().mean() < 0.5 * a.std()
+
+
+def test_unknown_quantization_is_refused(tiny_student):
+    with pytest.raises(MedReflError, match="quantization is 'int3', expected one of none, nf4"):
+        load_model(tiny_student, "int3")
+
+
+@pytest.fixture
+def folder(tiny_student, tmp_path):
+    return shutil.copytree(tiny_student, tmp_path / "model")
+
+
+def test_a_folder_without_config_is_refused(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(MedReflError, match=r"has no config\.json"):
+        load_tokenizer(str(folder))
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(folder):
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(MedReflError, match="has no chat template"):
+        load_tokenizer(str(folder))
+
+
+def test_pickled_weights_are_never_read(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(MedReflError, match="its weights do not load"):
+        load_model(str(folder))
+
+
+def test_a_folder_without_an_adapter_is_refused(tiny_student, tmp_path):
+    with pytest.raises(MedReflError, match=r"no adapter_config\.json there"):
+        load_model(tiny_student, adapter=tmp_path)
+
+
+def test_the_key_changes_with_content_and_quantization(tiny_student, folder):
+    assert model_key(tiny_student, "none") == model_key(str(folder), "none") != model_key(str(folder), "nf4")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    assert model_key(tiny_student, "none") != model_key(str(folder), "none")
+
+
+def test_the_student_is_small_and_reads_any_text(tiny_student):
+    tokenizer = load_tokenizer(tiny_student)
+    text = "Ödem, 37°C — “naïve” 患者 \t\x00 🩺 <|end"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    model = load_model(tiny_student)
+    assert model.config.model_type == "llama" and model.num_parameters() <= 5_000_000

@@ -1,0 +1,170 @@
+"""The chain as a user runs it: the real notebooks, the real student, the command line."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+
+from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, SCORES, STEPS, TRAINING, VALUES, RunFiles
+from medrefl_utils.store import content_hash, read_table
+
+STAGES = [
+    "01_tree_rollout",
+    "02_step_valuation",
+    "03_pair_construction",
+    "04_dpo_lora_4bit",
+    "05_benchmark_evaluation",
+    "06_report",
+]
+
+
+def medrefl(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "medrefl_utils", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+
+
+def check_artifacts(files: RunFiles) -> None:
+    for path, schema in (
+        (files.questions, QUESTIONS),
+        (files.steps, STEPS),
+        (files.values, VALUES),
+        (files.pairs, PAIRS),
+        (files.training, TRAINING),
+        (files.responses, RESPONSES),
+        (files.scores, SCORES),
+    ):
+        assert len(read_table(path, schema)) > 0, path
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        f.name for f in files.adapter.iterdir()
+    }
+    assert files.report.read_text().lstrip().lower().startswith("<!doctype html>")
+    manifest = json.loads(files.manifest.read_text())
+    assert list(manifest["stages"]) == STAGES and manifest["versions"]["torch"] and manifest["git"]
+    for entry in manifest["stages"].values():
+        assert entry["key"] and entry["seconds"] > 0 and entry["outputs"]
+        for name, digest in entry["outputs"].items():
+            assert content_hash(files.root / name) == digest
+    assert manifest["stages"]["01_tree_rollout"]["tokens"] > 0
+    for stage in STAGES:
+        book = nbformat.read(files.notebooks / f"{stage}.ipynb", as_version=4)
+        assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code")
+
+
+@pytest.fixture(scope="module")
+def small_run(root):
+    """A small run of the smoke profile; its folder is removed at the end."""
+    files = RunFiles(root / "runs" / "test_smoke")
+    shutil.rmtree(files.root, ignore_errors=True)
+    command = [
+        *("run", "params/smoke.yaml", "--set", "shared.run=test_smoke"),
+        *("--set", "01_tree_rollout.n_questions=24", "--set", "05_benchmark_evaluation.n_questions=60"),
+    ]
+    yield files, command, medrefl(root, *command)
+    shutil.rmtree(files.root)
+
+
+def test_the_smoke_chain_makes_every_artifact_and_ends_with_the_table(small_run):
+    files, _, done = small_run
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_artifacts(files)
+    table = done.stdout[done.stdout.index("report: runs/test_smoke/report.html") :]
+    assert "sampled" in table and "greedy" in table and "McNemar p" in table
+    assert "60" in table
+
+
+def test_what_the_tables_say_fits_together(small_run):
+    files, _, _ = small_run
+    steps, values = read_table(files.steps, STEPS), read_table(files.values, VALUES)
+    pairs, scores = read_table(files.pairs, PAIRS), read_table(files.scores, SCORES)
+    valued = steps.merge(values, on=["question_id", "node_id"], validate="one_to_one").set_index(
+        ["question_id", "node_id"]
+    )
+    assert len(valued) == len(steps)
+    gold = read_table(files.questions, QUESTIONS).set_index("question_id").gold
+    for pair in pairs.itertuples():
+        path = valued.loc[[(pair.question_id, node) for node in pair.chosen_nodes]]
+        assert "".join(path.text).rstrip() == pair.chosen[0]["content"]
+        assert path.value.mean() == pytest.approx(pair.chosen_value)
+        assert path.answer.iloc[-1] == gold[pair.question_id]
+        assert valued.loc[(pair.question_id, pair.rejected_nodes[-1])].answer != gold[pair.question_id]
+    responses = read_table(files.responses, RESPONSES)
+    for row in scores.itertuples():
+        mine = responses[(responses.model == row.model) & (responses.protocol == row.protocol)]
+        assert len(mine) == row.n * row.runs == 60
+        assert mine.correct.mean() == pytest.approx(row.accuracy)
+    assert pd.isna(scores.loc[scores.model == "base", "gain"]).all()
+
+
+def test_a_second_time_executes_nothing_and_is_quick(small_run, root):
+    _, command, _ = small_run
+    start = time.monotonic()
+    again = medrefl(root, *command)
+    assert again.returncode == 0 and time.monotonic() - start < 20
+    assert again.stdout.count("unchanged, skipped") == len(STAGES)
+    assert "McNemar p" in again.stdout
+
+
+def test_another_learning_rate_starts_at_training(small_run, root):
+    _, command, _ = small_run
+    plan = medrefl(root, *command, "--dry-run", "--set", "04_dpo_lora_4bit.learning_rate=0.001")
+    assert plan.returncode == 0
+    decided = {line.split()[0]: line.split()[1] for line in plan.stdout.splitlines() if line.strip()[:2].isdigit()}
+    assert decided == dict(zip(STAGES, ["skip"] * 3 + ["run"] * 3, strict=True))
+
+
+def test_a_missing_model_is_one_line_within_five_seconds(root):
+    start = time.monotonic()
+    done = medrefl(root, "run", "params/smoke.yaml", "--set", "shared.run=test_none", "--set", "shared.model=./nowhere")
+    assert done.returncode == 2 and time.monotonic() - start < 5
+    assert "nowhere" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (root / "runs" / "test_none").exists()
+
+
+def test_a_notebook_opened_alone_makes_what_it_needs(root):
+    """The last notebook with its defaults in an empty folder: everything above it runs first."""
+    files = RunFiles(root / "runs" / "test_interactive")
+    shutil.rmtree(files.root, ignore_errors=True)
+    try:
+        executed = papermill.execute_notebook(
+            root / "notebooks" / "06_report.ipynb",
+            None,
+            {"run": "runs/test_interactive"},
+            cwd=root,
+            progress_bar=False,
+            kernel_name="python3",
+        )
+        said = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
+        assert "running 01_tree_rollout, 02_step_valuation" in said
+        check_artifacts(files)
+    finally:
+        shutil.rmtree(files.root, ignore_errors=True)
+
+
+def test_real_medqa_questions_go_through_every_stage(root, shared_data):
+    """The issue's real input: long vignettes, five options, with answers that mean nothing."""
+    files = RunFiles(root / "runs" / "test_medqa")
+    shutil.rmtree(files.root, ignore_errors=True)
+    questions = shared_data / "benchmarks" / "medqa_usmle_5op_test.jsonl"
+    try:
+        done = medrefl(
+            root,
+            *("run", "params/medqa_cpu.yaml", "--set", "shared.run=test_medqa"),
+            *("--set", f"shared.questions={questions}"),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        check_artifacts(files)
+        trained_on = read_table(files.questions, QUESTIONS)
+        asked = read_table(files.responses, RESPONSES)
+        assert len(trained_on) == 24 and asked.question_id.nunique() == 24
+        assert not set(trained_on.question_id) & set(asked.question_id)
+        assert trained_on.stem.str.len().max() > 800
+        assert "mean nothing" in files.report.read_text()
+    finally:
+        shutil.rmtree(files.root, ignore_errors=True)

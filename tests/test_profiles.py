@@ -1,0 +1,158 @@
+"""A profile's errors stop the run before anything starts, and name file, section and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medrefl_utils.profiles import Parameter, load_profile, notebook_parameters
+from medrefl_utils.records import MedReflError
+from tests import toy
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return toy.checkout(tmp_path)
+
+
+def load(root: Path, content: object = None, *overrides: str) -> dict:
+    path = root / "params/toy.yaml"
+    if content is not None:
+        toy.profile(root, content)
+    notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in toy.STAGES}
+    return load_profile(path.relative_to(root), notebooks, root=root, overrides=overrides)
+
+
+@pytest.fixture(autouse=True)
+def _here(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+
+
+def test_defaults_shared_and_own_values_are_resolved(root: Path) -> None:
+    content = {"shared": {"run": "x", "seed": 3}, "01_count": {"n": 9, "rate": 2}, "02_double": {"seed": 4}}
+    profile = load(root, content)
+    assert profile.run == "x"
+    assert profile.parameters == {
+        "01_count": {"run": "runs/x", "seed": 3, "n": 9, "rate": 2.0, "names": ["a", "b"], "data": ""},
+        "02_double": {"run": "runs/x", "seed": 4, "loud": False},
+        "03_tell": {"run": "runs/x"},
+    }
+
+
+def test_run_is_named_after_the_file_when_the_profile_does_not_say(root: Path) -> None:
+    assert load(root, {"01_count": {"n": 1}}).run == "toy"
+
+
+def test_set_wins_over_the_file(root: Path) -> None:
+    profile = load(root, None, "shared.seed=8", "01_count.names=[x, 'y: z']", "01_count.rate=1e-4", "shared.run=other")
+    assert profile.parameters["01_count"] == {
+        "run": "runs/other", "seed": 8, "n": 4, "rate": 1e-4, "names": ["x", "y: z"], "data": "",
+    }  # fmt: skip
+
+
+def test_an_exponent_without_a_point_is_a_number(root: Path) -> None:
+    assert load(root, "01_count:\n  rate: 5e-7\n").parameters["01_count"]["rate"] == 5e-7
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "found nothing, expected sections"),
+        ("- 1\n- 2\n", "found list, expected sections"),
+        ("just text", "found str, expected sections"),
+        ("a: [", "is not YAML we can use"),
+        ("a: !!python/object/apply:os.getcwd []", "is not YAML we can use: could not determine a constructor"),
+        ("shared:\n  seed: 1\n  seed: 2\n", "the key 'seed' stands twice (line 2)"),
+        ("shared: {}\nshared: {}\n", "the key 'shared' stands twice (line 1)"),
+        ("1: {}\n", "the section 1 is a int, expected a name"),
+        ("shared: 3\n", "section 'shared' holds 3, expected key: value lines"),
+        ("shared:\n  1: 2\n", "section 'shared': a key is not a name: [1]"),
+        ("01_cont: {}\n", "unknown section '01_cont' (did you mean '01_count'?)"),
+        ("zzz: {}\n", "unknown section 'zzz', expected one of 01_count, 02_double, 03_tell, shared"),
+        ("01_count:\n  nmes: [a]\n", "section '01_count': unknown key 'nmes' (did you mean 'names'?)"),
+        (
+            "01_count:\n  loud: true\n",
+            "section '01_count': unknown key 'loud', expected one of data, n, names, rate, seed",
+        ),
+        ("shared:\n  sed: 1\n", "section 'shared': no notebook has the parameter 'sed' (did you mean 'seed'?)"),
+        ("01_count:\n  run: x\n", "section '01_count': 'run' is set once, as shared.run"),
+        ("01_count:\n  n: 2.0\n", "section '01_count': key 'n' (for 01_count): found 2.0 (float), expected int"),
+        ("01_count:\n  n: true\n", "key 'n' (for 01_count): found True (bool), expected int"),
+        ("01_count:\n  n: '3'\n", "found '3' (str), expected int"),
+        ("01_count:\n  n:\n", "found nothing, expected int"),
+        ("01_count:\n  rate: yes\n", "found True (bool), expected float"),
+        ("01_count:\n  names: a\n", "found 'a' (str), expected list[str]"),
+        ("01_count:\n  names: [1]\n", "found [1] (list), expected list[str]"),
+        ("shared:\n  seed: a\n", "section 'shared': key 'seed' (for 01_count): found 'a' (str), expected int"),
+        ("02_double:\n  loud: 1\n", "found 1 (int), expected bool"),
+        ("01_count:\n  data: none.jsonl\n", "section '01_count': key 'data': no such file or folder: none.jsonl"),
+        ("01_count:\n  data: ./none\n", "section '01_count': key 'data': no such file or folder: ./none"),
+        ("01_count:\n  names: [ok, /none/here]\n", "key 'names': no such file or folder: /none/here"),
+        ("shared:\n  run: ../x\n", "section 'shared': key 'run': found '../x', expected the run's name"),
+        ("shared:\n  run: 5\n", "section 'shared': key 'run': found 5, expected the run's name"),
+    ],
+)
+def test_a_wrong_profile_is_one_line_that_names_the_place(root: Path, content: str, message: str) -> None:
+    with pytest.raises(MedReflError) as caught:
+        load(root, content)
+    text = str(caught.value)
+    assert text.startswith("params/toy.yaml: ") and "\n" not in text
+    assert message in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("01_count.n", "--set 01_count.n: expected section.key=value, such as shared.seed=1"),
+        ("n=3", "--set n=3: expected section.key=value, such as shared.seed=1"),
+        ("01_count.n=[", "--set 01_count.n=[: the value is not YAML"),
+        ("01_count.m=3", "--set 01_count.m: unknown key 'm'"),
+        ("01_count.n=many", "--set 01_count.n (for 01_count): found 'many' (str), expected int"),
+        ("01_count.data=./none", "--set 01_count.data: no such file or folder: ./none"),
+        ("shared.sed=1", "--set shared.sed: no notebook has the parameter 'sed' (did you mean 'seed'?)"),
+        ("shared.run=a/b", "--set shared.run: found 'a/b', expected the run's name"),
+    ],
+)
+def test_a_wrong_override_names_itself(root: Path, override: str, message: str) -> None:
+    with pytest.raises(MedReflError) as caught:
+        load(root, None, override)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "value", ["org/name", "clinic", "openlifescienceai/medqa", "a note. With a full stop", "x" * 5000]
+)
+def test_a_hub_id_or_a_word_is_no_path(root: Path, value: str) -> None:
+    assert load(root, {"01_count": {"data": value}}).parameters["01_count"]["data"] == value
+
+
+def test_home_is_expanded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root))
+    (root / "exam.csv").write_text("x")
+    assert load(root, {"01_count": {"data": "~/exam.csv"}}).parameters["01_count"]["data"] == str(root / "exam.csv")
+
+
+def test_missing_and_binary_profiles(root: Path) -> None:
+    notebooks = {"01_count": root / "notebooks/01_count.ipynb"}
+    with pytest.raises(MedReflError, match="^nowhere.yaml: cannot be read: No such file or directory$"):
+        load_profile(Path("nowhere.yaml"), notebooks, root=root)
+    (root / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MedReflError, match="^b.yaml: is not UTF-8 text"):
+        load_profile(Path("b.yaml"), notebooks, root=root)
+
+
+def test_parameters_cell_is_read_with_what_papermill_misreads(root: Path) -> None:
+    toy.notebook(root / "n.ipynb", 'a: str = "x # y"  # text\nb: list[int] = [\n    1,\n]\nc: float = -1.5', [])
+    assert notebook_parameters(root / "n.ipynb") == {
+        "a": Parameter("a", "str", "x # y"),
+        "b": Parameter("b", "list[int]", [1]),
+        "c": Parameter("c", "float", -1.5),
+    }
+
+
+@pytest.mark.parametrize("line", ["a = 1", "a: int", "a: int = 1 + b", "print(1)", "import os"])
+def test_a_line_that_is_no_parameter_is_an_error(root: Path, line: str) -> None:
+    toy.notebook(root / "n.ipynb", line, [])
+    with pytest.raises(MedReflError, match="is not 'name: type = literal'"):
+        notebook_parameters(root / "n.ipynb")

@@ -1,0 +1,299 @@
+"""The report: what it shows, that it needs nothing from outside, and that text stays text."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from medrefl_utils import plots
+from medrefl_utils.pairs import reasoning_pairs
+from medrefl_utils.questions import questions_table
+from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, SCORES, STEPS, VALUES, MedReflError, Question, RunFiles
+from medrefl_utils.report import write_report
+from medrefl_utils.store import write_manifest, write_table
+from medrefl_utils.values import paths, value_table
+
+NAN = float("nan")
+SCRIPT = "<script>alert('gotcha')</script>"
+IMAGE = '"><img src=x onerror=alert(1)>'
+HOSTILE = f"{SCRIPT} {IMAGE} **bold** $x^2$ {{{{ 7 * 7 }}}} </details></div> \x07end"
+
+QUESTION = Question("q1", f"A rash after {SCRIPT}", {"A": "zelorin", "B": IMAGE, "C": "oxpril"}, "A", "clinic", "train")
+OTHER = Question("q2", "A fever.", {"A": "marvutide", "B": "zelorin"}, "B", "clinic", "test")
+
+
+class Page(HTMLParser):
+    """A page's elements, in order, and its visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.balanced = True
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.balanced &= bool(self.open) and self.open.pop() == tag
+        self.text += " " if tag in ("th", "td") else ""
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str, css: str = "") -> list[dict[str, str | None]]:
+        return [a for name, a in self.elements if name == tag and css in (a.get("class") or "").split(" ")]
+
+
+def step(
+    node: int, parent: int | None, depth: int, text: str, answer: str | None, outcome: float, **rest: object
+) -> dict:
+    known = outcome == outcome
+    kind = "root" if parent is None else "leaf" if known else "step"
+    stop = rest.get("stop", "answer" if known else None)
+    row = {"question_id": "q1", "node_id": node, "parent_id": parent, "depth": depth, "kind": kind, "text": text}
+    return row | {
+        **{"token_ids": None, "answer": answer, "outcome": outcome, "stop": stop, "weight": rest.get("weight", 1)},
+        **{"n_tokens": 5, "logprob": -1.0},
+    }
+
+
+STEPS_TABLE = pd.DataFrame(
+    [
+        step(0, None, 0, "", None, NAN),
+        step(1, 0, 1, f"Step 1: {HOSTILE}\n", None, NAN),
+        step(2, 0, 1, "Step 1: nothing.\n", None, NAN),
+        step(3, 1, 2, "Answer: A\n", "A", 1.0, weight=2),
+        step(4, 1, 2, "Answer: B\n", "B", -1.0),
+        step(5, 2, 2, "Who knows", None, -1.0, stop="tokens"),
+    ]
+)
+
+
+def response(question: Question, model: str, answer: str | None, text: str) -> dict:
+    return {
+        **{"question_id": question.question_id, "source": "clinic", "model": model, "protocol": "sampled", "run": 0},
+        **{"response": text, "answer": answer, "rule": "stated", "gold": question.gold, "n_tokens": 9, "stop": "end"},
+        **{"correct": answer == question.gold, "temperature": 1.0, "top_p": 1.0},
+    }
+
+
+def score(model: str, accuracy: float, gain: float) -> dict:
+    known = gain == gain
+    return {
+        **{"source": "clinic", "protocol": "sampled", "model": model, "n": 1000, "runs": 3, "accuracy": accuracy},
+        **{"accuracy_low": accuracy - 0.03, "accuracy_high": accuracy + 0.03, "accuracy_published": accuracy + 0.01},
+        **{"unreadable": 0.012, "mean_tokens": 61.4, "gain": gain, "gain_low": gain - 0.02, "gain_high": gain + 0.02},
+        **{"fixed": 300 if known else None, "broken": 87 if known else None, "mcnemar_p": 0.00002 if known else NAN},
+    }
+
+
+MANIFEST = {
+    **{"run": "demo", "profile": "params/smoke.yaml", "overrides": ["shared.seed=7"]},
+    "seeds": {"01_tree_rollout": {"seed": 7}, "04_dpo_lora_4bit": {"seed": 7}},
+    "versions": {"medrefl": "0.1.0", "torch": "2.13.0", "trl": "1.16.0"},
+    "machine": {"python": "3.11.7", "platform": "Linux", "cpu": "A <cpu>", "cores": 2, "memory_gib": 8.0},
+    "git": {"revision": "0123456789abcdef", "dirty": True},
+    "stages": {
+        "01_tree_rollout": {
+            **{"outputs": {"questions.parquet": "ab" * 32}, "figures": {"leaves": 4321}, "tokens": 123456},
+            **{"seconds": 75.2, "parameters": {"model": "medrefl_utils/tiny_student"}, "ingredients": {"secret": 1}},
+        },
+        "03_pair_construction": {"outputs": {}, "figures": {"pairs": 1, "dropped": {"all_wrong": 17}}, "tokens": 0},
+    },
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFiles:
+    run = RunFiles(tmp_path / "demo")
+    write_table(run.questions, questions_table([QUESTION, OTHER]), QUESTIONS)
+    write_table(run.steps / "part-00000.parquet", STEPS_TABLE, STEPS)
+    write_table(run.values, value_table(STEPS_TABLE), VALUES)
+    asked = [{"role": "user", "content": QUESTION.stem}]
+    pairs, _ = reasoning_pairs(
+        [QUESTION],
+        STEPS_TABLE,
+        paths(STEPS_TABLE),
+        prompt=lambda _: asked,
+        top_k=1,
+        min_margin=0.0,
+        max_per_question=1,
+    )
+    assert len(pairs) == 1
+    write_table(run.pairs, pairs, PAIRS)
+    responses = [
+        response(OTHER, "base", "A", f"Answer: A {SCRIPT}"),
+        response(OTHER, "medrefl", "B", f"I see {IMAGE}. Answer: B"),
+        response(QUESTION, "base", "A", "Answer: A"),
+        response(QUESTION, "medrefl", "A", "Answer: A"),
+    ]
+    write_table(run.responses / "clinic.parquet", pd.DataFrame(responses), RESPONSES)
+    write_table(run.scores, pd.DataFrame([score("base", 0.6, NAN), score("medrefl", 0.671, 0.071)]), SCORES)
+    run.figures.mkdir()
+    plots.outcomes(STEPS_TABLE).savefig(run.figures / "outcomes.png")
+    write_manifest(run, MANIFEST)
+    return run
+
+
+def page_of(run: RunFiles, note: str = "") -> Page:
+    return Page(write_report(run, note).read_text(encoding="utf-8"))
+
+
+def test_the_report_is_one_page_that_asks_for_nothing(run: RunFiles) -> None:
+    path = write_report(run)
+    assert path == run.report
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.balanced and not page.open
+    assert "http:" not in html and "https:" not in html and "//" not in html.replace("</", "").split("<body>")[0]
+    references = [a[name] for _, a in page.elements for name in ("src", "href", "srcset", "data") if name in a]
+    assert references and all(str(reference).startswith("data:image/png;base64,") for reference in references)
+    assert not [tag for tag, _ in page.elements if tag in ("script", "link", "iframe", "object", "base", "form", "svg")]
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy).startswith("default-src 'none'")
+
+
+def test_hostile_text_is_shown_as_text(run: RunFiles) -> None:
+    manifest = MANIFEST | {
+        "profile": HOSTILE,
+        "stages": {SCRIPT: {"figures": {IMAGE: SCRIPT}, "outputs": {IMAGE: "0"}}},
+    }
+    write_manifest(run, manifest)
+    (run.figures / "outcomes.png").rename(run.figures / '" onerror="alert(1).png')
+    page = page_of(run, note=HOSTILE)
+    assert page.balanced
+    assert not page.all("script")
+    assert len(page.all("img")) == 1
+    assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
+    assert page.text.count(SCRIPT) >= 6  # note, profile, tree, question, pair, response, manifest
+    assert page.text.count(IMAGE) >= 4
+    assert "{{ 7 * 7 }}" in page.text and "49 " not in page.text
+    assert "\x07" not in page.text and "\ufffdend" in page.text
+
+
+def test_what_was_run_and_what_came_of_it(run: RunFiles) -> None:
+    text = " ".join(page_of(run).text.split())
+    for expected in (
+        "Med-REFL run demo",
+        "profile params/smoke.yaml",
+        "changed on the command line shared.seed=7",
+        "model medrefl_utils/tiny_student",
+        "questions 2 from clinic",
+        "trees 1 with 6 steps",
+        "evaluated on clinic: 1,000 questions",
+        "seeds 7",
+        "python 3.11.7, platform Linux, cpu A <cpu>, cores 2",
+        "0123456789ab, with changes",
+        "60.0 [57.0, 63.0]",
+        "67.1 [64.1, 70.1]",
+        "+7.1 [+5.1, +9.1]",
+        "2.0e-05",
+        "1,000 × 3",
+        "1.2%",
+        "01_tree_rollout 75 s 123,456",
+        "leaves 4,321",
+        "dropped: all wrong 17",
+        "torch 2.13.0",
+        "questions.parquet abababababababab",
+    ):
+        assert expected in text, expected
+    assert "secret" not in text  # what the chain compares is of no use to a reader
+
+
+def test_leaves_are_counted_by_how_they_ended(run: RunFiles) -> None:
+    text = " ".join(page_of(run).text.split())
+    assert "a right answer 2 a wrong answer 1 cut: too many tokens 1" in text
+
+
+def test_the_tree_is_nested_details_coloured_by_value(run: RunFiles) -> None:
+    page = page_of(run)
+    assert len(page.all("details")) == 3 + 1  # root and two inner steps; the manifest
+    assert [("open" in a) for a in page.all("details")] == [True, True, False, False]  # the pair's paths stand open
+    badges = [(a["style"], a["title"]) for a in page.all("span", "v")]
+    assert badges[0] == ("background:" + to_hex(plots.VALUE_COLOURS(0.5)), "2 right, 2 wrong")
+    assert badges[2] == ("background:" + plots.RIGHT, "2 right, 0 wrong")
+    assert badges[-1] == ("background:" + plots.WRONG, "0 right, 1 wrong")
+    assert len(page.all("div", "leaf")) == 3
+    for mark in ("+0.33", "A ✓", "B ✗", "? ✗", "×2"):
+        assert mark in page.text
+
+
+def test_a_pair_stands_side_by_side_with_its_shared_steps_apart(run: RunFiles) -> None:
+    page = page_of(run)
+    text = " ".join(page.text.split())
+    assert "A pair: reasoning" in text
+    assert "✓ chosen, S = +0.67, 10 tokens" in text
+    assert "✗ rejected, S = −0.33, 10 tokens" in text
+    assert len(page.all("span", "shared")) == 2
+
+
+def test_a_repaired_answer_is_shown(run: RunFiles) -> None:
+    text = " ".join(page_of(run).text.split())
+    assert "1 of 2 responses were wrong with the base and right with the adapter" in text
+    assert "✗ base: A" in text and "✓ Med-REFL: B" in text
+
+
+def test_figures_stand_in_the_order_of_the_stages(run: RunFiles) -> None:
+    for name in ("accuracy", "my_own", "tree"):
+        (run.figures / f"{name}.png").write_bytes((run.figures / "outcomes.png").read_bytes())
+    shown = [str(image["alt"]) for image in page_of(run).all("img")]
+    assert [caption.split()[0] for caption in shown] == ["How", "The", "Accuracy", "my"]
+
+
+def test_a_note_is_a_banner(run: RunFiles) -> None:
+    assert "The student knows no medicine" in page_of(run, "The student knows no medicine").text
+    assert not page_of(run).all("p", "note")
+
+
+def test_missing_pieces_are_said_in_a_sentence(run: RunFiles) -> None:
+    write_table(run.pairs, pd.DataFrame(columns=PAIRS.names), PAIRS)
+    responses = [response(OTHER, "base", None, "?"), response(OTHER, "medrefl", "A", "Answer: A")]
+    write_table(run.responses / "clinic.parquet", pd.DataFrame(responses), RESPONSES)
+    write_table(run.scores, pd.DataFrame([score("base", 0.6, NAN)]), SCORES)
+    (run.figures / "outcomes.png").unlink()
+    run.manifest.unlink()
+    page = page_of(run)
+    assert page.balanced
+    for sentence in (
+        "The run has no figures.",
+        "The run made no pairs.",
+        "No response was wrong with the base and right with the adapter.",
+        "The manifest holds no stages.",
+    ):
+        assert sentence in page.text
+    assert "? ✗" in page.text  # the tree is still there
+
+
+def test_a_missing_table_is_an_error_that_names_its_maker(run: RunFiles) -> None:
+    run.scores.unlink()
+    with pytest.raises(MedReflError, match="scores.parquet is missing: 05_benchmark_evaluation makes it"):
+        write_report(run)
+
+
+def test_a_deep_tree_needs_no_recursion(run: RunFiles) -> None:
+    deep = 3000
+    chain = [step(0, None, 0, "", None, NAN), *(step(i, i - 1, i, f"Step {i}", None, NAN) for i in range(1, deep))]
+    steps = pd.DataFrame([*chain, step(deep, deep - 1, deep, "Answer: B", "B", -1.0)])
+    write_table(run.steps / "part-00000.parquet", steps, STEPS)
+    write_table(run.values, value_table(steps), VALUES)
+    write_table(run.pairs, pd.DataFrame(columns=PAIRS.names), PAIRS)
+    page = page_of(run)
+    assert page.balanced and len(page.all("details")) == deep + 1
+
+
+def test_json_of_the_manifest_is_whole(run: RunFiles) -> None:
+    text = page_of(run).text
+    shown = text[text.index("The whole manifest") + len("The whole manifest") :]
+    manifest = json.loads(shown[: shown.rindex("}") + 1])
+    assert manifest["stages"]["03_pair_construction"]["figures"] == {"pairs": 1, "dropped": {"all_wrong": 17}}

@@ -1,0 +1,150 @@
+"""pyproject, constraints, environment.yml, Makefile and CI say the same."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+import medrefl_utils
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"])]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+PINS = {
+    canonical(line.split("==")[0]): line.split("==")[1]
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+}
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=str)
+def test_every_direct_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(PINS[canonical(requirement.name)])
+
+
+def test_ranges_let_a_machine_keep_its_torch() -> None:
+    torch = next(r for r in DIRECT if r.name == "torch")
+    assert all(torch.specifier.contains(v) for v in ("2.6.0", "2.8.0+cu126", "2.13.0", "2.14.1"))
+    assert not any("==" in str(r.specifier) for r in DIRECT), "a range, not a pin"
+
+
+def test_constraints_are_exact_public_versions() -> None:
+    for name, pin in PINS.items():
+        assert str(Version(pin)) == pin and Version(pin).local is None, name
+
+
+def test_constraints_hold_all_that_is_brought_along() -> None:
+    waiting, seen = list(DIRECT), set()
+    while waiting:
+        requirement = waiting.pop()
+        key = (canonical(requirement.name), frozenset(requirement.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        assert key[0] in PINS, f"{requirement} is installed, but not pinned"
+        for text in metadata.requires(requirement.name) or []:
+            brought = Requirement(text)
+            extras = requirement.extras or {""}
+            if brought.marker is None or any(brought.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(brought)
+
+
+def test_what_runs_here_is_what_is_pinned() -> None:
+    found = {r.name: metadata.version(r.name).split("+")[0] for r in DIRECT}
+    assert found == {r.name: PINS[canonical(r.name)] for r in DIRECT}
+
+
+def test_conda_users_get_the_same_set() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, by_pip = environment["dependencies"]
+    # The pins are not written again: pip reads them from the one file.
+    assert by_pip == {"pip": ["-c constraints.txt", "-e .[test]"]}
+    assert pip == "pip"
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python="))
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    provided = metadata.packages_distributions()
+    declared = {canonical(requirement.name) for requirement in DIRECT}
+    for folder in ("medrefl_utils", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+                for top in (
+                    {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"medrefl_utils", "tests"}
+                ):
+                    owners = {canonical(owner) for owner in provided.get(top, [top])}
+                    assert owners & declared, f"{path.relative_to(ROOT)} imports {top}"
+
+
+def test_version_is_told_once_in_each_place() -> None:
+    assert PROJECT["version"] == medrefl_utils.__version__ == metadata.version("medrefl")
+
+
+def test_license_is_apache() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
+
+
+def test_ci_calls_test_and_then_run() -> None:
+    script = (ROOT / ".ci/run").read_text()
+    assert script.rstrip().endswith("make test\nmake run")
+    assert "set -euo pipefail" in script
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_make_names_the_python_it_needs(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text(
+        '#!/bin/sh\ncase "$2" in *IDENTITY*|*zlib*) echo 3.9.1-0;; *) echo '
+        "'medrefl needs Python 3.11 or newer: it is 3.9' >&2; exit 1;; esac\n"
+    )
+    old.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = make(tmp_path, "setup", f"PYTHON={old}")
+    assert done.returncode != 0 and "medrefl needs Python 3.11 or newer" in done.stderr
+    done = make(tmp_path, "setup", "PYTHON=/nowhere/python3")
+    assert done.returncode != 0 and "needs Python 3.11 or newer: none found" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_a_finished_setup_is_not_repeated_and_a_stale_one_is(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    would = make(tmp_path, "-n", "setup").stdout
+    assert "pip install" in would
+    stamp = re.search(r"touch (\.venv/\.ready-\S+)", would).group(1)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / stamp).touch()
+    assert "pip" not in make(tmp_path, "-n", "run").stdout
+    later = (tmp_path / stamp).stat().st_mtime + 10
+    os.utime(tmp_path / "constraints.txt", (later, later))
+    assert "pip install" in make(tmp_path, "-n", "run").stdout
+    os.utime(tmp_path / stamp, (later + 10, later + 10))
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert "pip install" in make(moved, "-n", "run").stdout, "a venv does not survive being moved"
