@@ -1,4 +1,4 @@
-"""Step values V and solution values S of reasoning trees, for any number of trees in one pass over their table.
+"""Step values V, solution values S and remain values R of reasoning trees, for any number of trees in one pass.
 
 A tree is its rows: ``node_id`` is an integer unique within its question, ``parent_id`` the step it continues, null
 for the root (the question). A leaf is a row that no row continues; it alone has an outcome, +1 or -1. Rows may come
@@ -13,6 +13,7 @@ of its copies' leaves together, and every step above it has the value it has in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ _INT32 = np.iinfo(np.int32)
 
 
 @dataclass(frozen=True)
-class _Forest:
+class Forest:
     """All trees of a table; arrays are aligned with its rows, and ``parent`` and ``levels`` hold row positions."""
 
     node: _Ints
@@ -40,6 +41,50 @@ class _Forest:
     outcome: _Floats
     weight: _Floats
 
+    @cached_property
+    def counts(self) -> tuple[_Floats, _Floats]:
+        """C and W of each row: right and wrong leaves at or below it. Whole numbers in float64: sums are exact."""
+        right = np.where(self.leaf & (self.outcome > 0), self.weight, 0.0)
+        wrong = np.where(self.leaf & (self.outcome < 0), self.weight, 0.0)
+        for level in self.levels[:0:-1]:
+            np.add.at(right, self.parent[level], right[level])
+            np.add.at(wrong, self.parent[level], wrong[level])
+        return right, wrong
+
+    @cached_property
+    def value(self) -> _Floats:
+        """V of each row."""
+        right, wrong = self.counts
+        return (right - wrong) / (right + wrong)
+
+    @cached_property
+    def total(self) -> _Floats:
+        """The sum of V from the root's child down to each row: S and R are differences of it over lengths."""
+        total = np.zeros(len(self.node))
+        for level in self.levels[1:]:
+            total[level] = total[self.parent[level]] + self.value[level]
+        return total
+
+    @cached_property
+    def depth(self) -> _Ints:
+        """0 for a root."""
+        depth = np.zeros(len(self.node), np.int64)
+        for number, level in enumerate(self.levels):
+            depth[level] = number
+        return depth
+
+    def climb(self, leaves: _Ints) -> tuple[_Ints, npt.NDArray[np.int32]]:
+        """The paths to these leaves: where each starts (one more at the end), and their rows from the root's child."""
+        starts = np.concatenate([[0], np.cumsum(self.depth[leaves])])
+        flat = np.empty(int(starts[-1]), np.int32)  # rows, of which no table has 2**31
+        at, spot = leaves, starts[1:] - 1
+        while len(at):  # all paths at once, those that have arrived left out
+            flat[spot] = at
+            at, spot = self.parent[at], spot - 1
+            inside = self.parent[at] >= 0
+            at, spot = at[inside], spot[inside]
+        return starts, flat
+
 
 def step_values(steps: pd.DataFrame) -> pd.Series:
     """Step value V(s) = (C - W) / (C + W) over the leaves at or below each step (method figure).
@@ -48,8 +93,7 @@ def step_values(steps: pd.DataFrame) -> pd.Series:
     the rows' index and order, in [-1, 1]; a leaf's V is its outcome. Raises MedReflError, naming the question and the
     node, if a tree is malformed.
     """
-    right, wrong = _counts(_forest(steps))
-    return pd.Series((right - wrong) / (right + wrong), index=steps.index, name="value")
+    return pd.Series(read_forest(steps).value, index=steps.index, name="value")
 
 
 def value_table(steps: pd.DataFrame) -> pd.DataFrame:
@@ -57,14 +101,14 @@ def value_table(steps: pd.DataFrame) -> pd.DataFrame:
 
     Raises as ``step_values`` does.
     """
-    forest = _forest(steps)
-    right, wrong = _counts(forest)
+    forest = read_forest(steps)
+    right, wrong = forest.counts
     table = {
         "question_id": steps["question_id"].reset_index(drop=True),
         "node_id": forest.node.astype(np.int32),
         "right": right,
         "wrong": wrong,
-        "value": (right - wrong) / (right + wrong),
+        "value": forest.value,
     }
     return pd.DataFrame(table)[VALUES.names]
 
@@ -76,29 +120,10 @@ def paths(steps: pd.DataFrame) -> pd.DataFrame:
     column), outcome, value and weight. ``value`` is the solution value S: the mean of V over the path's steps, the
     root left out (method figure). Raises as ``step_values`` does.
     """
-    forest = _forest(steps)
-    right, wrong = _counts(forest)
-    value = (right - wrong) / (right + wrong)
-
-    total = np.zeros(len(value))  # of V from the root's child down to each step
-    for level in forest.levels[1:]:
-        total[level] = total[forest.parent[level]] + value[level]
-    depth = np.zeros(len(value), np.int64)
-    for number, level in enumerate(forest.levels):
-        depth[level] = number
-
+    forest = read_forest(steps)
     leaves = forest.by_node[forest.leaf[forest.by_node]]
-    length = depth[leaves]
-    ends = np.cumsum(length)
-    flat = np.empty(int(ends[-1]) if len(ends) else 0, np.int32)
-    at, spot = leaves, ends - 1
-    while len(at):  # climb all paths at once, and leave out those that have arrived
-        flat[spot] = forest.node[at]
-        at, spot = forest.parent[at], spot - 1
-        inside = forest.parent[at] >= 0
-        at, spot = at[inside], spot[inside]
-    nodes = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), pa.array(flat))
-
+    starts, flat = forest.climb(leaves)
+    nodes = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(forest.node[flat].astype(np.int32)))
     answer = steps["answer"].iloc[leaves].array if "answer" in steps else np.full(len(leaves), None, object)
     return pd.DataFrame(
         {
@@ -108,24 +133,40 @@ def paths(steps: pd.DataFrame) -> pd.DataFrame:
             "nodes": pd.Series(pd.arrays.ArrowExtensionArray(nodes)),
             "answer": answer,
             "outcome": forest.outcome[leaves],
-            "value": total[leaves] / length,
+            "value": forest.total[leaves] / forest.depth[leaves],
             "weight": forest.weight[leaves].astype(np.int64),
         }
     )
 
 
-def _counts(forest: _Forest) -> tuple[_Floats, _Floats]:
-    """C and W of each row: right and wrong leaves at or below it. Whole numbers in float64, so sums are exact."""
-    right = np.where(forest.leaf & (forest.outcome > 0), forest.weight, 0.0)
-    wrong = np.where(forest.leaf & (forest.outcome < 0), forest.weight, 0.0)
-    for level in forest.levels[:0:-1]:
-        np.add.at(right, forest.parent[level], right[level])
-        np.add.at(wrong, forest.parent[level], wrong[level])
-    return right, wrong
+def remain_values(steps: pd.DataFrame) -> pd.DataFrame:
+    """R of every step of every path: the mean of V from the step to the path's end, the step included (**ours**).
+
+    Columns question_id, leaf (the path's), node_id (the step's) and value; paths in the order of ``paths``, steps from
+    the root's child down. Raises as ``step_values`` does.
+    """
+    forest = read_forest(steps)
+    leaves = forest.by_node[forest.leaf[forest.by_node]]
+    starts, flat = forest.climb(leaves)
+    ends = np.repeat(leaves, np.diff(starts))
+    return pd.DataFrame(
+        {
+            "question_id": steps["question_id"].iloc[ends].array,
+            "leaf": forest.node[ends].astype(np.int32),
+            "node_id": forest.node[flat].astype(np.int32),
+            "value": remain(forest, flat, ends),
+        }
+    )
 
 
-def _forest(steps: pd.DataFrame) -> _Forest:
-    """Read the trees of a table, raising the first fault found: of the ids, of the shape, then of the leaves."""
+def remain(forest: Forest, step: _Ints, leaf: _Ints) -> _Floats:
+    """R(step, path to the leaf), rows as positions of the forest's table."""
+    before = forest.total[forest.parent[step]]
+    return (forest.total[leaf] - before) / (forest.depth[leaf] - forest.depth[step] + 1)
+
+
+def read_forest(steps: pd.DataFrame) -> Forest:
+    """The trees of a table; MedReflError names the first fault: of the ids, of the shape, then of the leaves."""
     for name in ("question_id", "node_id", "parent_id", "outcome"):
         if name not in steps:
             raise MedReflError(f"steps: no column {name!r}, found {', '.join(map(str, steps.columns))}")
@@ -189,7 +230,7 @@ def _forest(steps: pd.DataFrame) -> _Forest:
     stop_at(leaf & np.isnan(outcome), "nothing continues it and it has no outcome: a leaf needs +1 or -1")
     stop_at(leaf & (np.abs(outcome) != 1), "outcome {outcome}, expected +1 or -1")
     stop_at(leaf & ~((weight >= 1) & (weight == np.floor(weight))), "weight {weight}, expected a whole number from 1")
-    return _Forest(node, parent, levels, by_node, leaf, outcome, weight)
+    return Forest(node, parent, levels, by_node, leaf, outcome, weight)
 
 
 def _levels(parent: _Ints, roots: _Ints) -> list[_Ints]:
