@@ -28,6 +28,8 @@ lab: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m jupyterlab
 
 bench: $(STAMP)
+	@# The peers that are measured beside us: nothing else needs them.
+	@$(BIN)/python -c 'import anytree' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,bench]'
 	@$(BIN)/python -m tests.benchmarks $(NAME)
 
 clean:

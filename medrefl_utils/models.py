@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from medrefl_utils.prompts import Messages
 from medrefl_utils.records import MedReflError
 from medrefl_utils.store import content_hash
 
@@ -80,6 +83,23 @@ def load_model(model: str, quantization: str = "none", adapter: Path | None = No
     if adapter is not None:
         loaded = _with_adapter(loaded, adapter)
     return loaded.eval()
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """How long texts are for a model: the ``lengths.Counter`` of its tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def prompts(self, messages: Sequence[Messages]) -> list[int]:
+        """Tokens of each prompt in the chat template, the header of the assistant's turn included."""
+        render = self.tokenizer.apply_chat_template
+        return self.texts([render(m, add_generation_prompt=True, tokenize=False) for m in map(list, messages)])
+
+    def texts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text by itself."""
+        texts = list(texts)
+        return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False).input_ids] if texts else []
 
 
 def device() -> str:

@@ -245,6 +245,41 @@ def pair_margins(pairs: pd.DataFrame) -> Figure:
 
 
 @_styled
+def pair_lengths(pairs: pd.DataFrame) -> Figure:
+    """How many tokens longer the chosen side is, by kind of pair: boxes, the mean as a diamond, and mean lengths."""
+    kinds = list(dict.fromkeys(pairs["kind"]))
+    figure = Picture((7.2, 1.3 + 0.62 * max(1, len(kinds))), layout="constrained")
+    axes = figure.subplots()
+    sides = pairs[["chosen_tokens", "rejected_tokens"]].astype(float)
+    surplus = sides["chosen_tokens"] - sides["rejected_tokens"]
+    if kinds:
+        drawn = axes.boxplot(
+            [surplus[pairs["kind"] == kind] for kind in kinds],
+            orientation="horizontal",
+            widths=0.5,
+            showmeans=True,
+            patch_artist=True,
+            flierprops={"marker": ".", "markersize": 3, "markeredgecolor": BASE},
+            meanprops={"marker": "D", "markersize": 5, "markerfacecolor": WRONG, "markeredgecolor": INK},
+            medianprops={"color": INK},
+        )
+        for box in drawn["boxes"]:
+            box.set(facecolor="#d1e5f0", edgecolor=INK)
+        means = sides.groupby(pairs["kind"]).mean()
+        labels = [f"{kind}\n{means.loc[kind].iloc[0]:.0f} against {means.loc[kind].iloc[1]:.0f}" for kind in kinds]
+        axes.set_yticks(range(1, len(kinds) + 1), labels)
+        axes.invert_yaxis()
+        axes.axvline(0, color=BASE, lw=1, ls="--", zorder=0)
+        longer = (surplus > 0).mean()
+        title = f"In {longer:.0%} of {len(pairs):,} pairs the chosen side is the longer one"
+    else:
+        title = "No pairs"
+    axes.set(xlabel="tokens of the chosen side − tokens of the rejected side")
+    axes.set_title(title)
+    return figure
+
+
+@_styled
 def training_curves(log: pd.DataFrame) -> Figure:
     """DPO loss, reward margin and reward accuracy over the training steps.
 

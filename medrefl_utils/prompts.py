@@ -71,6 +71,27 @@ def judge(question: Question, chain: Sequence[str]) -> Messages:
     )
 
 
+def locate(question: Question, chain: Sequence[str]) -> Messages:
+    """Name the first wrong step of a chain that ends at a wrong answer."""
+    numbered = "\n".join(f"[{number}] {step.strip()}" for number, step in enumerate(chain, 1))
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"This reasoning ends at a wrong answer:\n{numbered}\n\n"
+        'Which step is the first that goes wrong? Reply with one line, "First wrong step: n", n its number in brackets.'
+    )
+
+
+def thinker(question: Question, chain: Sequence[str]) -> Messages:
+    """Rewrite a chain of steps as flowing thought that ends at the same answer."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"Reasoning:\n{_lines(chain)}\n\n"
+        "Rewrite this reasoning as the flowing thought of one who works the question out: in the first person, without "
+        "step numbers, nothing added, nothing left out, its doubts and changes of mind kept in their order. Keep to "
+        'its conclusion, and end with the line "Answer: X", where X is the letter at which it ends.'
+    )
+
+
 def version() -> str:
     """A hash of this module's source: goes into the manifest, so that a changed prompt is seen."""
     return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]

@@ -112,6 +112,10 @@ VALUES = _schema(
     value=(pa.float64(), "step value V = (C - W) / (C + W)"),
 )
 
+_JUDGEMENT = pa.struct(
+    [("prompt", pa.string()), ("reply", pa.string()), ("correctness", pa.int8()), ("logic", pa.int8())]
+)
+
 PAIRS = _schema(
     pair_id=(pa.string(), "hash of kind, prompt, chosen and rejected"),
     question_id=(pa.string(), "the question both sides answer"),
@@ -123,8 +127,39 @@ PAIRS = _schema(
     rejected_nodes=(pa.list_(pa.int32()), "node ids of the rejected path"),
     chosen_value=(pa.float64(), "solution value S of the chosen path"),
     rejected_value=(pa.float64(), "solution value S of the rejected path"),
-    chosen_tokens=(pa.int32(), "tokens of the chosen side, prompt left out"),
-    rejected_tokens=(pa.int32(), "tokens of the rejected side, prompt left out"),
+    left_nodes=(pa.list_(pa.int32()), "reflection: the wrong path that both sides begin with, up to where it is left"),
+    chosen_taken=(pa.int32(), "reflection: the step of chosen_nodes at which the chosen side goes on"),
+    rejected_taken=(pa.int32(), "reflection: likewise of the rejected side"),
+    chosen_action=(pa.float64(), "reflection: action value A of the chosen side's correction"),
+    rejected_action=(pa.float64(), "reflection: action value A of the rejected side's correction"),
+    chosen_reflection=(pa.string(), "reflection: what the model wrote, as it wrote it"),
+    rejected_reflection=(pa.string(), "reflection: likewise of the rejected side"),
+    judgement=(
+        _JUDGEMENT,
+        "the judge's prompt, raw reply and scores, 1 to 5, of the chosen side; null without a judge",
+    ),
+    prompt_tokens=(pa.int32(), "tokens of the prompt as the student reads it, the header of its turn included"),
+    chosen_tokens=(pa.int32(), "tokens of the chosen side with the student's tokenizer, prompt left out"),
+    rejected_tokens=(pa.int32(), "tokens of the rejected side, likewise"),
+)
+
+REFLECTIONS = _schema(
+    question_id=(pa.string(), "the question"),
+    left=(pa.int32(), "the step after which the wrong path is left"),
+    leaf=(pa.int32(), "the leaf of the path that is taken up"),
+    prompt=(pa.string(), "what the writer was asked"),
+    replies=(pa.list_(pa.string()), "what it wrote, each attempt as it stands"),
+    faults=(pa.list_(pa.string()), "what was wrong with each attempt that was refused"),
+    text=(pa.string(), "the reflection on one line; null where every attempt was refused"),
+)
+
+OVERLAPS = _schema(
+    question_id=(pa.string(), "the training question"),
+    other_id=(pa.string(), "the evaluation question"),
+    other_source=(pa.string(), "its benchmark"),
+    how=(pa.string(), "same (normalised), contained or reworded"),
+    jaccard=(pa.float64(), "share of the word n-grams of both that both have"),
+    containment=(pa.float64(), "share of the smaller one's word n-grams that the other has"),
 )
 
 TRAINING = _schema(
@@ -202,6 +237,18 @@ class RunFiles:
     @property
     def pairs(self) -> Path:
         return self.root / "pairs.parquet"
+
+    @property
+    def reflections(self) -> Path:
+        return self.root / "reflections.parquet"
+
+    @property
+    def overlaps(self) -> Path:
+        return self.root / "overlaps.parquet"
+
+    @property
+    def exports(self) -> Path:
+        return self.root / "exports"
 
     @property
     def adapter(self) -> Path:

@@ -8,7 +8,16 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from medrefl_utils.pairs import pair_id, reasoning_pairs
+from medrefl_utils.corrections import corrections, locate_errors
+from medrefl_utils.pairs import (
+    pair_id,
+    random_pairs,
+    reasoning_pairs,
+    reflection_candidates,
+    reflection_pairs,
+    take_at_most,
+    turns,
+)
 from medrefl_utils.records import PAIRS, MedReflError, Question
 from medrefl_utils.values import paths
 
@@ -166,3 +175,184 @@ def test_a_missing_question_and_a_bad_parameter_are_named() -> None:
         )
     with pytest.raises(MedReflError, match="top_k is 0, expected at least 1"):
         make(table(MIXED), top_k=0)
+
+
+def test_a_prompt_that_states_the_answer_stops_the_stage() -> None:
+    def telling(question: Question) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"What helps? The answer is {question.gold}."}]
+
+    def harmless(question: Question) -> list[dict[str, str]]:
+        return [{"role": "user", "content": 'Is it B? A zelorin pump helps. End with the line "Answer: X".'}]
+
+    questions, steps = [Question("q1", "?", OPTIONS, "A")], table(MIXED)
+    options = {"top_k": 1, "min_margin": 0.0, "max_per_question": 1}
+    with pytest.raises(MedReflError, match=r"question 'q1', pair of nodes .*: the prompt states the gold answer A"):
+        reasoning_pairs(questions, steps, paths(steps), prompt=telling, **options)
+    assert len(reasoning_pairs(questions, steps, paths(steps), prompt=harmless, **options)[0]) == 1
+
+
+# V: root 0, 1 = 0, 2 = 1, 3 = -1, 4 = 1, 9 = -1. The wrong path to 8 errs at 3, those to 10 and 12 at 9.
+# S: 5 and 11 have 1, 6 has 2/3, 8 has -2/3, 10 and 12 have -1.
+TWO_WAYS = [
+    ("q1", 0, None, "", NAN, None, 0),
+    ("q1", 1, 0, "Step 1: fever.\n", NAN, None, 4),
+    ("q1", 2, 0, "Step 1: rash.\n", NAN, None, 4),
+    ("q1", 3, 1, "Step 2: so it is oxpril.\n", NAN, None, 7),
+    ("q1", 4, 1, "Step 2: so it is zelorin.\n", NAN, None, 7),
+    ("q1", 5, 2, "Answer: A", 1.0, "answer", 3),
+    ("q1", 6, 4, "Answer: A", 1.0, "answer", 3),
+    ("q1", 8, 3, "Answer: C", -1.0, "answer", 3),
+    ("q1", 9, 0, "Step 1: nothing at all.\n", NAN, None, 5),
+    ("q1", 10, 9, "Answer: B", -1.0, "answer", 3),
+    ("q1", 11, 2, "Answer: A, surely", 1.0, "answer", 5),
+    ("q1", 12, 9, "Answer: C", -1.0, "answer", 3),
+]
+
+
+def candidates(kind: str, **parameters: float) -> tuple[pd.DataFrame, dict[str, int]]:
+    steps = table(TWO_WAYS)
+    ranked, _ = corrections(steps, locate_errors(steps), kind=kind)
+    return reflection_candidates(ranked, **({"top_k": 1, "min_margin": 0.0, "max_per_question": 10} | parameters))
+
+
+def reflected(kind: str, written=lambda key: f"Wait,  I go to {key[2]}.\n", **parameters: float):
+    steps = table(TWO_WAYS)
+    found, _ = candidates(kind, **parameters)
+    asked = turns([QUESTION], steps, paths(steps), found)
+    texts = {key: written(key) for key in asked if written(key)}
+    return reflection_pairs([QUESTION], steps, paths(steps), found, texts, kind=f"reflection_{kind}", prompt=prompt)
+
+
+QUESTION = Question("q1", "What helps?", OPTIONS, "A")
+
+
+def test_candidates_cross_the_best_corrections_of_both_ways() -> None:
+    found, dropped = candidates("mid")
+    assert found[
+        ["wrong_leaf", "left", "taken_chosen", "leaf_chosen", "taken_rejected", "leaf_rejected"]
+    ].values.tolist() == [
+        [8, 3, 2, 5, 9, 10],
+        [10, 9, 2, 5, 1, 8],
+    ]
+    assert dropped == {"no_effective": 0, "no_invalid": 0, "margin": 0, "cap": 0}
+    assert (found["action_chosen"] > found["action_rejected"]).all()
+    # By ranks, then 8 before 10, since S(8) is more confusing: 5, 11, 6 against 10, 12 and against 8.
+    found, dropped = candidates("mid", top_k=3, max_per_question=4)
+    assert found[["wrong_leaf", "leaf_chosen", "leaf_rejected"]].values.tolist() == [
+        *([8, 5, 10], [10, 5, 8]),
+        *([8, 5, 12], [8, 11, 10]),
+    ]
+    assert dropped["cap"] == 5
+    # A: (2 + 5/3 + 2) / 3 and (0 - 1/3 + 0) / 3 for 8; 2 and (1 + 1/3 + 1/3) / 3 for 10, which are 1.44 apart.
+    assert found.loc[0, ["action_chosen", "action_rejected"]].tolist() == pytest.approx([17 / 9, -1 / 9])
+    found, dropped = candidates("mid", min_margin=1.9)
+    assert found["wrong_leaf"].tolist() == [8] and dropped["margin"] == 1
+    with pytest.raises(MedReflError, match="max_per_question is 0"):
+        candidates("mid", max_per_question=0)
+
+
+def test_a_wrong_path_with_one_way_to_end_gives_no_pair() -> None:
+    steps = table([row for row in TWO_WAYS if row[1] not in (9, 10, 12)])
+    ranked, _ = corrections(steps, locate_errors(steps), kind="mid")
+    found, dropped = reflection_candidates(ranked, top_k=2, min_margin=0.0, max_per_question=9)
+    assert found.empty and dropped["no_invalid"] == 1
+
+
+def test_a_turn_says_what_is_shared_what_goes_wrong_and_what_replaces_it() -> None:
+    steps = table(TWO_WAYS)
+    found, _ = candidates("mid", top_k=3)
+    asked = turns([QUESTION], steps, paths(steps), found)
+    assert len(asked) == 3 + 2 + 3 + 1
+    assert asked["q1", 3, 6].public == ("Step 1: fever.\n",)
+    assert asked["q1", 3, 6].wrong == ("Step 2: so it is oxpril.\n",)
+    assert asked["q1", 3, 6].right == ("Step 2: so it is zelorin.\n", "Answer: A")
+    assert asked["q1", 3, 5].public == ()  # branches off at the question: both steps were wrong
+    assert asked["q1", 3, 5].wrong == ("Step 1: fever.\n", "Step 2: so it is oxpril.\n")
+
+
+def test_a_pair_in_the_middle_shares_the_wrong_step_and_parts_at_the_reflection() -> None:
+    pairs, dropped = reflected("mid")
+    pair = pairs.iloc[0]
+    assert pair["kind"] == "reflection_mid" and dropped == {"no_reflection": 0, "duplicate": 0}
+    assert pair["chosen"][0]["content"] == (
+        "Step 1: fever.\nStep 2: so it is oxpril.\nWait, I go to 5.\nStep 1: rash.\nAnswer: A"
+    )
+    assert pair["rejected"][0]["content"] == (
+        "Step 1: fever.\nStep 2: so it is oxpril.\nWait, I go to 10.\nStep 1: nothing at all.\nAnswer: B"
+    )
+    assert (pair["left_nodes"], pair["chosen_nodes"], pair["rejected_nodes"]) == ([1, 3], [2, 5], [9, 10])
+    assert (pair["chosen_taken"], pair["rejected_taken"]) == (2, 9)
+    assert pair["chosen_value"] == 1 and pair["rejected_value"] == -1
+    assert pair["chosen_action"] > pair["rejected_action"]
+    assert pair["chosen_reflection"] == "Wait,  I go to 5.\n"  # as the model wrote it
+    assert pa.Table.from_pandas(pairs, schema=PAIRS, preserve_index=False).num_rows == len(pairs) == 2
+
+
+def test_a_pair_after_the_end_begins_with_the_whole_wrong_path() -> None:
+    pair = reflected("post")[0].iloc[0]
+    begins = "Step 1: fever.\nStep 2: so it is oxpril.\nAnswer: C\nWait, I go to "
+    assert all(pair[side][0]["content"].startswith(begins) for side in ("chosen", "rejected"))
+    assert pair["chosen"][0]["content"].endswith("Answer: A") and pair["rejected"][0]["content"].endswith("Answer: B")
+    assert pair["left_nodes"] == [1, 3, 8]
+
+
+def test_a_pair_without_both_reflections_is_dropped_and_counted() -> None:
+    pairs, dropped = reflected("mid", lambda key: None if key[2] == 10 else "Wait.")
+    assert len(pairs) == 1 and dropped["no_reflection"] == 1
+
+
+def test_a_reflection_that_turns_the_end_round_stops_the_stage() -> None:
+    # Nothing that is written can come after the path's own last line; a tree with a false outcome is what is caught.
+    steps = table(TWO_WAYS)
+    steps.loc[steps["node_id"] == 5, "text"] = "Answer: B"
+    found, _ = candidates("mid")
+    texts = dict.fromkeys(turns([QUESTION], steps, paths(steps), found), "Wait.")
+    with pytest.raises(MedReflError, match="chosen ends at B, expected the gold A"):
+        reflection_pairs([QUESTION], steps, paths(steps), found, texts, kind="reflection_mid", prompt=prompt)
+
+
+def random_like(like: pd.DataFrame, steps: pd.DataFrame, seed: int = 0, **options: int):
+    questions = [Question(name, f"What helps {name}?", OPTIONS, "A") for name in steps["question_id"].unique()]
+    return random_pairs(questions, steps, paths(steps), like, prompt=prompt, seed=seed, **options)
+
+
+def test_random_pairs_match_the_reasoning_pairs_in_number_and_question() -> None:
+    steps = pd.concat([table(MIXED), table(MIXED).assign(question_id="q0"), table(MIXED).assign(question_id="q2")])
+    like, _ = make(steps, max_per_question=3)
+    like = like[~((like["question_id"] == "q2") & (like.index > 6))]
+    pairs, dropped = random_like(like, steps)
+    assert pairs["question_id"].tolist() == like["question_id"].tolist() and dropped == {"short": 0}
+    assert set(pairs["kind"]) == {"random_cot"} and pairs["pair_id"].is_unique
+    assert not set(pairs["pair_id"]) & set(like["pair_id"])
+    pd.testing.assert_frame_equal(pairs, random_like(like.sample(frac=1, random_state=1).sort_index(), steps)[0])
+    different = [random_like(like, steps, seed)[0]["pair_id"].tolist() for seed in range(4)]
+    assert len({tuple(ids) for ids in different}) > 1
+
+
+def test_random_pairs_are_nearest_in_length_among_their_draws() -> None:
+    steps = table(MIXED)
+    like, _ = make(steps, max_per_question=1)  # 9 against 6: 8 and 7 tokens
+    matched, _ = random_like(like, steps, draws=100)  # all of them: the nearest there is
+    assert leaves(matched) == [(9, 6)]
+    blind = {tuple(leaves(random_like(like, steps, seed, draws=1)[0])) for seed in range(30)}
+    assert len(blind) == 6  # three right paths, two wrong ones that state an answer
+
+
+def test_random_pairs_run_out_and_count_what_is_missing() -> None:
+    steps = table(MIXED)
+    like, _ = make(steps)
+    pairs, dropped = random_like(pd.concat([like, like]), steps)
+    assert len(pairs) == 6 and pairs["pair_id"].is_unique and dropped == {"short": 2}
+    with pytest.raises(MedReflError, match="draws is 0"):
+        random_like(like, steps, draws=0)
+
+
+def test_at_most_so_many_of_a_kind_are_taken_by_the_seed_in_their_order() -> None:
+    numbers = pd.DataFrame({"n": range(50)})
+    kept, left = take_at_most(numbers, 10, seed=3)
+    assert len(kept) == 10 and left == 40 and kept["n"].is_monotonic_increasing
+    assert kept.equals(take_at_most(numbers, 10, seed=3)[0]) and not kept.equals(take_at_most(numbers, 10, seed=4)[0])
+    for n in (0, 50, 60):
+        assert take_at_most(numbers, n, seed=3)[1] == 0
+    with pytest.raises(MedReflError, match="at most -1 of a kind"):
+        take_at_most(numbers, -1, seed=3)

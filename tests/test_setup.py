@@ -22,6 +22,7 @@ import medrefl_utils
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BENCH = [Requirement(text) for text in PROJECT["optional-dependencies"]["bench"]]
 DIRECT = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"])]
 
 
@@ -36,7 +37,7 @@ PINS = {
 }
 
 
-@pytest.mark.parametrize("requirement", DIRECT, ids=str)
+@pytest.mark.parametrize("requirement", DIRECT + BENCH, ids=str)
 def test_every_direct_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
     assert requirement.specifier.contains(PINS[canonical(requirement.name)])
 
@@ -84,7 +85,7 @@ def test_conda_users_get_the_same_set() -> None:
 
 def test_every_import_is_a_declared_dependency() -> None:
     provided = metadata.packages_distributions()
-    declared = {canonical(requirement.name) for requirement in DIRECT}
+    declared = {canonical(requirement.name) for requirement in DIRECT + BENCH}
     for folder in ("medrefl_utils", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):

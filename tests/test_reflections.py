@@ -1,0 +1,228 @@
+"""What a model writes: each check can fail, what fails is asked for again with another seed, then counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from medrefl_utils import clinic, prompts
+from medrefl_utils.generators import seed_of
+from medrefl_utils.pairs import Turn
+from medrefl_utils.records import PAIRS, REFLECTIONS, Continuation, MedReflError, Question, Sampling
+from medrefl_utils.reflections import (
+    check_reflection,
+    judge_pairs,
+    locate_by_model,
+    read_scores,
+    reflection_texts,
+    think_pairs,
+    write_reflections,
+)
+from medrefl_utils.student import _first_difference
+from medrefl_utils.values import paths
+
+SAMPLING = Sampling(1.0, 1.0, 64)
+QUESTION = Question("q", "What is it?", {"A": "zelorin", "B": "marvutide", "C": "oxpril"}, "A")
+TURN = Turn(QUESTION, ("Step 1: fever.\n",), ("Step 2: so oxpril.\n",), ("Step 2: a rash.\n", "Answer: A"))
+INVALID = Turn(QUESTION, TURN.public, TURN.wrong, ("Step 2: nothing.\n", "Answer: B"))
+
+
+class Script:
+    """A generator that answers by a function of the prompt and the attempt, and keeps what it was asked."""
+
+    def __init__(self, reply, stop: str = "end"):
+        self.reply, self.stop, self.asked = reply, stop, []
+
+    def chat(self, messages: Sequence, sampling: Sampling, seeds: Sequence[int], progress=None) -> list[Continuation]:
+        assert len(messages) == len(seeds)
+        out = []
+        for prompt, seed in zip(messages, seeds, strict=True):
+            attempt = sum(old == prompt for old, _ in self.asked)
+            self.asked.append((prompt, seed))
+            out.append(Continuation(self.reply(prompt[0]["content"], attempt), (), 0.0, self.stop))
+        return out
+
+
+def fault(text: str, turn: Turn = TURN, stop: str = "end") -> str:
+    return check_reflection(turn, Continuation(text, (), 0.0, stop))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Wait, a rash was overlooked. So it is zelorin.", ""),
+        ("Hmm.\n\nI missed the rash.\nSo it goes on.", ""),
+        ("  \n ", "empty"),
+        ("The answer key says otherwise. So I was wrong.", "leak"),
+        ("The other path mentions a rash. I had missed it.", "leak"),
+        ("The steps I was given name a rash. I had missed it.", "leak"),
+        ("I was shown the correct answer, and see the flaw.", "leak"),
+        ("According to the reference solution there is a rash.", "leak"),
+        ("The key is that a different branch of the nerve is hurt. A saline solution was given.", ""),
+        ("The answer is A, since there is a rash. I had missed it.", "letter"),
+        ("I was wrong to exclude option A. The rash settles it.", "letter"),
+        ("Wait, it is not so that Answer: C. Answer: A is it. So the evidence leads there.", "letter"),
+        ("I was wrong to choose C. The rash was overlooked. So it is option A.", ""),  # reasons first
+        ("The answer is A", "letter"),  # nothing before it
+        ("The answer is C was too hasty. A rash was overlooked.", ""),  # the wrong letter that was there before
+    ],
+)
+def test_what_a_reflection_may_not_say(text: str, found: str) -> None:
+    assert fault(text) == found
+
+
+def test_a_reflection_that_was_cut_off_fails() -> None:
+    assert fault("I overlooked the", stop="length") == "cut"
+
+
+def test_an_invalid_reflection_may_name_neither_the_gold_letter_nor_its_own_first() -> None:
+    assert fault("The answer is B. There is nothing.", INVALID) == "letter"
+    assert fault("The answer is A. There is nothing.", INVALID) == "letter"
+    assert fault("The answer is C. That was hasty.", INVALID) == ""
+
+
+def test_the_clinics_own_reflections_pass() -> None:
+    beliefs = clinic.misconceptions()
+    checked = 0
+    for case in clinic.make_cases(60, 5):
+        wrong, right = clinic.solve(case, slip=0.5, misled=1.0, beliefs=beliefs), clinic.solve(case)
+        if wrong[:-1] != right[:-1]:
+            k = _first_difference(wrong, right)
+            text = clinic.reflect(wrong[k], right[k])
+            turn = Turn(case.question, tuple(right[:k]), tuple(wrong[k:]), tuple(f"{s}\n" for s in right[k:]))
+            assert fault(text, turn) == "", text
+            checked += 1
+    assert checked > 20
+
+
+def test_reflections_are_asked_for_again_twice_with_new_seeds_then_dropped_and_counted() -> None:
+    def reply(prompt: str, attempt: int) -> str:
+        if "nothing." in prompt:
+            return "I was shown the answer."
+        return "" if attempt == 0 else "Wait,\na rash was overlooked.  So on."
+
+    turns = {("q", 2, 5): TURN, ("q", 2, 6): INVALID}
+    script = Script(reply)
+    written, dropped = write_reflections(turns, script, sampling=SAMPLING, seed=7)
+    assert [len(replies) for replies in written["replies"]] == [2, 3]
+    assert written["faults"].tolist() == [["empty"], ["leak"] * 3]
+    assert written["text"][0] == "Wait, a rash was overlooked. So on." and written["text"].isna().tolist() == [
+        False,
+        True,
+    ]
+    assert dropped == {"reflection_leak": 1}
+    assert reflection_texts(written) == {("q", 2, 5): "Wait,\na rash was overlooked.  So on."}  # raw
+    assert len({seed for _, seed in script.asked}) == len(script.asked) == 5
+    expected = prompts.reflection(QUESTION, TURN.public, TURN.wrong, TURN.right)
+    assert script.asked[0] == (expected, seed_of(7, "reflections", expected, 0))
+    assert written["prompt"][0] == expected[0]["content"] and "a rash." in written["prompt"][0]
+    assert pa.Table.from_pandas(written, schema=REFLECTIONS, preserve_index=False).num_rows == 2
+
+
+def test_a_reflections_seeds_do_not_depend_on_what_else_is_asked() -> None:
+    alone, both = Script(lambda *_: "So."), Script(lambda *_: "So.")
+    write_reflections({("q", 2, 6): INVALID}, alone, sampling=SAMPLING, seed=7)
+    write_reflections({("q", 2, 5): TURN, ("q", 2, 6): INVALID}, both, sampling=SAMPLING, seed=7)
+    assert alone.asked[0] == both.asked[1]
+
+
+def pair(chosen: str = "Step 1: rash.\nAnswer: A", rejected: str = "Step 1: fever.\nAnswer: B") -> dict:
+    sides = {
+        side: [{"role": "assistant", "content": text}] for side, text in (("chosen", chosen), ("rejected", rejected))
+    }
+    prompt = [{"role": "user", "content": "What is it?"}]
+    return {
+        **dict.fromkeys(PAIRS.names),
+        "pair_id": "old",
+        "question_id": "q",
+        "kind": "reasoning",
+        "prompt": prompt,
+        **sides,
+    }
+
+
+PAIR_TABLE = pd.DataFrame([pair(), pair("Step 1: spots.\nAnswer: A"), pair("Step 1: mumble.\nAnswer: A")])
+JUDGED = {"rash": "Logic: 3\nCorrectness: 4/5", "spots": "Correctness: 2\nLogic: 5", "mumble": "Rather good."}
+
+
+def test_the_judge_keeps_what_reaches_the_threshold_with_its_words() -> None:
+    script = Script(lambda prompt, attempt: next(text for word, text in JUDGED.items() if word in prompt))
+    kept, dropped = judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, least_score=3)
+    assert dropped == {"judge_unreadable": 1, "judged_low": 1}
+    assert len(kept) == 1 and len(script.asked) == 3 + 2
+    assert kept["judgement"][0] == {
+        "prompt": prompts.judge(QUESTION, ["Step 1: rash.", "Answer: A"])[0]["content"],
+        **{"reply": "Logic: 3\nCorrectness: 4/5", "correctness": 4, "logic": 3},
+    }
+    table = pa.Table.from_pandas(kept, schema=PAIRS, preserve_index=False)
+    assert table["judgement"][0].as_py()["correctness"] == 4
+    with pytest.raises(MedReflError, match="least score is 0, expected 1 to 5"):
+        judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, least_score=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "scores"),
+    [
+        ("Correctness: 5\nLogic: 1", (5, 1)),
+        ("**Correctness**: 4/5. **Logic**: 3/5", (4, 3)),
+        ("correctness = 2, logic = 2", (2, 2)),
+        ("Correctness: 6\nLogic: 3", None),
+        ("Correctness: 3.5\nLogic: 3", None),
+        ("Correctness: 10\nLogic: 3", None),
+        ("Logic: 3", None),
+        ("", None),
+    ],
+)
+def test_scores_are_read_or_not_at_all(text: str, scores: tuple | None) -> None:
+    assert read_scores(Continuation(text, (), 0.0, "end")) == (scores, "" if scores else "unreadable")
+
+
+def test_the_thinker_may_not_change_the_answer() -> None:
+    thought = {"rash": "I see a rash, so\nAnswer: A", "fever": "Fever makes me say\nAnswer: B", "spots": "Answer: C"}
+
+    def reply(prompt: str, attempt: int) -> str:
+        return next((text for word, text in thought.items() if word in prompt), "I think.\nAnswer: A")
+
+    script = Script(reply)
+    kept, dropped = think_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0)
+    assert [side[0]["content"] for side in kept["chosen"]] == ["I see a rash, so\nAnswer: A", "I think.\nAnswer: A"]
+    assert {side[0]["content"] for side in kept["rejected"]} == {"Fever makes me say\nAnswer: B"}
+    assert dropped == {"thinker_answer": 1}
+    assert "old" not in set(kept["pair_id"]) and kept["pair_id"].is_unique
+    again = think_pairs(
+        PAIR_TABLE.head(1), {"q": QUESTION}, Script(lambda *_: "x", "length"), sampling=SAMPLING, seed=0
+    )
+    assert again[0].empty and again[1] == {"thinker_cut": 1}
+
+
+STEPS = pd.DataFrame(
+    [
+        ("q", 0, None, "", float("nan"), None),
+        ("q", 1, 0, "Step 1: fever.\n", float("nan"), None),
+        ("q", 2, 1, "Answer: B", -1.0, "answer"),
+        ("q", 3, 1, "Answer: A", 1.0, "answer"),
+        ("q", 4, 0, "Step 1: mumble.\n", float("nan"), None),
+        ("q", 5, 4, "Answer: C", -1.0, "answer"),
+        ("q", 6, 4, "Who knows", -1.0, "tokens"),
+    ],
+    columns=["question_id", "node_id", "parent_id", "text", "outcome", "stop"],
+)
+
+
+def test_a_model_names_the_first_wrong_step() -> None:
+    script = Script(lambda prompt, attempt: "First wrong step: [2]" if "fever" in prompt else "Step 9")
+    located, dropped = locate_by_model({"q": QUESTION}, STEPS, paths(STEPS), script, sampling=SAMPLING, seed=0)
+    assert located["leaf"].tolist() == [2, 5] and located["node_id"].tolist() == [2, pd.NA]
+    assert dropped == {"locator_unreadable": 1}
+    assert "[1] Step 1: fever.\n[2] Answer: B" in script.asked[0][0][0]["content"]
+    assert len(script.asked) == 2 + 2  # the unreadable one three times
+
+
+@pytest.mark.parametrize("text", ["First wrong step: 1", "1", "Step 1 is wrong; step 2 follows.", "[1]"])
+def test_ways_to_name_a_step(text: str) -> None:
+    script = Script(lambda *_: text)
+    located, _ = locate_by_model({"q": QUESTION}, STEPS, paths(STEPS), script, sampling=SAMPLING, seed=0)
+    assert located["node_id"].tolist() == [1, 4]
