@@ -8,7 +8,7 @@ a pair (w, p), and t is p's first step that w has not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ _Ints = npt.NDArray[np.int64]
 _Mask = npt.NDArray[np.bool_]
 
 KINDS = ("mid", "post")
-EQUAL_WEIGHTS = (1 / 3, 1 / 3, 1 / 3)
+EQUAL_WEIGHTS = (1.0, 1.0, 1.0)
 _NOISE = 1e-9
 """Values are quotients of counts: what differs by less is equal."""
 _BLOCK = 2_000_000
@@ -63,7 +63,7 @@ def corrections(
     located: pd.DataFrame,
     *,
     kind: str,
-    weights: tuple[float, float, float] = EQUAL_WEIGHTS,
+    weights: Sequence[float] = EQUAL_WEIGHTS,
     top_k: int | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """The corrections of every wrong path with a located error, best first, and what was left out, by reason.
@@ -75,7 +75,7 @@ def corrections(
 
     A row per correction: question_id, wrong_leaf and wrong_value (w and its S), left (s), taken (t), leaf (p's),
     effective (p ends right), the parts of A (``gain_step`` V(t) - V(s), ``gain_path`` S(p) - S(w), ``gain_rest``
-    R(t, p) - R(s, w)) and ``action``, A = their sum by ``weights`` (method.md), in [-2, 2]. Rows are sorted by question
+    R(t, p) - R(s, w)) and ``action``, A = their mean by ``weights`` (method.md; equal ones **ours**), in [-2, 2]. Rows are sorted by question
     and w as in ``values.paths``, then effective ones first, then by falling A; ties go to the lower leaf id. ``top_k``
     keeps the best of w's effective and of its invalid ones. The work grows with the number of corrections, the memory
     with that of those kept.
@@ -87,8 +87,8 @@ def corrections(
     """
     if kind not in KINDS:
         raise MedReflError(f"corrections: kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-        raise MedReflError(f"corrections: weights are {list(weights)}, expected three of at least 0 that sum to 1")
+    if len(weights) != 3 or min(weights) < 0 or sum(weights) == 0:
+        raise MedReflError(f"corrections: weights are {list(weights)}, expected three of at least 0, not all 0")
     if top_k is not None and top_k < 1:
         raise MedReflError(f"corrections: top_k is {top_k}, expected at least 1")
     forest = read_forest(steps)
@@ -216,7 +216,7 @@ def _leaf_ranges(forest: Forest) -> tuple[_Ints, _Ints]:
 
 
 def _ranked(
-    steps: pd.DataFrame, forest: Forest, block: _Block, weights: tuple[float, float, float], top_k: int | None
+    steps: pd.DataFrame, forest: Forest, block: _Block, weights: Sequence[float], top_k: int | None
 ) -> pd.DataFrame:
     w, s, t, p = block.wrong, block.left, block.taken, block.leaf
     solution = np.divide(forest.total, forest.depth, where=forest.depth > 0, out=np.zeros(len(forest.depth)))
@@ -225,7 +225,8 @@ def _ranked(
         solution[p] - solution[w],
         remain(forest, t, p) - remain(forest, s, w),
     )
-    action = sum(weight * gain for weight, gain in zip(weights, gains, strict=True)) if len(w) else np.zeros(0)
+    shares = np.asarray(weights, np.float64) / sum(weights)
+    action = sum((share * gain for share, gain in zip(shares, gains, strict=True)), np.zeros(len(w)))
     right = forest.outcome[p] > 0
     place = _place(forest)
     order = np.lexsort((place[p], -np.round(action, 12), ~right, place[w]))

@@ -82,7 +82,7 @@ def test_corrections_in_the_middle_of_the_figures_tree() -> None:
 
 
 def test_corrections_after_the_end_leave_the_leaf() -> None:
-    table, dropped = corrections(FIGURE, locate_errors(FIGURE), kind="post", weights=(1.0, 0.0, 0.0))
+    table, dropped = corrections(FIGURE, locate_errors(FIGURE), kind="post", weights=(2.0, 0.0, 0.0))
     assert sum(dropped.values()) == 0
     assert (table["left"] == table["wrong_leaf"]).all()
     assert table["wrong_leaf"].unique().tolist() == [4, 6, 9, 10]
@@ -130,8 +130,8 @@ def test_impossible_parameters_are_refused() -> None:
     located = locate_errors(FIGURE)
     with pytest.raises(MedReflError, match="kind is 'after', expected one of mid, post"):
         corrections(FIGURE, located, kind="after")
-    with pytest.raises(MedReflError, match=r"weights are \[1, 1, 1\], expected three"):
-        corrections(FIGURE, located, kind="mid", weights=(1, 1, 1))
+    with pytest.raises(MedReflError, match=r"weights are \[1, -1, 1\], expected three"):
+        corrections(FIGURE, located, kind="mid", weights=(1, -1, 1))
     with pytest.raises(MedReflError, match="top_k is 0"):
         corrections(FIGURE, located, kind="mid", top_k=0)
 
