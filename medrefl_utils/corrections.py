@@ -75,10 +75,10 @@ def corrections(
 
     A row per correction: question_id, wrong_leaf and wrong_value (w and its S), left (s), taken (t), leaf (p's),
     effective (p ends right), the parts of A (``gain_step`` V(t) - V(s), ``gain_path`` S(p) - S(w), ``gain_rest``
-    R(t, p) - R(s, w)) and ``action``, A = their mean by ``weights`` (method.md; equal ones **ours**), in [-2, 2]. Rows are sorted by question
-    and w as in ``values.paths``, then effective ones first, then by falling A; ties go to the lower leaf id. ``top_k``
-    keeps the best of w's effective and of its invalid ones. The work grows with the number of corrections, the memory
-    with that of those kept.
+    R(t, p) - R(s, w)) and ``action``, A: their mean by ``weights`` (method.md; equal ones **ours**), in [-2, 2]. Rows
+    are sorted by question and w as in ``values.paths``, then effective ones first, then by falling A; ties go to the
+    lower leaf id. ``top_k`` keeps the best of w's effective and of its invalid ones. The work grows with the number of
+    corrections, the memory with that of those kept.
 
     Left out (wrong paths): ``unreadable``, ``no_error`` (none located), ``error_ends_path`` (mid: it is the leaf, so
     that nothing is left to be left), ``same_error`` (mid: another path stands for it).
