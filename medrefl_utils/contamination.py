@@ -25,14 +25,15 @@ Grams = frozenset[tuple[str, ...]]
 
 
 def overlaps(
-    training: Sequence[Question], evaluation: Sequence[Question], *, n: int = 3, threshold: float = 0.7
+    training: Sequence[Question], evaluation: Sequence[Question], *, n: int = 3, threshold: float = 0.75
 ) -> pd.DataFrame:
     """Every training question that is an evaluation question: a row per pair found, with the columns of OVERLAPS.
 
     ``how`` is "same" (equal normalised stem and options), "contained" (19 in 20 of the smaller one's n-grams are the
     other's) or "reworded" (Jaccard of the word n-grams at least ``threshold``). The defaults (**ours**) tell apart the
-    clinic's questions, which share their template (up to 0.63), and find one with two words changed in a stem of thirty
-    (0.69 to 0.79), or with a tenth of a vignette's. Ordered by the training question, the nearest first.
+    clinic's questions, which share their template and many options (the nearest of 16 million pairs: 0.70), and find
+    one with a word changed in a stem of thirty (0.79 or more) or five in a vignette of 120. Ordered by the training
+    question, the nearest first.
 
     Raises MedReflError for ``n`` below 1 or a threshold out of (0.4, 1].
     """

@@ -7,7 +7,7 @@ a sign, a mark or a hatch says the same. Figures are made without pyplot, so not
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +26,8 @@ RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
 VALUE_COLOURS = LinearSegmentedColormap.from_list("value", [WRONG, "#fdb863", "#f7f7f7", "#92c5de", RIGHT])
 
 _SMALL_TREE = 16  # steps: up to here their texts fit beside the values
+# Of the paths of a pair: colour, line, and how far beside the branch it is drawn (inches).
+_MARKS = {"left": (INK, ":", 0.0), "chosen": (RIGHT, "-", -0.035), "rejected": (WRONG, "--", 0.035)}
 _P = ParamSpec("_P")
 
 
@@ -74,11 +76,17 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 @_styled
-def tree(steps: pd.DataFrame, values: pd.DataFrame, question_id: str) -> Figure:
+def tree(
+    steps: pd.DataFrame,
+    values: pd.DataFrame,
+    question_id: str,
+    marked: Mapping[str, Sequence[int]] | None = None,
+) -> Figure:
     """The tree of one question, left to right, each step coloured by V; leaves show their letter and ✓ or ✗.
 
     ``steps`` and ``values`` are the tables STEPS and VALUES. Trees of up to 16 steps show their texts, cut to three
-    lines. Raises KeyError for a question that has no tree.
+    lines. ``marked`` draws paths: {"chosen", "rejected" or "left" (the wrong path that is left): node ids}. Raises
+    KeyError for a question that has no tree.
     """
     table = steps[steps["question_id"] == question_id].merge(values, on=["question_id", "node_id"], how="left")
     if table.empty:
@@ -98,7 +106,7 @@ def tree(steps: pd.DataFrame, values: pd.DataFrame, question_id: str) -> Figure:
 
     column, line = (2.75, 0.95) if texts else (1.15, 0.34)  # inches a depth and a leaf
     title = f"{question_id}: {rows[root].right:.0f} right and {rows[root].wrong:.0f} wrong leaves"
-    width = max(column * depth + (2.6 if texts else 1.3), 0.3 + 0.1 * len(title))
+    width = max(column * depth + (2.6 if texts else 1.3), 0.3 + 0.1 * len(title) + 2.8 * bool(marked))
     size = (width, line * height + (0.6 if texts else 0.7))
     figure = Picture(size)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -111,10 +119,29 @@ def tree(steps: pd.DataFrame, values: pd.DataFrame, question_id: str) -> Figure:
             (x0, y0), (x1, y1) = at[node], at[child]
             turn = x1 - 0.45  # close to the child, where no step's text reaches
             axes.plot([x0, turn, turn, x1], [y0, y0, y1, y1], color="#b5b5b5", lw=1, zorder=1)
+    parent = {child: node for node, below in children.items() for child in below}
+    for name, nodes in (marked or {}).items():
+        colour, line_style, lift = _MARKS[name]
+        for node in nodes:
+            (x0, y0), (x1, y1) = at[parent[node]], at[node]
+            bend = x1 - 0.45 + lift
+            axes.plot(
+                [x0, bend, bend, x1], [y0 + lift, y0 + lift, y1 + lift, y1 + lift], line_style, color=colour, lw=2
+            )
+        axes.plot([], [], line_style, color=colour, lw=2, label=name)
+    if marked:
+        figure.legend(loc="upper right", ncols=len(marked), fontsize=8, borderaxespad=0.3)
     for node, row in rows.items():
         _draw_step(axes, at[node], row, texts=texts, is_leaf=not children[node])
     axes.text(0.15, 0.3, title, weight="bold", size=11)
     return figure
+
+
+def pair_tree(steps: pd.DataFrame, values: pd.DataFrame, pair: pd.Series) -> Figure:
+    """The tree of a pair's question with both sides' paths, and that which is left where the pair reflects."""
+    names = {"left": "left_nodes", "chosen": "chosen_nodes", "rejected": "rejected_nodes"}
+    marked = {name: pair[column] for name, column in names.items() if pair[column] is not None}
+    return tree(steps, values, pair["question_id"], marked)
 
 
 def _places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, float]]:

@@ -40,6 +40,11 @@ _CAPTIONS = {
     "tree": "The tree of one question, coloured by value",
     "values_by_depth": "Step values V by depth",
     "pair_margins": "How far apart the two sides of the pairs are",
+    "pair_lengths": "How long the two sides of the pairs are",
+    "pair_reasoning": "A reasoning pair in its tree",
+    "pair_reflection_mid": "A reflection in the middle of a wrong path, in its tree",
+    "pair_reflection_post": "A reflection after the end of a wrong path, in its tree",
+    "pair_random_cot": "A random pair in its tree",
     "training": "DPO training",
     "accuracy": "Accuracy of base and adapter",
 }

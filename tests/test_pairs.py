@@ -10,11 +10,13 @@ import pytest
 
 from medrefl_utils.corrections import corrections, locate_errors
 from medrefl_utils.pairs import (
+    of_kinds,
     pair_id,
     random_pairs,
     reasoning_pairs,
     reflection_candidates,
     reflection_pairs,
+    shown,
     take_at_most,
     turns,
 )
@@ -356,3 +358,24 @@ def test_at_most_so_many_of_a_kind_are_taken_by_the_seed_in_their_order() -> Non
         assert take_at_most(numbers, n, seed=3)[1] == 0
     with pytest.raises(MedReflError, match="at most -1 of a kind"):
         take_at_most(numbers, -1, seed=3)
+
+
+def test_kinds_are_chosen_by_name() -> None:
+    both = pd.concat([make(table(MIXED))[0], reflected("mid")[0]])
+    assert set(of_kinds(both, ["reflection_mid", "random_cot"])["kind"]) == {"reflection_mid"}
+    with pytest.raises(MedReflError, match="'reflection' is given, expected some of reasoning, reflection_mid"):
+        of_kinds(both, ["reflection"])
+    with pytest.raises(MedReflError, match="no kind is given"):
+        of_kinds(both, [])
+
+
+def test_a_pair_is_shown_with_what_both_sides_begin_with_once() -> None:
+    pair = reflected("mid")[0].iloc[0]
+    assert shown(pair).splitlines() == [
+        f"reflection_mid {pair['pair_id']}",
+        "What helps?",
+        *("--- both", "Step 1: fever.", "Step 2: so it is oxpril."),
+        *("--- chosen, S = +1.00, A = +1.89", "Wait, I go to 5.", "Step 1: rash.", "Answer: A"),
+        *("--- rejected, S = -1.00, A = -0.11", "Wait, I go to 10.", "Step 1: nothing at all.", "Answer: B"),
+    ]
+    assert "--- chosen, S = +1.00\nStep 1: rash." in shown(make(table(MIXED))[0].iloc[0])

@@ -12,7 +12,19 @@ import pandas as pd
 import papermill
 import pytest
 
-from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, SCORES, STEPS, TRAINING, VALUES, RunFiles
+from medrefl_utils.pairs import KINDS
+from medrefl_utils.records import (
+    OVERLAPS,
+    PAIRS,
+    QUESTIONS,
+    REFLECTIONS,
+    RESPONSES,
+    SCORES,
+    STEPS,
+    TRAINING,
+    VALUES,
+    RunFiles,
+)
 from medrefl_utils.store import content_hash, read_table
 
 STAGES = [
@@ -36,11 +48,14 @@ def check_artifacts(files: RunFiles) -> None:
         (files.steps, STEPS),
         (files.values, VALUES),
         (files.pairs, PAIRS),
+        (files.reflections, REFLECTIONS),
         (files.training, TRAINING),
         (files.responses, RESPONSES),
         (files.scores, SCORES),
     ):
         assert len(read_table(path, schema)) > 0, path
+    assert read_table(files.overlaps, OVERLAPS).empty
+    assert {"README.md", "train.parquet", "dataset_info.json"} <= {f.name for f in files.exports.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
         f.name for f in files.adapter.iterdir()
     }
@@ -90,10 +105,19 @@ def test_what_the_tables_say_fits_together(small_run):
     gold = read_table(files.questions, QUESTIONS).set_index("question_id").gold
     for pair in pairs.itertuples():
         path = valued.loc[[(pair.question_id, node) for node in pair.chosen_nodes]]
-        assert "".join(path.text).rstrip() == pair.chosen[0]["content"]
         assert path.value.mean() == pytest.approx(pair.chosen_value)
+        if pair.kind in ("reasoning", "random_cot"):
+            assert "".join(path.text).rstrip() == pair.chosen[0]["content"]
+        else:
+            left = valued.loc[[(pair.question_id, node) for node in pair.left_nodes]]
+            taken = path.text.iloc[list(pair.chosen_nodes).index(pair.chosen_taken) :]
+            passage = " ".join(pair.chosen_reflection.split())
+            assert f"{''.join(left.text).rstrip()}\n{passage}\n{''.join(taken).rstrip()}" == pair.chosen[0]["content"]
+            assert (pair.kind == "reflection_post") == (left.stop.iloc[-1] == "answer")
         assert path.answer.iloc[-1] == gold[pair.question_id]
         assert valued.loc[(pair.question_id, pair.rejected_nodes[-1])].answer != gold[pair.question_id]
+    assert set(pairs.kind) == set(KINDS)
+    assert (pairs.kind == "random_cot").sum() <= (pairs.kind == "reasoning").sum()
     responses = read_table(files.responses, RESPONSES)
     for row in scores.itertuples():
         mine = responses[(responses.model == row.model) & (responses.protocol == row.protocol)]

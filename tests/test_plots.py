@@ -101,6 +101,19 @@ def test_a_question_without_a_tree_is_a_key_error() -> None:
         plots.tree(STEPS, value_table(STEPS), "nobody")
 
 
+def test_a_pairs_tree_draws_each_of_its_paths_in_a_line_of_its_own() -> None:
+    pair = pd.Series({"question_id": "q", "chosen_nodes": [1, 3], "rejected_nodes": [2], "left_nodes": None})
+    figure = plots.pair_tree(STEPS, value_table(STEPS), pair)
+    drawn = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines if len(line.get_xdata())]
+    assert drawn.count((plots.RIGHT, "-")) == 2 and drawn.count((plots.WRONG, "--")) == 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chosen", "rejected"]
+    assert inside(figure)
+    pair["left_nodes"] = np.array([1, 5])  # as it is read from a file
+    figure = plots.pair_tree(STEPS, value_table(STEPS), pair)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["left", "chosen", "rejected"]
+    assert sum(line.get_linestyle() == ":" for line in figure.axes[0].lines if len(line.get_xdata())) == 2
+
+
 def test_values_by_depth_shows_shares_means_and_numbers() -> None:
     figure = plots.values_by_depth(value_table(STEPS), STEPS)
     axes = figure.axes[0]
@@ -136,6 +149,25 @@ def test_pair_margins_count_every_pair_by_kind(kinds: list[str]) -> None:
 def test_no_pairs_are_a_figure_that_says_so() -> None:
     pairs = pd.DataFrame({"chosen_value": [], "rejected_value": [], "kind": []})
     assert plots.pair_margins(pairs).axes[0].get_title("left") == "No pairs"
+
+
+def test_pair_lengths_show_each_kinds_surplus_and_means() -> None:
+    pairs = pd.DataFrame(
+        {
+            "kind": ["reasoning"] * 3 + ["reflection_mid"],
+            "chosen_tokens": [30, 40, 20, 90],
+            "rejected_tokens": [20, 30, 30, 100],
+        }
+    )
+    figure = plots.pair_lengths(pairs)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "reasoning\n30 against 27",
+        "reflection_mid\n90 against 100",
+    ]
+    assert axes.get_title(loc="left") == "In 50% of 4 pairs the chosen side is the longer one"
+    assert inside(figure)
+    assert plots.pair_lengths(pairs.head(0)).axes[0].get_title(loc="left") == "No pairs"
 
 
 def test_training_curves_leave_out_what_was_not_logged() -> None:

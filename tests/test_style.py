@@ -62,9 +62,9 @@ class TestNotebook:
         assert [cell.source for cell in code(notebook) if cell.outputs or cell.execution_count] == []
 
     def test_cells_are_short(self, notebook: Path) -> None:
-        assert [
-            cell.source for cell in code(notebook) if len([x for x in cell.source.splitlines() if x.strip()]) > 20
-        ] == []
+        # But for the parameters, which papermill wants in one cell.
+        cells = [cell for cell in code(notebook) if "parameters" not in cell.metadata.get("tags", [])]
+        assert [c.source for c in cells if len([x for x in c.source.splitlines() if x.strip()]) > 20] == []
 
     def test_defines_nothing(self, notebook: Path) -> None:
         nodes = [node for cell in code(notebook) for node in ast.walk(ast.parse(cell.source))]
