@@ -27,6 +27,7 @@ _Floats = npt.NDArray[np.float64]
 _Mask = npt.NDArray[np.bool_]
 
 _INT32 = np.iinfo(np.int32)
+_DENSE = 8  # keys a row, up to which an array of all keys is worth its memory
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,26 @@ def value_table(steps: pd.DataFrame) -> pd.DataFrame:
 
     Raises as ``step_values`` does.
     """
+    return _value_table(steps, read_forest(steps))
+
+
+def paths(steps: pd.DataFrame) -> pd.DataFrame:
+    """Every path from a root's child to a leaf: a row per leaf, questions as they first appear, then by leaf id.
+
+    Columns: question_id, node_id (the leaf's), nodes (its ids in order), answer (null where ``steps`` has no such
+    column), outcome, value and weight. ``value`` is the solution value S: the mean of V over the path's steps, the
+    root left out (method figure). Raises as ``step_values`` does.
+    """
+    return _paths(steps, read_forest(steps))
+
+
+def valued(steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``value_table`` and ``paths`` of one table, which is read and checked once for both."""
     forest = read_forest(steps)
+    return _value_table(steps, forest), _paths(steps, forest)
+
+
+def _value_table(steps: pd.DataFrame, forest: Forest) -> pd.DataFrame:
     right, wrong = forest.counts
     table = {
         "question_id": steps["question_id"].reset_index(drop=True),
@@ -113,14 +133,7 @@ def value_table(steps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)[VALUES.names]
 
 
-def paths(steps: pd.DataFrame) -> pd.DataFrame:
-    """Every path from a root's child to a leaf: a row per leaf, questions as they first appear, then by leaf id.
-
-    Columns: question_id, node_id (the leaf's), nodes (its ids in order), answer (null where ``steps`` has no such
-    column), outcome, value and weight. ``value`` is the solution value S: the mean of V over the path's steps, the
-    root left out (method figure). Raises as ``step_values`` does.
-    """
-    forest = read_forest(steps)
+def _paths(steps: pd.DataFrame, forest: Forest) -> pd.DataFrame:
     leaves = forest.by_node[forest.leaf[forest.by_node]]
     starts, flat = forest.climb(leaves)
     nodes = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(forest.node[flat].astype(np.int32)))
@@ -190,47 +203,70 @@ def read_forest(steps: pd.DataFrame) -> Forest:
         stop_at(~whole, f"{name} {{{name}}} is not a 32-bit whole number")
     node, parent_id = node.astype(np.int64), parent_id.astype(np.int64)
 
-    # One integer names a step of any question, so that a sorted array finds each parent's row.
+    # One integer names a step of any question, so that an array finds each parent's row.
     low = int(node.min(initial=0))
     span = int(node.max(initial=0)) - low + 1
-    key = question * span + (node - low)
-    by_node = np.argsort(key, kind="stable")
-    ordered = key[by_node]
-    twice = np.zeros(len(key), np.bool_)
-    twice[by_node[1:]] = ordered[1:] == ordered[:-1]
-    stop_at(twice, "the id stands twice")
+    find = _Finder(question * span + (node - low), len(names) * span)
+    stop_at(find.twice, "the id stands twice")
 
-    parent = np.full(len(key), -1)
+    parent = np.full(len(node), -1)
     child = np.flatnonzero(~root)
     offset = parent_id[child] - low
-    wanted = question[child] * span + offset
-    spot = np.minimum(np.searchsorted(ordered, wanted), max(len(key) - 1, 0))
-    missing = np.zeros(len(key), np.bool_)
-    missing[child] = (ordered[spot] != wanted) | (offset < 0) | (offset >= span)
+    inside = (offset >= 0) & (offset < span)
+    found = find.rows(np.where(inside, question[child] * span + offset, 0))
+    missing = np.zeros(len(node), np.bool_)
+    missing[child] = ~inside | (found < 0)
     stop_at(missing, "its parent {parent_id} is not in the table")
-    parent[child] = by_node[spot]
+    parent[child] = found
 
     roots = np.flatnonzero(root)
-    second = np.ones(len(key), np.bool_)
+    second = np.ones(len(node), np.bool_)
     second[roots[np.unique(question[roots], return_index=True)[1]]] = False
     stop_at(second & root, "a second root (parent_id is null)")
 
     levels = _levels(parent, roots)
-    reached = np.zeros(len(key), np.bool_)
+    reached = np.zeros(len(node), np.bool_)
     for level in levels:
         reached[level] = True
     stop_at(_on_cycle(parent, ~reached), "its parents form a cycle")
 
-    leaf = np.ones(len(key), np.bool_)
+    leaf = np.ones(len(node), np.bool_)
     leaf[parent[child]] = False
     outcome = _numbers(steps["outcome"])
-    weight = _numbers(steps["weight"]) if "weight" in steps else np.ones(len(key))
+    weight = _numbers(steps["weight"]) if "weight" in steps else np.ones(len(node))
     stop_at(leaf & root, "the tree is only its root: no step continues it")
     stop_at(~leaf & ~np.isnan(outcome), "outcome {outcome} on an inner step, expected NaN")
     stop_at(leaf & np.isnan(outcome), "nothing continues it and it has no outcome: a leaf needs +1 or -1")
     stop_at(leaf & (np.abs(outcome) != 1), "outcome {outcome}, expected +1 or -1")
     stop_at(leaf & ~((weight >= 1) & (weight == np.floor(weight))), "weight {weight}, expected a whole number from 1")
-    return Forest(node, parent, levels, by_node, leaf, outcome, weight)
+    return Forest(node, parent, levels, find.by_key, leaf, outcome, weight)
+
+
+class _Finder:
+    """Finds rows by their keys, whole numbers from 0 to ``bound``: by an array where they are dense, else by bisection.
+
+    ``twice`` marks the rows whose key another row has too (all of them but one); ``by_key`` is the rows in key order.
+    """
+
+    def __init__(self, keys: _Ints, bound: int) -> None:
+        if bound <= _DENSE * len(keys):
+            self.rows_of = np.full(bound, -1, np.int32)
+            self.rows_of[keys] = np.arange(len(keys), dtype=np.int32)
+            self.ordered = None
+            self.by_key = self.rows_of[self.rows_of >= 0].astype(np.int64)
+            self.twice = self.rows_of[keys] != np.arange(len(keys))
+        else:
+            self.by_key = np.argsort(keys, kind="stable")
+            self.ordered = keys[self.by_key]
+            self.twice = np.zeros(len(keys), np.bool_)
+            self.twice[self.by_key[1:]] = self.ordered[1:] == self.ordered[:-1]
+
+    def rows(self, keys: _Ints) -> _Ints:
+        """The row of each key, -1 where there is none."""
+        if self.ordered is None:
+            return self.rows_of[keys].astype(np.int64)
+        spot = np.minimum(np.searchsorted(self.ordered, keys), len(self.ordered) - 1)
+        return np.where(self.ordered[spot] == keys, self.by_key[spot], -1)
 
 
 def _levels(parent: _Ints, roots: _Ints) -> list[_Ints]:

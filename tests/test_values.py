@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medrefl_utils import values as module
 from medrefl_utils.records import VALUES, MedReflError
-from medrefl_utils.values import paths, step_values, value_table
+from medrefl_utils.values import paths, step_values, value_table, valued
 
 NAN = float("nan")
 
@@ -231,6 +232,28 @@ def test_any_forest_has_the_values_of_the_plain_definition(table: pd.DataFrame) 
         nodes, mean = solution[row.question_id, row.node_id]
         assert list(row.nodes) == nodes
         assert row.value == pytest.approx(float(mean), abs=1e-12)
+
+
+@given(forests())
+def test_rows_are_found_alike_by_an_array_and_by_bisection(table: pd.DataFrame) -> None:
+    found = []
+    dense = module._DENSE
+    try:
+        for module._DENSE in (0, 2**40):
+            small = table.assign(node_id=table["node_id"] % 100_000, parent_id=table["parent_id"] % 100_000)
+            try:
+                found.append(valued(small))
+            except MedReflError as error:  # ids that are alike now
+                found.append((str(error).split(":")[1], None))
+    finally:
+        module._DENSE = dense
+    if isinstance(found[0][0], str):
+        assert found[0] == found[1]
+    else:
+        for ours, other in zip(*found, strict=True):
+            pd.testing.assert_frame_equal(ours, other)
+        pd.testing.assert_frame_equal(found[0][0], value_table(small))
+        pd.testing.assert_frame_equal(found[0][1], paths(small))
 
 
 @given(forests(), st.randoms())
