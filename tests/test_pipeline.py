@@ -48,13 +48,13 @@ def check_artifacts(files: RunFiles) -> None:
         (files.steps, STEPS),
         (files.values, VALUES),
         (files.pairs, PAIRS),
-        (files.reflections, REFLECTIONS),
         (files.training, TRAINING),
         (files.responses, RESPONSES),
         (files.scores, SCORES),
     ):
         assert len(read_table(path, schema)) > 0, path
     assert read_table(files.overlaps, OVERLAPS).empty
+    assert "text" in read_table(files.reflections, REFLECTIONS)  # what a student that guesses wrote may all be refused
     assert {"README.md", "train.parquet", "dataset_info.json"} <= {f.name for f in files.exports.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
         f.name for f in files.adapter.iterdir()
