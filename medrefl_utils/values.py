@@ -27,6 +27,7 @@ _Floats = npt.NDArray[np.float64]
 _Mask = npt.NDArray[np.bool_]
 
 _INT32 = np.iinfo(np.int32)
+_BLOCK = 2**17  # rows
 _DENSE = 8  # keys a row, up to which an array of all keys is worth its memory
 
 
@@ -94,7 +95,8 @@ def step_values(steps: pd.DataFrame) -> pd.Series:
     the rows' index and order, in [-1, 1]; a leaf's V is its outcome. Raises MedReflError, naming the question and the
     node, if a tree is malformed.
     """
-    return pd.Series(read_forest(steps).value, index=steps.index, name="value")
+    value = [read_forest(block).value for block in _blocks(steps)]
+    return pd.Series(np.concatenate(value), index=steps.index, name="value")
 
 
 def value_table(steps: pd.DataFrame) -> pd.DataFrame:
@@ -102,7 +104,7 @@ def value_table(steps: pd.DataFrame) -> pd.DataFrame:
 
     Raises as ``step_values`` does.
     """
-    return _value_table(steps, read_forest(steps))
+    return pd.concat([_value_table(block, read_forest(block)) for block in _blocks(steps)], ignore_index=True)
 
 
 def paths(steps: pd.DataFrame) -> pd.DataFrame:
@@ -112,13 +114,28 @@ def paths(steps: pd.DataFrame) -> pd.DataFrame:
     column), outcome, value and weight. ``value`` is the solution value S: the mean of V over the path's steps, the
     root left out (method figure). Raises as ``step_values`` does.
     """
-    return _paths(steps, read_forest(steps))
+    return pd.concat([_paths(block, read_forest(block)) for block in _blocks(steps)], ignore_index=True)
 
 
 def valued(steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``value_table`` and ``paths`` of one table, which is read and checked once for both."""
-    forest = read_forest(steps)
-    return _value_table(steps, forest), _paths(steps, forest)
+    tables, chains = [], []
+    for block in _blocks(steps):
+        forest = read_forest(block)
+        tables.append(_value_table(block, forest))
+        chains.append(_paths(block, forest))
+    return pd.concat(tables, ignore_index=True), pd.concat(chains, ignore_index=True)
+
+
+def _blocks(steps: pd.DataFrame) -> list[pd.DataFrame]:
+    """The table in parts of whole trees that fit into a processor's cache; in one if a tree's rows are scattered."""
+    code, names = pd.factorize(steps["question_id"]) if "question_id" in steps else (np.zeros(0, int), [])
+    turns = np.flatnonzero(code[1:] != code[:-1]) + 1
+    if len(turns) + 1 != len(names):  # a question comes twice, or one is null
+        return [steps]
+    cuts = np.searchsorted(turns, np.arange(_BLOCK, len(code), _BLOCK))
+    bounds = [0, *dict.fromkeys(turns[cuts[cuts < len(turns)]].tolist()), len(code)]
+    return [steps.iloc[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def _value_table(steps: pd.DataFrame, forest: Forest) -> pd.DataFrame:

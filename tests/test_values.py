@@ -234,6 +234,20 @@ def test_any_forest_has_the_values_of_the_plain_definition(table: pd.DataFrame) 
         assert row.value == pytest.approx(float(mean), abs=1e-12)
 
 
+@given(forests(), st.booleans(), st.sampled_from([1, 20]))
+def test_a_table_in_parts_is_as_in_one(table: pd.DataFrame, together: bool, block: int) -> None:
+    table = table.sort_values("question_id", kind="stable") if together else table
+    whole = (*valued(table), value_table(table), paths(table), step_values(table))
+    size, module._BLOCK = module._BLOCK, block
+    try:
+        assert not together or block > 1 or len(module._blocks(table)) == table["question_id"].nunique()
+        parts = (*valued(table), value_table(table), paths(table), step_values(table))
+    finally:
+        module._BLOCK = size
+    for one, other in zip(whole, parts, strict=True):
+        assert one.equals(other) and one.index.equals(other.index)
+
+
 @given(forests())
 def test_rows_are_found_alike_by_an_array_and_by_bisection(table: pd.DataFrame) -> None:
     found = []

@@ -115,7 +115,7 @@ def main(trees: int = TREES) -> Iterator[Measurement]:
     part = forest(SLICE)
     assert np.allclose(value_table(part)["value"], anytrees(part))
     whole = trees * STEPS_PER_TREE
-    seconds, peak = _alone(trees, 1)
+    seconds, peak = _alone(trees, REPEATS)
     small, _ = _alone(SMALL, REPEATS)
     per_step = 1e6 * seconds / whole
     peer = 1e6 * _seconds(anytrees, part) / len(part)
