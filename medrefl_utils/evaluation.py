@@ -54,6 +54,8 @@ def respond(
                 "response": response.text,
                 "answer": answer.letter,
                 "rule": answer.rule,
+                "stated_letter": answer.stated_letter,
+                "conflict": answer.conflict,
                 "gold": question.gold,
                 "correct": answer.letter == question.gold,
                 "n_tokens": len(response.token_ids),

@@ -33,10 +33,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer read from a response: its letter (None: unreadable) and the rule that read it."""
+    """The answer read from a response: its letter (None: unreadable) and the rule that read it.
+
+    ``stated_letter`` is the letter as written, None where the answer is a text alone; ``conflict``: it is not the
+    letter of the option whose text the response gives, and ``letter`` is that option's.
+    """
 
     letter: str | None
     rule: str
+    stated_letter: str | None = None
+    conflict: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,8 @@ RESPONSES = _schema(
     response=(pa.string(), "the whole text the model wrote"),
     answer=(pa.string(), "the letter read from it; null where none can be read"),
     rule=(pa.string(), "the rule that read the answer"),
+    stated_letter=(pa.string(), "the letter as written; null where there is none"),
+    conflict=(pa.bool_(), "the letter as written is not that of the option whose text is given; the text counts"),
     gold=(pa.string(), "the right letter"),
     correct=(pa.bool_(), "answer equals gold; an unreadable answer is wrong"),
     n_tokens=(pa.int32(), "tokens written"),

@@ -85,6 +85,7 @@ def response(question: Question, model: str, answer: str | None, text: str) -> d
         **{"question_id": question.question_id, "source": "clinic", "model": model, "protocol": "sampled", "run": 0},
         **{"response": text, "answer": answer, "rule": "stated", "gold": question.gold, "n_tokens": 9, "stop": "end"},
         **{"correct": answer == question.gold, "temperature": 1.0, "top_p": 1.0},
+        **{"stated_letter": answer, "conflict": False},
     }
 
 
