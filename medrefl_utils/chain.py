@@ -24,6 +24,7 @@ from rich.text import Text
 
 from medrefl_utils import provenance
 from medrefl_utils.execution import StageFailed, execute
+from medrefl_utils.hub import resolve_model
 from medrefl_utils.profiles import closest, load_profile, local_paths, notebook_parameters
 from medrefl_utils.records import MedReflError, RunFiles
 from medrefl_utils.store import MADE_BY, content_hash, read_manifest, read_table, write_manifest
@@ -130,6 +131,13 @@ class Chain:
                 pending |= dict.fromkeys(stage.writes, stage.name)
             decisions.append(decision)
         return decisions
+
+    def check_models(self, selected: Sequence[Stage], force: bool = False) -> None:
+        """Find every model that a stage which will run loads: one line now beats a failed notebook later."""
+        running = [decision.stage.name for decision in self.plan(selected, force) if decision.run]
+        for model in {self.parameters[name]["model"] for name in running if "model" in self.parameters[name]}:
+            local = self.root / model
+            resolve_model(str(local) if local.is_dir() else model)
 
     def decide(self, stage: Stage) -> Decision:
         """Compare the stage's key and outputs with its last run. Its inputs must exist."""
@@ -311,6 +319,7 @@ def run_profile(
     if dry_run:
         console.print(_plan_table(chain, chain.plan(selected, force)))
         return []
+    chain.check_models(selected, force)
     executed = chain.run(selected, console, force)
     if any({"scores", "report"} & set(stage.writes) for stage in selected):
         print_results(chain.files, console)

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from medrefl_utils.hub import resolve_model
 from medrefl_utils.records import MedReflError
 from medrefl_utils.store import content_hash
 
@@ -26,8 +27,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an
 warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # trl's and peft's use
 
 QUANTIZATIONS = ("none", "nf4")
-HUB_TIMEOUT = 4.0
-"""Seconds that the hub has to answer before its absence is an error."""
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -36,7 +35,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     Raises:
         MedReflError: no such folder or hub id, no tokenizer in it, or no chat template.
     """
-    name = resolve(model)
+    name = resolve_model(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -62,7 +61,7 @@ def load_model(model: str, quantization: str = "none", adapter: Path | None = No
     """
     if quantization not in QUANTIZATIONS:
         raise MedReflError(f"quantization is {quantization!r}, expected one of {', '.join(QUANTIZATIONS)}")
-    name = resolve(model)
+    name = resolve_model(model)
     dtype = compute_dtype()
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "device_map": device()}
     if quantization == "nf4":
@@ -104,50 +103,14 @@ def keep_backward_right(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def resolve(model: str) -> str:
-    """A folder's path or a hub id that can be had: on the hub now, or in the local cache.
-
-    Raises:
-        MedReflError: within ``HUB_TIMEOUT`` seconds, where neither holds.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise MedReflError(f"model {model}: the folder has no config.json, so it is not a model folder")
-        return str(folder)
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise MedReflError(f"model {model}: no such folder, and not a hub id of the form owner/name")
-    return _on_hub(model)
-
-
 def model_key(model: str, quantization: str) -> str:
     """What names a model in a cache key: a folder's content, or a hub id with the commit that would be loaded."""
-    name = resolve(model)
+    name = resolve_model(model)
     if Path(name).is_dir():
         return f"{content_hash(Path(name))} {quantization}"
     from transformers import AutoConfig
 
     return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash} {quantization}"
-
-
-def _on_hub(model: str) -> str:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    if isinstance(try_to_load_from_cache(model, "config.json"), str):
-        return model
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        HfApi().model_info(model, timeout=HUB_TIMEOUT)
-    except RepositoryNotFoundError as error:
-        raise MedReflError(
-            f"model {model}: no such folder, and the hub knows no such model (or it is gated: log in first)"
-        ) from error
-    except Exception as error:  # whatever the HTTP client raises: no network, no DNS, offline mode, a time-out
-        raise MedReflError(
-            f"model {model}: no such folder, and the hub does not answer ({type(error).__name__})"
-        ) from error
-    return model
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:

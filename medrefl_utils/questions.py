@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medrefl_utils.hub import offline, one_line, refusal
 from medrefl_utils.lint import content_key
 from medrefl_utils.records import LETTERS, QUESTIONS, MedReflError, Question
 
@@ -37,7 +36,6 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }
 _OPTION_COLUMNS = ("op{}", "option_{}", "{}")  # medmcqa's opa; a spreadsheet's option_a or A
 _YES_NO_MAYBE = {"A": "yes", "B": "no", "C": "maybe"}
-_HUB_SECONDS = 3.0
 
 Row = tuple[int, dict[str, Any] | Exception]
 
@@ -230,50 +228,20 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def _hub_rows(name: str, split: str, config: str | None) -> Iterator[Row]:
-    if not Path(name).is_dir():
-        _reach(name)
+    if not Path(name).is_dir() and not offline() and (error := refusal("dataset", name)) is not None:
+        raise MedReflError(f"{name}: neither a file nor a dataset that the hub gives out ({one_line(error)})")
     # Imported here: a file or the clinic needs no datasets.
     import datasets
 
     try:
         loaded = datasets.load_dataset(name, config, split=split or None)
     except Exception as error:  # its own errors have no common base
-        raise MedReflError(f"{name}: {_one_line(error.__cause__ or error)}") from None
+        raise MedReflError(f"{name}: {one_line(error.__cause__ or error)}") from None
     if isinstance(loaded, dict):
         if len(loaded) > 1:
             raise MedReflError(f"{name}: split is empty, expected one of {', '.join(map(str, loaded))}")
         loaded = next(iter(loaded.values()))
     yield from enumerate(loaded, start=1)
-
-
-def _reach(name: str) -> None:
-    """Asks the hub for the dataset once: load_dataset alone would retry for half a minute.
-
-    With HF_HUB_OFFLINE=1 nothing is asked, and load_dataset reads its cache.
-    """
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return
-    from huggingface_hub import HfApi
-
-    failed: list[Exception | None] = [TimeoutError(f"no reply within {_HUB_SECONDS:.0f} seconds")]
-
-    def ask() -> None:
-        try:
-            HfApi().dataset_info(name, timeout=_HUB_SECONDS)
-            failed[0] = None
-        except Exception as error:
-            failed[0] = error
-
-    # In a thread, since a name server that does not reply heeds no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_HUB_SECONDS)
-    if failed[0] is not None:
-        raise MedReflError(f"{name}: neither a file nor a dataset that the hub gives out ({_one_line(failed[0])})")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

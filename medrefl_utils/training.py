@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from medrefl_utils.models import device, load_model, load_tokenizer
@@ -68,6 +68,7 @@ def train_dpo(pairs: pd.DataFrame, model: str, folder: Path, *, dpo: Dpo, seed: 
         ),
         callbacks=[log],
     )
+    trainer.remove_callback(PrinterCallback)
     keep_adapter_in_32_bit(trainer.model)
     with log.bar:
         trainer.train()

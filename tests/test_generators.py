@@ -102,3 +102,41 @@ def test_draws_follow_the_distribution():
 def test_seed_of_is_stable_and_tells_places_apart():
     assert seed_of(0, "q1", ".0") == 0x2A14376AF681EE75  # a change here changes every tree
     assert len({seed_of(s, q, p) for s in range(5) for q in ("a", "b") for p in (".0", ".1", ".0.1")}) == 30
+
+
+def test_kept_caches_change_nothing_but_the_cost(tiny_student):
+    """Expanding a step just written reads one token; the slow way reads the whole prefix again."""
+    sampling, written = Sampling(1.0, 1.0, 80), {}
+    for keep_gib in (0.0, 1.0):
+        generator = LocalGenerator(tiny_student, keep_gib=keep_gib)
+        frontier, texts, logprobs, prefix_tokens = [Prefix(p) for p in PROMPTS[:6]], [], [], []
+        for depth in range(3):
+            seeds = [[seed_of(depth, i, j) for j in range(2)] for i in range(len(frontier))]
+            rows = generator.expand(frontier, 2, "\n", sampling, seeds)
+            texts += [row.token_ids for pair in rows for row in pair]
+            logprobs += [row.logprob for pair in rows for row in pair]
+            prefix_tokens.append(generator.prefilled)
+            frontier = [
+                Prefix(node.messages, node.token_ids + row.token_ids)
+                for node, pair in zip(frontier, rows, strict=True)
+                for row in pair
+                if row.stop == "boundary"
+            ]
+        written[keep_gib] = texts, logprobs, prefix_tokens
+    (slow, slow_logprobs, read_again), (fast, fast_logprobs, read_once) = written.values()
+    assert slow == fast
+    assert max(abs(a - b) for a, b in zip(slow_logprobs, fast_logprobs, strict=True)) < 1e-4
+    assert read_once[0] == read_once[-1] == read_again[0]  # the prompts, once
+    assert read_again[-1] > 5 * read_once[-1]
+
+
+def test_caches_beyond_the_budget_are_read_again(tiny_student):
+    generator = LocalGenerator(tiny_student, keep_gib=1e-4)  # some rows fit, not all
+    rows = generator.expand([Prefix(p) for p in PROMPTS], 2, "\n", Sampling(1.0, 1.0, 80), [[1, 2]] * len(PROMPTS))
+    before, n = generator.prefilled, sum(row.stop == "boundary" for pair in rows for row in pair)
+    held = len(generator._kept)
+    assert 0 < held < n
+    nodes = [Prefix(p, row.token_ids) for p, pair in zip(PROMPTS, rows, strict=True) for row in pair]
+    generator.expand(nodes, 1, "\n", Sampling(0.0, 1.0, 80), [[0]] * len(nodes))
+    expected = {tuple(generator.prompt_ids(node.messages)) + node.token_ids for node in nodes}
+    assert 0 < generator.prefilled - before < sum(map(len, expected)) * 2

@@ -1,8 +1,9 @@
-"""The in-process generator: transformers on the CPU or one GPU, with one KV cache a batch.
+"""The in-process generator: transformers on the CPU or one GPU, each token decoded once.
 
-Each distinct prefix is prefilled once and its cache repeated for its continuations; every row draws from a random
-generator of its own, so that a row's text does not depend on what shares its batch (but for floating-point ties);
-rows that have ended leave the cache.
+A prefix is prefilled once and its cache repeated for its continuations. The caches of steps just written are kept, so
+that expanding them reads one token instead of the whole prefix again. Every row draws from a random generator of
+its own, so that a row's text does not depend on what shares its batch (but for floating-point ties); rows that have
+ended leave the cache.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from medrefl_utils.generators import Prefix, Progress
 from medrefl_utils.models import load_model, load_tokenizer
@@ -24,12 +26,24 @@ from medrefl_utils.records import Continuation, MedReflError, Sampling
 _COMPACT = 0.75
 """Ended rows are dropped from the cache once fewer than this share are alive: dropping copies the cache."""
 
+Ids = tuple[int, ...]
+Kept = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of one row, [heads, tokens, width] for each layer: of all its tokens but the last."""
+
 
 class LocalGenerator:
     """A model of a local folder or hub id, run in this process."""
 
-    def __init__(self, model: str, *, quantization: str = "none", adapter: Path | None = None, max_rows: int = 256):
-        """Load the model; ``max_rows`` bounds the rows that are decoded together.
+    def __init__(
+        self,
+        model: str,
+        *,
+        quantization: str = "none",
+        adapter: Path | None = None,
+        max_rows: int = 256,
+        keep_gib: float = 4.0,
+    ):
+        """Load the model; ``max_rows`` bounds the rows decoded together, ``keep_gib`` the caches kept between calls.
 
         Raises:
             MedReflError: what ``load_model`` and ``load_tokenizer`` raise.
@@ -37,6 +51,10 @@ class LocalGenerator:
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, quantization, adapter)
         self.max_rows = max_rows
+        self.keep_bytes = int(keep_gib * 2**30)
+        self.prefilled = 0
+        """tokens of prefixes read so far; those found in a kept cache do not count"""
+        self._kept: dict[Ids, Kept] = {}
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
@@ -62,18 +80,23 @@ class LocalGenerator:
         Raises:
             MedReflError: a prompt that leaves no room in the model's context.
         """
-        ids = [self.prompt_ids(p.messages) + list(p.token_ids) for p in prefixes]
+        ids = [(*self.prompt_ids(p.messages), *p.token_ids) for p in prefixes]
         self._check_room(ids, sampling)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        # Kept caches serve the very next call: a search expands its whole frontier at once, then never comes back.
+        kept, self._kept = self._kept, {}
+        order = sorted(range(len(ids)), key=lambda i: (ids[i] not in kept, len(ids[i])))
+        fresh = sum(ids[i] not in kept for i in order)
         per_batch = max(1, self.max_rows // k)
         results: list[list[Continuation]] = [[] for _ in ids]
-        for start in range(0, len(order), per_batch):
-            chosen = order[start : start + per_batch]
-            rows = self._decode([ids[i] for i in chosen], k, stop, sampling, [s for i in chosen for s in seeds[i]])
-            for place, i in enumerate(chosen):
-                results[i] = rows[place * k : (place + 1) * k]
-            if progress is not None:
-                progress(len(rows))
+        for part in (order[: len(order) - fresh], order[len(order) - fresh :]):
+            for start in range(0, len(part), per_batch):
+                chosen = part[start : start + per_batch]
+                batch = self._start([ids[i] for i in chosen], [kept[ids[i]] for i in chosen if ids[i] in kept])
+                rows = self._decode(batch, k, stop, sampling, [s for i in chosen for s in seeds[i]])
+                for place, i in enumerate(chosen):
+                    results[i] = rows[place * k : (place + 1) * k]
+                if progress is not None:
+                    progress(len(rows))
         return results
 
     def chat(
@@ -96,22 +119,37 @@ class LocalGenerator:
             )
 
     @torch.inference_mode()
+    def _start(self, ids: list[Ids], kept: list[Kept]) -> _Batch:
+        """Read the prefixes into a cache, left-padded: all of them, or only the last token of each kept one."""
+        device = self.model.device
+        cache = DynamicCache(config=self.model.config)
+        width = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id
+        tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
+        position = (mask.cumsum(1) - 1).clamp(min=0)
+        if kept:
+            for layer in range(len(kept[0])):
+                keys, values = (self._right_aligned([row[layer][side] for row in kept], width - 1) for side in (0, 1))
+                cache.update(keys, values, layer)
+            logits = self._forward(tokens[:, -1:], mask, position[:, -1:], cache)
+        else:
+            self.prefilled += sum(map(len, ids))
+            logits = self._forward(tokens, mask, position, cache)
+        return _Batch(ids, tokens, mask, cache, logits)
+
+    @torch.inference_mode()
     def _decode(
-        self, prompts: list[list[int]], k: int, stop: str | None, sampling: Sampling, seeds: list[int]
+        self, batch: _Batch, k: int, stop: str | None, sampling: Sampling, seeds: list[int]
     ) -> list[Continuation]:
         device = self.model.device
-        width = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id
-        tokens = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        cache = DynamicCache(config=self.model.config)
-        logits = self._forward(tokens, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+        cache = batch.cache
         if k > 1:
             cache.batch_repeat_interleave(k)
-        logits, mask = logits.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
+        logits, mask = batch.logits.repeat_interleave(k, 0), batch.mask.repeat_interleave(k, 0)
         position = mask.sum(1)
-        draw = _Draw(sampling, seeds, tokens.repeat_interleave(k, 0), self.model.config.vocab_size)
-        rows = [_Row() for _ in seeds]
+        draw = _Draw(sampling, seeds, batch.tokens.repeat_interleave(k, 0), self.model.config.vocab_size)
+        rows = [_Row(batch.ids[i // k]) for i in range(len(seeds))]
         boundary = self._tokens_with(stop) if stop else frozenset()
         alive = list(range(len(rows)))
         for step in range(sampling.max_tokens):
@@ -119,7 +157,10 @@ class LocalGenerator:
             for i, token, logprob in zip(alive, chosen.tolist(), logprobs.tolist(), strict=True):
                 rows[i].add(token, logprob, self._ends, boundary, self._blank)
             going = [place for place, i in enumerate(alive) if rows[i].stop is None]
-            if not going or step + 1 == sampling.max_tokens:
+            last = not going or step + 1 == sampling.max_tokens
+            if last or len(going) < _COMPACT * len(alive) or len(going) == 1:
+                self._keep(cache, batch.tokens.shape[1], [rows[i] for i in alive])
+            if last:
                 break
             if len(going) < _COMPACT * len(alive) or len(going) == 1:
                 keep = torch.tensor(going, device=device)
@@ -130,6 +171,34 @@ class LocalGenerator:
             logits = self._forward(chosen[:, None], mask, position[:, None], cache)
             position = position + 1
         return [row.finish(self.tokenizer) for row in rows]
+
+    def _keep(self, cache: DynamicCache, width: int, rows: list[_Row]) -> None:
+        """Keep the caches of finished steps for the next call, as far as ``keep_bytes`` goes."""
+        if not all(type(layer) is DynamicLayer for layer in cache.layers):
+            return  # a sliding window has forgotten its first tokens
+        room = self.keep_bytes - sum(k.nbytes + v.nbytes for row in self._kept.values() for k, v in row)
+        for place, row in enumerate(rows):
+            ids = (*row.prefix, *row.token_ids)
+            if row.stop != "boundary" or ids in self._kept:
+                continue
+            start = width - len(row.prefix)
+            part = slice(start, start + len(ids) - 1)
+            kept = [
+                (layer.keys[place, :, part].clone(), layer.values[place, :, part].clone()) for layer in cache.layers
+            ]
+            room -= sum(k.nbytes + v.nbytes for k, v in kept)
+            if room < 0:
+                return
+            self._kept[ids] = kept
+
+    @staticmethod
+    def _right_aligned(rows: list[torch.Tensor], width: int) -> torch.Tensor:
+        """Rows of [heads, tokens, width] as one tensor [rows, heads, width, ...], zeros on the left."""
+        heads, _, size = rows[0].shape
+        out = rows[0].new_zeros(len(rows), heads, width, size)
+        for place, row in enumerate(rows):
+            out[place, :, width - row.shape[1] :] = row
+        return out
 
     def _forward(
         self, tokens: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, cache: DynamicCache
@@ -158,9 +227,21 @@ class LocalGenerator:
 
 
 @dataclass
+class _Batch:
+    """Prefixes that have been read: their tokens [rows, width] and mask, the cache, the next token's logits."""
+
+    ids: list[Ids]
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    cache: DynamicCache
+    logits: torch.Tensor
+
+
+@dataclass
 class _Row:
     """One continuation in the making."""
 
+    prefix: Ids
     token_ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     stop: str | None = None
