@@ -14,6 +14,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from medrefl_utils.lint import lint
 from medrefl_utils.questions import Rows, distinct, load_questions, read_questions
 from medrefl_utils.records import MedReflError, Question
 
@@ -113,6 +114,14 @@ def load_benchmark(
     if not chosen:
         raise MedReflError(f"{source}: offset {offset} leaves none of {len(questions)} questions")
     return chosen
+
+
+def lint_counts(source: str, split: str = "") -> dict[str, int]:
+    """Rows that each check of ``lint`` finds fault with; nothing for the clinic, which is made."""
+    if source == "clinic":
+        return {}
+    rows = read_benchmark(source, split)
+    return {finding.check: len(finding.rows) for finding in lint(rows.questions, rows.faults)}
 
 
 def shuffled(question: Question, seed: int) -> Question:

@@ -88,7 +88,7 @@ def read_questions(
             if isinstance(row, Exception):
                 raise row
             if all(_is_among(row, name, wanted, source) for name, wanted in (where or {}).items()):
-                question = _question(row, label, split, fields or {})
+                question = question_of(row, label, split, fields)
                 if not split or question.split == split:
                     read.questions.append((number, question))
         except ValueError as error:
@@ -224,6 +224,18 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
+def read_rows(path: Path) -> Iterator[Row]:
+    """(row number, row) of a file, whatever is in it; an exception in place of a row that cannot be read.
+
+    Raises MedReflError where the file is missing, or of a kind that is not read.
+    """
+    if not path.is_file():
+        raise MedReflError(f"{path}: no such file")
+    if path.suffix.lower() not in _READERS:
+        raise MedReflError(f"{path}: not a kind of file that is read, expected {', '.join(_READERS)}")
+    return _READERS[path.suffix.lower()](path)
+
+
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
@@ -281,8 +293,11 @@ def _fold_gold(question: Question) -> str:
     return "".join(question.options[question.gold].casefold().split())
 
 
-def _question(row: Mapping[str, Any], label: str, split: str, fields: Mapping[str, str]) -> Question:
+def question_of(
+    row: Mapping[str, Any], label: str = "", split: str = "", fields: Mapping[str, str | Sequence[str]] | None = None
+) -> Question:
     """A row as a question; ValueError says what is wrong with it."""
+    fields = fields or {}
 
     def field(name: str) -> Any:
         theirs = fields.get(name, _FIELDS[name])

@@ -11,8 +11,8 @@ from medrefl_utils.statistics import score_responses
 from medrefl_utils.store import read_table
 
 QUESTIONS = clinic.make_exam(150, seed=4, split="test")
-SAMPLED = Protocol("sampled", Sampling(1.0, 1.0, 256), runs=2)
-GREEDY = Protocol("greedy", Sampling(0.0, 1.0, 256))
+SAMPLED = Protocol("sampled", (Sampling(1.0, 1.0, 256),) * 2)
+GREEDY = Protocol("greedy", (Sampling(0.0, 1.0, 256),))
 
 
 @pytest.fixture(scope="module")

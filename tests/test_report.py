@@ -85,7 +85,8 @@ def response(question: Question, model: str, answer: str | None, text: str) -> d
         **{"question_id": question.question_id, "source": "clinic", "model": model, "protocol": "sampled", "run": 0},
         **{"response": text, "answer": answer, "rule": "stated", "gold": question.gold, "n_tokens": 9, "stop": "end"},
         **{"correct": answer == question.gold, "temperature": 1.0, "top_p": 1.0},
-        **{"stated_letter": answer, "conflict": False},
+        **{"stated_letter": answer, "conflict": False, "stem_id": question.question_id, "content": "c"},
+        **{"options": list(question.options.items()), "seconds": 0.5},
     }
 
 
@@ -95,6 +96,9 @@ def score(model: str, accuracy: float, gain: float) -> dict:
         **{"source": "clinic", "protocol": "sampled", "model": model, "n": 1000, "runs": 3, "accuracy": accuracy},
         **{"accuracy_low": accuracy - 0.03, "accuracy_high": accuracy + 0.03, "accuracy_published": accuracy + 0.01},
         **{"unreadable": 0.012, "mean_tokens": 61.4, "gain": gain, "gain_low": gain - 0.02, "gain_high": gain + 0.02},
+        **{"clusters": 1000, "conflict": 0.001, "mean_tokens_right": 60.0, "mean_tokens_wrong": 63.0, "tokens": 184200},
+        **{"seconds": 99.0, "detectable": 0.03, "holm_p": 0.00004 if known else NAN},
+        **{"mcnemar_runs": [0.00002] if known else None},
         **{"fixed": 300 if known else None, "broken": 87 if known else None, "mcnemar_p": 0.00002 if known else NAN},
     }
 

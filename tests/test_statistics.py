@@ -122,6 +122,8 @@ def responses(model: str, answers: list[str | None], protocol: str = "greedy", r
         gold="A",
         correct=[answer == "A" for answer in answers],
         n_tokens=[10 * (i + 1) for i in range(len(answers))],
+        conflict=False,
+        seconds=1.0,
     )
 
 
