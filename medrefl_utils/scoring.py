@@ -185,7 +185,8 @@ def comparison(a: Path, b: Path) -> Table:
     """
     first, second = (read_table(RunFiles(run).responses, RESPONSES) for run in (a, b))
     table = Table(title=f"{b} against {a}: strict accuracy, percent; questions that both were asked")
-    names = ("benchmark", "protocol", "model", str(a), str(b), "gain, points [95%]", "McNemar p", "detectable", "n")
+    columns = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+    names = ("benchmark", "protocol", "model", *columns, "gain, points [95%]", "McNemar p", "detectable", "n")
     for name in names:
         table.add_column(name, justify="left" if name in names[:3] else "right", no_wrap=True)
     where = ["source", "protocol", "model"]
