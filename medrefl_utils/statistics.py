@@ -153,7 +153,7 @@ def score_responses(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0
     keys = ["source", "protocol", "model", "question_id", "run"]
     if repeated := int(responses.duplicated(keys).sum()):
         raise MedReflError(f"responses: {repeated} of {len(responses)} repeat a question within a run")
-    responses = responses.assign(stem_id=responses["stem_id"].fillna(responses["question_id"]))
+    responses = _with_stems(responses)
     rows = []
     for (source, protocol), group in responses.groupby(["source", "protocol"], sort=False):
         models = dict(tuple(group.sort_values(["run", "question_id"]).groupby("model")))
@@ -177,6 +177,7 @@ def rates(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> dict[
     Each distinct question counts once, however often it was asked; intervals draw stems. Only the published way has
     responses as its denominator, the readable ones. It is left out where no answer could be read.
     """
+    responses = _with_stems(responses)
     read = responses[responses["answer"].notna()]
     marks = responses.assign(unread=responses["answer"].isna(), conflict=responses["conflict"].fillna(False))
     marks = marks.astype({"correct": float, "unread": float, "conflict": float})
@@ -190,6 +191,11 @@ def rates(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> dict[
     if len(read):
         found["accuracy_published"] = accuracy_interval(read["correct"].to_numpy(), read["stem_id"], n_boot, seed)
     return found
+
+
+def _with_stems(responses: pd.DataFrame) -> pd.DataFrame:
+    """A question whose stem is not told is a cluster of its own."""
+    return responses.assign(stem_id=responses["stem_id"].fillna(responses["question_id"]))
 
 
 def by_gold_position(responses: pd.DataFrame) -> pd.DataFrame:
