@@ -20,6 +20,7 @@ from medrefl_utils.statistics import (
     rates,
     score_responses,
 )
+from tests.benchmarks.bench_coverage import coverage
 
 
 @pytest.mark.parametrize(
@@ -95,18 +96,8 @@ def test_intervals_are_repeatable() -> None:
 
 @pytest.mark.parametrize("n", [78, 400])
 def test_intervals_cover(n: int) -> None:
-    rng, covered, gained, runs = np.random.default_rng(0), 0, 0, 500
-    ids = np.repeat(np.arange(n), 3)
-    for seed in range(runs):
-        skill = rng.beta(1.2, 0.8, n)  # mean 0.6
-        base, other = rng.random((n, 3)) < skill[:, None], rng.random((n, 3)) < 0.9 * skill[:, None]
-        accuracy = accuracy_interval(base.ravel(), ids, n_boot=1000, seed=seed)
-        gain = paired_gain(base.ravel(), other.ravel(), ids, n_boot=1000, seed=seed)
-        covered += accuracy.low <= 0.6 <= accuracy.high
-        gained += gain.low <= -0.06 <= gain.high
-    # 500 simulations of an exact 95% interval stay within 3 points of it
-    assert covered / runs == pytest.approx(0.95, abs=0.03)
-    assert gained / runs == pytest.approx(0.95, abs=0.03)
+    """The larger ones are simulated by ``make bench NAME=coverage``."""
+    assert coverage(n) == pytest.approx((0.95, 0.95), abs=0.02)
 
 
 def test_unequal_lengths_are_refused_with_both_counts() -> None:
