@@ -1,9 +1,10 @@
-# make setup | run | test | lab | bench [NAME=values] | clean
+# make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values] | clean
 # A stamp in .venv says what was set up: another Python, another place, pyproject.toml or constraints.txt make it stale.
 # PIP_ARGS reaches pip: without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= params/smoke.yaml
+ARGS ?=
 PIP_ARGS ?=
 
 IDENTITY := $(shell $(PYTHON) -c "import os, sys, zlib; print('%d.%d.%d-%08x' % (*sys.version_info[:3], zlib.crc32(os.getcwd().encode())))" 2>/dev/null)
@@ -19,7 +20,7 @@ export GOMP_SPINCOUNT ?= 0
 setup: $(STAMP)
 
 run: $(STAMP)
-	@$(BIN)/python -m medrefl_utils run $(PROFILE)
+	@$(BIN)/python -m medrefl_utils run $(PROFILE) $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

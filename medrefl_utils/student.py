@@ -8,7 +8,6 @@ step, to go on after a reflection, to write one, and to judge a chain. The resul
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from medrefl_utils import clinic, prompts
-from medrefl_utils.records import LETTERS
+from medrefl_utils.records import LETTERS, MedReflError
 
 if TYPE_CHECKING:
     from medrefl_utils.prompts import Messages
@@ -175,17 +174,24 @@ def train(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write an ordinary model folder: safetensors in 16 bit, config, tokenizer and chat template."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Write an ordinary model folder: safetensors in 16 bit, config, tokenizer and chat template.
+
+    Raises:
+        MedReflError: a folder that holds something other than a model.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise MedReflError(f"{folder}: holds files and no model, so no model is written over them")
     model.eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[list[int], int]:
-    """The token ids of a lesson and how many of them belong to the prompt."""
+_Encoded = tuple[list[int], int]
+"""The token ids of a lesson and how many of them belong to the prompt."""
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> _Encoded:
     messages, text = lesson
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     head = tokenizer(prompt, add_special_tokens=False).input_ids
@@ -193,9 +199,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> tuple[list[in
     return head + tail, len(head)
 
 
-def _batches(
-    rows: list[tuple[list[int], int]], batch_size: int, rng: random.Random
-) -> list[list[tuple[list[int], int]]]:
+def _batches(rows: list[_Encoded], batch_size: int, rng: random.Random) -> list[list[_Encoded]]:
     """Batches of rows of like length, in random order: little padding, and no order by length to learn."""
     rng.shuffle(rows)
     batches = []
@@ -206,7 +210,7 @@ def _batches(
     return batches
 
 
-def _collate(batch: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _collate(batch: list[_Encoded], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded token ids and the mask of those that the student writes, both [batch, width]."""
     width = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in batch])

@@ -3,11 +3,12 @@
 import collections
 import re
 
+import pytest
 import torch
 
 from medrefl_utils import clinic, prompts, student
 from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import Sampling
+from medrefl_utils.records import MedReflError, Sampling
 
 HOW = student.Lessons()
 
@@ -70,3 +71,12 @@ def test_loss_counts_what_is_written_alone():
         logprobs = [model(torch.tensor([row])).logits[0].log_softmax(-1) for row, _ in rows]
     expected = [-lp[i - 1, row[i]] for (row, n), lp in zip(rows, logprobs, strict=True) for i in range(n, len(row))]
     assert torch.isclose(ours, torch.stack(expected).mean(), atol=0.02)  # bf16 autocast
+
+
+def test_a_folder_of_other_files_is_not_written_over(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    tokenizer = student.train_tokenizer(["a b c"], 270)
+    model = student.new_model(tokenizer, hidden=64, layers=1, kv_heads=1, seed=0)
+    with pytest.raises(MedReflError, match="holds files and no model"):
+        student.save(model, tokenizer, tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
