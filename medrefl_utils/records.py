@@ -245,6 +245,10 @@ class RunFiles:
         return self.root / "figures"
 
     @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

@@ -216,6 +216,18 @@ def test_what_was_run_and_what_came_of_it(run: RunFiles) -> None:
     assert "secret" not in text  # what the chain compares is of no use to a reader
 
 
+def test_the_published_figures_stand_there_and_what_was_not_run(run: RunFiles) -> None:
+    text = " ".join(page_of(run).text.split())
+    assert "MedQA-USMLE, 5 options Huatuo-o1 69.59 to 73.72 +4.13 not run" in text
+    assert text.count("not run") == 14
+    stages = {"05_benchmark_evaluation": {"parameters": {"model": "FreedomIntelligence/HuatuoGPT-o1-8B"}}}
+    write_manifest(run, MANIFEST | {"stages": stages})
+    rows = pd.DataFrame([score("base", 0.6, NAN), score("medrefl", 0.671, 0.071)]).assign(source="medqa_5op")
+    write_table(run.scores, rows, SCORES)
+    text = " ".join(page_of(run).text.split())
+    assert "Huatuo-o1 69.59 to 73.72 +4.13 61.0 to 68.1 (+7.1 [+5.1, +9.1]), sampled" in text
+
+
 def test_leaves_are_counted_by_how_they_ended(run: RunFiles) -> None:
     text = " ".join(page_of(run).text.split())
     assert "a right answer 2 a wrong answer 1 cut: too many tokens 1" in text
