@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +64,60 @@ def run(
     except KeyboardInterrupt:
         errors.print(Text("stopped by Ctrl-C: the same command takes the chain up again", style="yellow"))
         raise typer.Exit(130) from None
+
+
+@app.command()
+def lint(
+    source: Annotated[str, typer.Argument(help="A file of questions, a benchmark's name, or a hub dataset's id.")],
+    split: Annotated[str, typer.Option(help="Of a hub dataset.")] = "",
+) -> None:
+    """Say what is wrong with exam questions; exit code 1 where there is an error."""
+    from medrefl_utils.benchmarks import read_benchmark
+    from medrefl_utils.lint import lint as lint_rows
+    from medrefl_utils.scoring import findings_table
+
+    with _one_line_errors():
+        rows = read_benchmark(source, split)
+        findings = lint_rows(rows.questions, rows.faults)
+        Console(highlight=False).print(findings_table(rows.label, findings))
+        if any(finding.severity == "error" for finding in findings):
+            raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    responses: Annotated[Path, typer.Argument(help="Written responses: .jsonl, .json, .csv, .parquet or a folder.")],
+    benchmark: Annotated[str, typer.Option(help="The questions: a benchmark's name or a file.")],
+    response_field: Annotated[str | None, typer.Option(help="The column with the response's text.")] = None,
+) -> None:
+    """Score responses, ours or others', without a model."""
+    from medrefl_utils.benchmarks import read_benchmark
+    from medrefl_utils.scoring import rates_table, read_responses
+
+    with _one_line_errors():
+        table = rates_table(read_responses(responses, read_benchmark(benchmark), response_field))
+        Console(highlight=False).print(table)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A run's folder, such as runs/smoke.")],
+    b: Annotated[Path, typer.Argument(help="The run that is set against it.")],
+) -> None:
+    """Two runs' scores, paired, in one table."""
+    from medrefl_utils.scoring import comparison
+
+    with _one_line_errors():
+        Console(highlight=False).print(comparison(a, b))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except MedReflError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {error}", style="red"))
+        raise typer.Exit(2) from None
 
 
 def _explain(error: StageFailed, errors: Console) -> None:

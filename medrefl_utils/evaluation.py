@@ -1,28 +1,131 @@
-"""Stage 05: ask a model every question of a benchmark and read its answers."""
+"""Stage 05: ask a model every question of a benchmark, by one or more protocols, and read its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from medrefl_utils import prompts
 from medrefl_utils.answers import extract_answer
-from medrefl_utils.generators import Generator, seed_of
-from medrefl_utils.records import RESPONSES, Question, Sampling
+from medrefl_utils.generators import Generator, Prefix, seed_of
+from medrefl_utils.lint import content_key
+from medrefl_utils.records import RESPONSES, Answer, Continuation, MedReflError, Question, Sampling
 from medrefl_utils.store import write_table
+
+PROTOCOLS = ("published", "greedy", "sampled", "self-consistency", "budget")
+_FORCED_TOKENS = 24  # room for an answer that was asked for
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to ask: its name, how many times each question is asked, and the sampling."""
+    """A way to ask: its name and the sampling of each run.
+
+    ``vote``: the runs are one response, the answer that most of them give. ``budget``: thinking is cut at the
+    samplings' ``max_tokens`` and the answer is asked for.
+    """
 
     name: str
-    sampling: Sampling
-    runs: int = 1
+    samplings: tuple[Sampling, ...]
+    vote: bool = False
+    budget: bool = False
+
+
+def published_temperature(u: float) -> float:
+    """The u-quantile of the published density of temperatures on [0.2, 1.0]; its missing 0.05 falls on 1.0.
+
+    Density 0.5 + 2.5 (t - 0.2) up to 0.6, 1.5 up to 0.8, 1.5 - 2.5 (t - 0.8) up to 1.0 (Med-REFL's evaluation script).
+    """
+    if u <= 0.4:
+        return 0.2 + (np.sqrt(0.25 + 5 * u) - 0.5) / 2.5
+    if u <= 0.7:
+        return 0.6 + (u - 0.4) / 1.5
+    return 0.8 + (1.5 - np.sqrt(2.25 - 5 * (min(u, 0.95) - 0.7))) / 2.5
+
+
+def published_top_p(u: float) -> float:
+    """The u-quantile of the published top-p: uniform on [0.2, 0.6) with probability 0.3, else on [0.6, 1.0)."""
+    return 0.2 + 0.4 * u / 0.3 if u < 0.3 else 0.6 + 0.4 * (u - 0.3) / 0.7
+
+
+def protocol(
+    name: str,
+    *,
+    seed: int = 0,
+    runs: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_tokens: int = 8192,
+    repetition_penalty: float = 1.0,
+    samples: int = 10,
+    budget: int = 1024,
+) -> Protocol:
+    """A protocol by name.
+
+    Args:
+        name: one of ``PROTOCOLS``. ``published``: three runs, each with one temperature and one top-p that are drawn
+            from ``seed`` (rounded to two digits, as published), repetition penalty 1.1. ``greedy``: one run.
+            ``sampled``: ``runs`` runs. ``self-consistency``: ``samples`` samples and a majority vote. ``budget``:
+            greedy, thinking cut at ``budget`` tokens.
+        seed: of what ``published`` draws.
+        runs: responses a question of ``sampled``.
+        temperature: of ``sampled`` and ``self-consistency``, as is ``top_p``.
+        top_p: see ``temperature``.
+        max_tokens: of a response.
+        repetition_penalty: of all but ``published``; 1 is none.
+        samples: votes of ``self-consistency``.
+        budget: tokens of thinking.
+
+    Raises:
+        MedReflError: an unknown name.
+    """
+    drawn = Sampling(temperature, top_p, max_tokens, repetition_penalty)
+    greedy = Sampling(0.0, 1.0, max_tokens, repetition_penalty)
+    if name == "published":
+        uniform = np.random.default_rng(seed).random((3, 2))
+        drawn = [
+            Sampling(round(float(published_temperature(t)), 2), round(float(published_top_p(p)), 2), max_tokens, 1.1)
+            for t, p in uniform
+        ]
+        return Protocol(name, tuple(drawn))
+    if name == "greedy":
+        return Protocol(name, (greedy,))
+    if name == "sampled":
+        return Protocol(name, (drawn,) * runs)
+    if name == "self-consistency":
+        return Protocol(name, (drawn,) * samples, vote=True)
+    if name == "budget":
+        return Protocol(name, (replace(greedy, max_tokens=budget),), budget=True)
+    raise MedReflError(f"protocol {name!r}: expected one of {', '.join(PROTOCOLS)}")
+
+
+def identity(question: Question) -> dict[str, str]:
+    """The columns that tie a response to its question: ``question_id``, ``stem_id`` and ``content``."""
+    stem, texts = content_key(question)
+    return {"question_id": question.question_id, "stem_id": _hash(stem), "content": _hash(stem, *sorted(texts))}
+
+
+def response_row(question: Question, answer: Answer) -> dict[str, Any]:
+    """The columns of ``records.RESPONSES`` that a question and the answer read from a response fill."""
+    return {
+        **identity(question),
+        "options": list(question.options.items()),
+        "source": question.source,
+        "answer": answer.letter,
+        "rule": answer.rule,
+        "stated_letter": answer.stated_letter,
+        "conflict": answer.conflict,
+        "gold": question.gold,
+        "correct": answer.letter == question.gold,
+    }
 
 
 def respond(
@@ -33,36 +136,69 @@ def respond(
     A response's seed is made of ``seed``, its question and its run, not of the model: base and adapter draw with the
     same numbers, which pairs them.
     """
-    asked = [(run, question) for run in range(protocol.runs) for question in questions]
-    with tqdm(total=len(asked), desc=f"{model}, {protocol.name}", unit="response") as bar:
-        written = generator.chat(
-            [prompts.exam(question) for _, question in asked],
-            protocol.sampling,
-            [seed_of(seed, question.question_id, run) for run, question in asked],
-            bar.update,
-        )
     rows = []
-    for (run, question), response in zip(asked, written, strict=True):
-        answer = extract_answer(response.text, question.options)
+    with tqdm(total=len(questions) * len(protocol.samplings), desc=f"{model}, {protocol.name}", unit="response") as bar:
+        for run, sampling in enumerate(protocol.samplings):
+            start = time.perf_counter()
+            written = _written(questions, generator, protocol, sampling, seed, run, bar.update)
+            seconds = (time.perf_counter() - start) / max(1, len(questions))
+            rows += [
+                response_row(question, extract_answer(response.text, question.options))
+                | {
+                    **{"model": model, "protocol": protocol.name, "run": run, "response": response.text},
+                    **{"n_tokens": len(response.token_ids), "stop": response.stop, "seconds": seconds},
+                    **{"temperature": sampling.temperature, "top_p": sampling.top_p},
+                }
+                for question, response in zip(questions, written, strict=True)
+            ]
+    table = pd.DataFrame(rows, columns=RESPONSES.names)
+    return _vote(table) if protocol.vote else table
+
+
+def _written(
+    questions: Sequence[Question],
+    generator: Generator,
+    protocol: Protocol,
+    sampling: Sampling,
+    seed: int,
+    run: int,
+    progress: Callable[[int], object],
+) -> list[Continuation]:
+    messages = [prompts.exam(question) for question in questions]
+    seeds = [seed_of(seed, question.question_id, run) for question in questions]
+    written = generator.chat(messages, sampling, seeds, progress)
+    cut = [i for i, response in enumerate(written) if protocol.budget and response.stop == "length"]
+    if cut:
+        asked = [prompts.ask_for_answer(written[i].text) for i in cut]
+        prefixes = [
+            Prefix(messages[i], written[i].token_ids + generator.encode(text))
+            for i, text in zip(cut, asked, strict=True)
+        ]
+        forced = replace(sampling, max_tokens=_FORCED_TOKENS)
+        answers = generator.expand(prefixes, 1, None, forced, [[seeds[i]] for i in cut])
+        for i, text, prefix, (answer,) in zip(cut, asked, prefixes, answers, strict=True):
+            ids = prefix.token_ids + answer.token_ids
+            whole = written[i].text + text + answer.text
+            written[i] = Continuation(whole, ids, written[i].logprob + answer.logprob, "forced")
+    return written
+
+
+def _vote(samples: pd.DataFrame) -> pd.DataFrame:
+    """One row a question: the first of the samples whose answer most of them give; unreadable ones have no vote.
+
+    Among answers with as many votes the one that was given first wins. Tokens and time are those of all samples.
+    """
+    rows = []
+    for _, group in samples.groupby("question_id", sort=False):
+        votes = Counter(answer for answer in group["answer"] if isinstance(answer, str))
+        winner = max(votes, key=votes.get) if votes else None  # a Counter keeps the order of first votes
+        first = group[group["answer"] == winner] if votes else group
         rows.append(
-            {
-                "question_id": question.question_id,
-                "source": question.source,
-                "model": model,
-                "protocol": protocol.name,
-                "run": run,
-                "response": response.text,
-                "answer": answer.letter,
-                "rule": answer.rule,
-                "gold": question.gold,
-                "correct": answer.letter == question.gold,
-                "n_tokens": len(response.token_ids),
-                "stop": response.stop,
-                "temperature": protocol.sampling.temperature,
-                "top_p": protocol.sampling.top_p,
-            }
+            first.iloc[0].to_dict()
+            | {"run": 0, "n_tokens": group["n_tokens"].sum(), "seconds": group["seconds"].sum()}
+            | {"rule": f"vote {votes[winner]}/{len(group)}" if votes else "none"}
         )
-    return pd.DataFrame(rows, columns=RESPONSES.names)
+    return pd.DataFrame(rows, columns=samples.columns)
 
 
 def evaluate(
@@ -81,3 +217,7 @@ def evaluate(
         write_table(folder / f"{model}_{protocol.name}.parquet", table, RESPONSES)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

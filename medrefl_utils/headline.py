@@ -31,7 +31,14 @@ def _percent(row: object | None) -> str:
 
 
 def _gain(row: object | None) -> tuple[str, str]:
-    if row is None or pd.isna(row.gain):
-        return "-", "-"
-    p = f"{row.mcnemar_p:.3f}" if row.mcnemar_p >= 0.001 else f"{row.mcnemar_p:.1e}"
-    return f"{100 * row.gain:+.1f} [{100 * row.gain_low:+.1f}, {100 * row.gain_high:+.1f}]", p
+    return ("-", "-") if row is None or pd.isna(row.gain) else (gain_text(row), p_text(row.mcnemar_p))
+
+
+def gain_text(row: object) -> str:
+    """The gain of a row of ``records.SCORES`` with its interval, in points."""
+    return f"{100 * row.gain:+.1f} [{100 * row.gain_low:+.1f}, {100 * row.gain_high:+.1f}]"
+
+
+def p_text(p: float) -> str:
+    """A p-value, with three digits or as a power of ten."""
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"

@@ -61,10 +61,15 @@ def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG for the report; ``path`` has no suffix, and its folder is made. Returns the file's path."""
+    """Write a figure as PNG, for the report, and as SVG beside it; ``path`` has no suffix, and its folder is made.
+
+    Returns the PNG's path. The same figure gives the same bytes.
+    """
     file = path.with_name(f"{path.name}.png")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, format="png", dpi=150)
+    with mpl.rc_context({"svg.hashsalt": "medrefl"}):
+        figure.savefig(file.with_suffix(".svg"), format="svg", metadata={"Date": None})
     return file
 
 

@@ -61,6 +61,18 @@ def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], 
     )
 
 
+def ask_for_answer(cut: str) -> str:
+    """What is put after a response that was cut at its budget, in the model's own turn: the line that its answer ends.
+
+    A thinking that is still open is closed first, by the mark that it was opened with.
+    """
+    if "<think>" in cut and "</think>" not in cut:
+        return "\n</think>\n\nAnswer:"
+    if "## Thinking" in cut and "## Final Response" not in cut:
+        return "\n\n## Final Response\n\nThe answer is"
+    return f"{STEP_BOUNDARY}Answer:"
+
+
 def judge(question: Question, chain: Sequence[str]) -> Messages:
     """Rate a chain's correctness and logic, 1 to 5 each."""
     return _user(

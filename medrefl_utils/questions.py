@@ -1,7 +1,8 @@
 """Questions from the clinic, a file or a hub dataset, in one shape; a faulty row stops with its file and line.
 
 Rows are read as published: options as {letter: text}, as a list of texts, as a list of {key, value}, or as columns
-``opa``, ``opb``, ...; the gold answer as a letter, as a 0-based index or as the right option's text.
+``opa``, ``opb``, ...; the gold answer as a letter, as a 0-based index or as the right option's text. PubMedQA's shape
+(a context, and yes, no or maybe) is a question with these three options and its context before the stem.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import csv
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +21,54 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medrefl_utils.hub import offline, one_line, refusal
+from medrefl_utils.lint import content_key
 from medrefl_utils.records import LETTERS, QUESTIONS, MedReflError, Question
 
 # Our names -> names in published files, the first present wins.
 _FIELDS: dict[str, tuple[str, ...]] = {
     "question_id": ("question_id", "id", "idx"),
-    "stem": ("stem", "question"),
+    "stem": ("stem", "question", "QUESTION"),
+    "context": ("context", "contexts", "CONTEXTS"),
     "options": ("options", "choices"),
-    "gold": ("gold", "answer_idx", "label", "answer_index", "cop", "answer"),
+    "gold": ("gold", "answer_idx", "label", "answer_index", "cop", "final_decision", "answer"),
     "source": ("source",),
     "split": ("split",),
 }
 _OPTION_COLUMNS = ("op{}", "option_{}", "{}")  # medmcqa's opa; a spreadsheet's option_a or A
+_YES_NO_MAYBE = {"A": "yes", "B": "no", "C": "maybe"}
 
 Row = tuple[int, dict[str, Any] | Exception]
 
 
-def load_questions(
+@dataclass(frozen=True)
+class Rows:
+    """A source as read: its questions and its faulty rows, each with the row's number (a file's line)."""
+
+    label: str
+    questions: list[tuple[int, Question]]
+    faults: list[tuple[int, str]]
+
+
+def read_questions(
     source: str,
     split: str = "",
-    limit: int | None = None,
-    offset: int = 0,
-    seed: int = 0,
-    fields: Mapping[str, str] | None = None,
-) -> list[Question]:
-    """Questions ``offset`` to ``offset + limit`` of a source, in its own order.
+    fields: Mapping[str, str | Sequence[str]] | None = None,
+    where: Mapping[str, str | Sequence[str]] | None = None,
+    config: str | None = None,
+) -> Rows:
+    """Every row of a file, a folder or a hub dataset as a question, or as a fault that says what is wrong with it.
 
     Args:
-        source: "clinic"; a .jsonl, .json, .parquet or .csv file; a folder or id that ``datasets.load_dataset`` knows.
-        split: "train" or "test" for the clinic, a hub dataset's split; rows of a file that name another are left out.
-        limit: number of questions; None takes all (the clinic needs a number).
-        offset: questions to skip.
-        seed: the clinic's seed.
-        fields: our names (question_id, stem, options, gold, source, split) -> the file's, where they differ.
-
-    Returns:
-        Distinct questions. A row that repeats another one's stem, options and gold is left out, with one warning.
+        source: a .jsonl, .json, .parquet or .csv file; a folder or id that ``datasets.load_dataset`` knows.
+        split: a hub dataset's split; rows of a file that name another are left out.
+        fields: our names (question_id, stem, context, options, gold, source, split) -> the file's, where they differ;
+            ``options`` may be a list of columns, one an option.
+        where: the file's names -> the value, or values, that a row must have to be read.
+        config: a hub dataset's configuration.
 
     Raises:
-        MedReflError: naming the file, the first faulty row and how many more there are.
+        MedReflError: where there is nothing to read.
     """
-    if offset < 0 or (limit is not None and limit < 1):
-        raise MedReflError(f"{source}: offset {offset} and limit {limit}, expected at least 0 and at least 1")
-    if source == "clinic":
-        return _clinic(split, limit, offset, seed)
     if unknown := set(fields or {}) - set(_FIELDS):
         raise MedReflError(f"{source}: fields names {sorted(unknown)[0]!r}, expected some of {', '.join(_FIELDS)}")
     path = Path(source).expanduser()
@@ -75,14 +81,68 @@ def load_questions(
     elif reader is not None or not source:
         raise MedReflError(f"{source or 'source is empty'}: no such file")
     else:
-        rows, label = _hub_rows(source, split), path.name if path.is_dir() else source
-    questions = _distinct(rows, source, label, split, fields or {})
-    if split:
-        questions = [question for question in questions if question.split == split]
+        rows, label = _hub_rows(source, split, config), path.name if path.is_dir() else source
+    read = Rows(label, [], [])
+    for number, row in rows:
+        try:
+            if isinstance(row, Exception):
+                raise row
+            if all(_is_among(row, name, wanted, source) for name, wanted in (where or {}).items()):
+                question = question_of(row, label, split, fields)
+                if not split or question.split == split:
+                    read.questions.append((number, question))
+        except ValueError as error:
+            read.faults.append((number, " ".join(str(error).split())[:300]))
+    if not read.questions and not read.faults:
+        raise MedReflError(f"{source}: no question in it{_wanted(split, where)}, expected at least one")
+    return read
+
+
+def load_questions(
+    source: str,
+    split: str = "",
+    limit: int | None = None,
+    offset: int = 0,
+    seed: int = 0,
+    fields: Mapping[str, str | Sequence[str]] | None = None,
+    where: Mapping[str, str | Sequence[str]] | None = None,
+    config: str | None = None,
+) -> list[Question]:
+    """Questions ``offset`` to ``offset + limit`` of a source, in its own order.
+
+    Args:
+        source: "clinic", or as for ``read_questions``.
+        split: "train" or "test" for the clinic; else as for ``read_questions``.
+        limit: number of questions; None takes all (the clinic needs a number).
+        offset: questions to skip.
+        seed: the clinic's seed.
+        fields: as for ``read_questions``, as are ``where`` and ``config``.
+
+    Returns:
+        Distinct questions. A row that repeats another one's stem, options and gold is left out, with one warning.
+
+    Raises:
+        MedReflError: naming the file, the first faulty row and how many more there are.
+    """
+    if offset < 0 or (limit is not None and limit < 1):
+        raise MedReflError(f"{source}: offset {offset} and limit {limit}, expected at least 0 and at least 1")
+    if source == "clinic":
+        return _clinic(split, limit, offset, seed)
+    questions = distinct(read_questions(source, split, fields, where, config), source)
     chosen = questions[offset : None if limit is None else offset + limit]
     if not chosen:
         raise MedReflError(f"{source}: offset {offset} leaves none of {len(questions)} questions (split {split!r})")
     return chosen
+
+
+def _is_among(row: Mapping[str, Any], name: str, wanted: str | Sequence[str], source: str) -> bool:
+    if name not in row:
+        raise MedReflError(f"{source}: where names {name!r}, expected one of {', '.join(map(str, row))}")
+    return str(row[name]) in ([wanted] if isinstance(wanted, str) else wanted)
+
+
+def _wanted(split: str, where: Mapping[str, str | Sequence[str]] | None) -> str:
+    return "".join(f" ({name} {value!r})" for name, value in {"split": split, **(where or {})}.items() if value)
 
 
 def _clinic(split: str, limit: int | None, offset: int, seed: int) -> list[Question]:
@@ -126,6 +186,8 @@ def _json_array(path: Path) -> Iterator[Row]:
         raise MedReflError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:
         raise MedReflError(f"{path}: not JSON ({error})") from None
+    if isinstance(rows, dict) and rows and all(isinstance(row, dict) and "QUESTION" in row for row in rows.values()):
+        rows = [{"question_id": key, **row} for key, row in rows.items()]  # PubMedQA's own file
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
         yield number, row if isinstance(row, dict) else ValueError(f"a {type(row).__name__}, expected an object")
 
@@ -162,17 +224,29 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
+def read_rows(path: Path) -> Iterator[Row]:
+    """(row number, row) of a file, whatever is in it; an exception in place of a row that cannot be read.
+
+    Raises MedReflError where the file is missing, or of a kind that is not read.
+    """
+    if not path.is_file():
+        raise MedReflError(f"{path}: no such file")
+    if path.suffix.lower() not in _READERS:
+        raise MedReflError(f"{path}: not a kind of file that is read, expected {', '.join(_READERS)}")
+    return _READERS[path.suffix.lower()](path)
+
+
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
-def _hub_rows(name: str, split: str) -> Iterator[Row]:
+def _hub_rows(name: str, split: str, config: str | None) -> Iterator[Row]:
     if not Path(name).is_dir() and not offline() and (error := refusal("dataset", name)) is not None:
         raise MedReflError(f"{name}: neither a file nor a dataset that the hub gives out ({one_line(error)})")
     # Imported here: a file or the clinic needs no datasets.
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, split=split or None)
+        loaded = datasets.load_dataset(name, config, split=split or None)
     except Exception as error:  # its own errors have no common base
         raise MedReflError(f"{name}: {one_line(error.__cause__ or error)}") from None
     if isinstance(loaded, dict):
@@ -185,54 +259,63 @@ def _hub_rows(name: str, split: str) -> Iterator[Row]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _distinct(rows: Iterable[Row], where: str, label: str, split: str, fields: Mapping[str, str]) -> list[Question]:
+def distinct(read: Rows, where: str) -> list[Question]:
+    """The questions without repeats; raises MedReflError where a row is faulty or contradicts another."""
     found: dict[str, tuple[Question, int]] = {}
-    seen: dict[tuple[Any, ...], int] = {}
-    faults: list[tuple[int, str]] = []
-    repeated = total = 0
-    for number, row in rows:
-        total += 1
-        try:
-            if isinstance(row, Exception):
-                raise row
-            question = _question(row, label, split, fields)
-            content = (question.stem, tuple(question.options.items()))
-            if seen.setdefault((*content, question.gold), number) != number:
-                repeated += 1
-                continue
-            if question.question_id in found:
-                other, at = found[question.question_id]
-                same = (other.stem, tuple(other.options.items())) == content
-                raise ValueError(
-                    f"gold is {question.gold!r}, but row {at} has the same question with {other.gold!r}"
-                    if same
-                    else f"id {question.question_id!r} is already that of row {at}"
-                )
+    seen: dict[Any, tuple[Question, int]] = {}
+    faults = list(read.faults)
+    repeated = 0
+    for number, question in read.questions:
+        other, at = seen.setdefault(content_key(question), (question, number))
+        if at != number and _fold_gold(other) == _fold_gold(question):
+            repeated += 1
+        elif at != number:
+            faults.append(
+                (number, f"gold is {question.gold!r}, but row {at} has the same question with {other.gold!r}")
+            )
+        elif question.question_id in found:
+            faults.append(
+                (number, f"id {question.question_id!r} is already that of row {found[question.question_id][1]}")
+            )
+        else:
             found[question.question_id] = question, number
-        except ValueError as error:
-            faults.append((number, str(error)))
+    total = len(read.questions) + len(read.faults)
     if faults:
         more = f" (and {len(faults) - 1} more faulty rows of {total})" if len(faults) > 1 else ""
-        raise MedReflError(f"{where}:{faults[0][0]}: {' '.join(faults[0][1].split())[:300]}{more}")
-    if not total:
-        raise MedReflError(f"{where}: empty, expected at least one question")
+        number, message = min(faults)
+        raise MedReflError(f"{where}:{number}: {message}{more}")
     if repeated:
         warnings.warn(f"{where}: {repeated} of {total} rows repeat a question and are left out", stacklevel=3)
     return [question for question, _ in found.values()]
 
 
-def _question(row: Mapping[str, Any], label: str, split: str, fields: Mapping[str, str]) -> Question:
+def _fold_gold(question: Question) -> str:
+    return "".join(question.options[question.gold].casefold().split())
+
+
+def question_of(
+    row: Mapping[str, Any], label: str = "", split: str = "", fields: Mapping[str, str | Sequence[str]] | None = None
+) -> Question:
     """A row as a question; ValueError says what is wrong with it."""
+    fields = fields or {}
 
     def field(name: str) -> Any:
-        names = (fields[name],) if name in fields else _FIELDS[name]
+        theirs = fields.get(name, _FIELDS[name])
+        if name == "options" and name in fields and not isinstance(theirs, str):
+            return [row.get(column) for column in theirs]
+        names = (theirs,) if isinstance(theirs, str) else theirs
         return next((row[theirs] for theirs in names if row.get(theirs) is not None), None)
 
     stem = field("stem")
     if not isinstance(stem, str) or not stem.strip():
         raise ValueError("stem is empty" if stem in (None, "") or isinstance(stem, str) else "stem is not text")
-    options = _options(field("options"), row)
-    gold = _gold(field("gold"), options)
+    given, gold = field("options"), field("gold")
+    if given is None and isinstance(gold, str) and gold.strip().lower() in _YES_NO_MAYBE.values():
+        given, gold = _YES_NO_MAYBE, gold.strip().lower()
+    options = _options(given, row)
+    gold = _gold(gold, options)
+    if context := _context(field("context")):
+        stem = f"{context}\n\n{stem}"
     own = field("question_id")
     content = json.dumps([stem, list(options.items())])  # ASCII, so that any text has a hash
     try:
@@ -247,6 +330,15 @@ def _question(row: Mapping[str, Any], label: str, split: str, fields: Mapping[st
         source=str(field("source") or label),
         split=str(field("split") or split),
     )
+
+
+def _context(given: Any) -> str:
+    """PubMedQA's abstract: a text, a list of them, or an object that holds the list."""
+    if isinstance(given, Mapping):
+        given = given.get("contexts")
+    if isinstance(given, (list, tuple)):
+        return "\n".join(str(text).strip() for text in given)
+    return given.strip() if isinstance(given, str) else ""
 
 
 def _options(given: Any, row: Mapping[str, Any]) -> dict[str, str]:

@@ -33,10 +33,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer read from a response: its letter (None: unreadable) and the rule that read it."""
+    """The answer read from a response: its letter (None: unreadable) and the rule that read it.
+
+    ``stated_letter`` is the letter as written, None where the answer is a text alone; ``conflict``: it is not the
+    letter of the option whose text the response gives, and ``letter`` is that option's.
+    """
 
     letter: str | None
     rule: str
+    stated_letter: str | None = None
+    conflict: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,39 +181,54 @@ TRAINING = _schema(
 
 RESPONSES = _schema(
     question_id=(pa.string(), "the question answered"),
+    stem_id=(pa.string(), "hash of the stem: questions that share it are one cluster of every interval"),
+    content=(pa.string(), "hash of the stem and of the options in any order: ties the response to its question"),
+    options=(pa.map_(pa.string(), pa.string()), "letter -> text, as shown to the model"),
     source=(pa.string(), "the benchmark"),
     model=(pa.string(), "base or medrefl (base + adapter)"),
-    protocol=(pa.string(), "sampled or greedy"),
+    protocol=(pa.string(), "published, sampled, greedy, self-consistency or budget"),
     run=(pa.int32(), "repetition, from 0"),
     response=(pa.string(), "the whole text the model wrote"),
     answer=(pa.string(), "the letter read from it; null where none can be read"),
     rule=(pa.string(), "the rule that read the answer"),
+    stated_letter=(pa.string(), "the letter as written; null where there is none"),
+    conflict=(pa.bool_(), "the letter as written is not that of the option whose text is given; the text counts"),
     gold=(pa.string(), "the right letter"),
     correct=(pa.bool_(), "answer equals gold; an unreadable answer is wrong"),
     n_tokens=(pa.int32(), "tokens written"),
-    stop=(pa.string(), "end (the model closed its turn) or length (cut)"),
+    stop=(pa.string(), "end (the model closed its turn), length (cut) or forced (thinking cut, answer asked for)"),
+    seconds=(pa.float64(), "its share of the time that the run's responses took together"),
     temperature=(pa.float64(), "of this run"),
     top_p=(pa.float64(), "of this run"),
 )
 
 SCORES = _schema(
     source=(pa.string(), "the benchmark"),
-    protocol=(pa.string(), "sampled or greedy"),
+    protocol=(pa.string(), "published, sampled, greedy, self-consistency or budget"),
     model=(pa.string(), "base or medrefl"),
     n=(pa.int32(), "distinct questions"),
+    clusters=(pa.int32(), "distinct stems: the unit that intervals draw"),
     runs=(pa.int32(), "responses per question"),
-    accuracy=(pa.float64(), "strict: unreadable answers are wrong"),
-    accuracy_low=(pa.float64(), "95% interval, bootstrap over questions"),
-    accuracy_high=(pa.float64(), "95% interval, bootstrap over questions"),
+    accuracy=(pa.float64(), "strict: unreadable answers are wrong; each distinct question counts once"),
+    accuracy_low=(pa.float64(), "95% interval, bootstrap over stems"),
+    accuracy_high=(pa.float64(), "95% interval, bootstrap over stems"),
     accuracy_published=(pa.float64(), "as published: unreadable answers left out of the denominator"),
     unreadable=(pa.float64(), "share of responses with no readable answer"),
+    conflict=(pa.float64(), "share of responses whose letter is not that of the text beside it"),
     mean_tokens=(pa.float64(), "tokens a response"),
+    mean_tokens_right=(pa.float64(), "tokens of a right response"),
+    mean_tokens_wrong=(pa.float64(), "tokens of a wrong response"),
+    tokens=(pa.int64(), "tokens of all responses"),
+    seconds=(pa.float64(), "time of all responses"),
     gain=(pa.float64(), "accuracy minus the base's, paired; null for the base"),
-    gain_low=(pa.float64(), "95% interval of the gain, paired bootstrap over questions"),
-    gain_high=(pa.float64(), "95% interval of the gain, paired bootstrap over questions"),
+    gain_low=(pa.float64(), "95% interval of the gain, paired bootstrap over stems"),
+    gain_high=(pa.float64(), "95% interval of the gain, paired bootstrap over stems"),
+    detectable=(pa.float64(), "the smallest gain that this many questions show at the 5% level with 80% power"),
     fixed=(pa.int32(), "responses wrong with the base and right with the adapter"),
     broken=(pa.int32(), "responses right with the base and wrong with the adapter"),
     mcnemar_p=(pa.float64(), "exact McNemar test of the first run, two-sided; null for the base"),
+    mcnemar_runs=(pa.list_(pa.float64()), "the same of each run; null for the base"),
+    holm_p=(pa.float64(), "mcnemar_p corrected for the benchmarks of the same protocol (Holm); null for the base"),
 )
 
 
@@ -269,6 +290,10 @@ class RunFiles:
     @property
     def figures(self) -> Path:
         return self.root / "figures"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
 
     @property
     def report(self) -> Path:

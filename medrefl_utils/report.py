@@ -21,6 +21,7 @@ from medrefl_utils.plots import VALUE_COLOURS, signed
 from medrefl_utils.questions import questions_from_table
 from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, SCORES, STEPS, VALUES, Question, RunFiles
 from medrefl_utils.store import read_manifest, read_table
+from medrefl_utils.tables import beside_published, model_of, ours_text
 
 _HIDDEN = ("ingredients", "key")  # of a stage's entry: what the chain compares, of no use to a reader
 
@@ -74,6 +75,9 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         versions=manifest.get("versions", {}),
         facts=_facts(manifest, questions, steps, scores),
         results=_results(scores),
+        published=[
+            row | {"ours": ours_text(row)} for row in beside_published(scores, model_of(run)).to_dict("records")
+        ],
         figures=[(_caption(path), _png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
         tree_question=questions.get(example),
         tree=list(_tree_items(steps, values, example, opened)),

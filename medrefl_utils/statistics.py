@@ -16,6 +16,7 @@ from scipy import stats
 from medrefl_utils.records import SCORES, MedReflError
 
 _LEVEL = 0.95
+_POWER = 0.8
 
 
 class Interval(NamedTuple):
@@ -38,6 +39,42 @@ def mcnemar_exact(base: Sequence[bool], other: Sequence[bool]) -> float:
     return float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, step down (Holm 1979): never above 1, in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected[np.argsort(order, kind="stable")].tolist()
+
+
+def detectable_gain(differences: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float:
+    """The smallest gain that a paired comparison of this size shows at the 5% level, two-sided, with 80% power.
+
+    The normal approximation: (z_.975 + z_.80) standard errors of the mean difference, were there no gain. Where no two
+    responses differ, the smallest share of changed questions that would not go unseen (as in ``accuracy_interval``).
+
+    Args:
+        differences: accuracy of the other minus that of the base, one entry a question (or response).
+        clusters: each entry's cluster; None where every entry is one.
+    """
+    scores = np.asarray(differences, dtype=float)
+    if not len(scores):
+        raise MedReflError("detectable gain: no differences, expected at least one")
+    codes = np.arange(len(scores)) if clusters is None else pd.factorize(pd.Series(list(clusters)))[0]
+    sums = np.bincount(codes, weights=scores)
+    if not sums.any():
+        return float(1 - ((1 - _LEVEL) / 2) ** (1 / len(sums)))
+    error = np.sqrt((sums**2).sum()) / len(scores)
+    return float((stats.norm.ppf(1 - (1 - _LEVEL) / 2) + stats.norm.ppf(_POWER)) * error)
+
+
+def share_interval(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, n_boot: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of shares of 0 to 1 with its 95% bootstrap interval; arguments as in ``accuracy_interval``."""
+    return _bootstrap(np.asarray(values, dtype=float), clusters, n_boot, seed, bounds=(0.0, 1.0))
+
+
 def accuracy_interval(
     correct: Sequence[bool], clusters: Sequence[Hashable] | None = None, n_boot: int = 10_000, seed: int = 0
 ) -> Interval:
@@ -49,7 +86,7 @@ def accuracy_interval(
         n_boot: bootstrap samples.
         seed: of the bootstrap.
     """
-    return _bootstrap(np.asarray(correct, dtype=bool).astype(float), clusters, n_boot, seed, bounds=(0.0, 1.0))
+    return share_interval(np.asarray(correct, dtype=bool), clusters, n_boot, seed)
 
 
 def paired_gain(
@@ -116,6 +153,7 @@ def score_responses(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0
     keys = ["source", "protocol", "model", "question_id", "run"]
     if repeated := int(responses.duplicated(keys).sum()):
         raise MedReflError(f"responses: {repeated} of {len(responses)} repeat a question within a run")
+    responses = _with_stems(responses)
     rows = []
     for (source, protocol), group in responses.groupby(["source", "protocol"], sort=False):
         models = dict(tuple(group.sort_values(["run", "question_id"]).groupby("model")))
@@ -127,21 +165,63 @@ def score_responses(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0
                 row |= _gain(models["base"], models[model], n_boot, seed, f"{source}, {protocol}")
             rows.append(row)
     scores = pd.DataFrame(rows, columns=SCORES.names)
-    return scores.astype({"n": "int32", "runs": "int32", "fixed": "Int32", "broken": "Int32"})
+    for _, tested in scores[scores["mcnemar_p"].notna()].groupby("protocol"):
+        scores.loc[tested.index, "holm_p"] = holm(tested["mcnemar_p"])
+    whole = {"n": "int32", "clusters": "int32", "runs": "int32", "tokens": "int64", "fixed": "Int32", "broken": "Int32"}
+    return scores.astype(whole | {"holm_p": "float64"})
+
+
+def rates(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> dict[str, Interval]:
+    """Strict accuracy, accuracy as published, unreadable and conflicting responses of one model's responses.
+
+    Each distinct question counts once, however often it was asked; intervals draw stems. Only the published way has
+    responses as its denominator, the readable ones. It is left out where no answer could be read.
+    """
+    responses = _with_stems(responses)
+    read = responses[responses["answer"].notna()]
+    marks = responses.assign(unread=responses["answer"].isna(), conflict=responses["conflict"].fillna(False))
+    marks = marks.astype({"correct": float, "unread": float, "conflict": float})
+    each = marks.groupby("question_id").agg(
+        {"correct": "mean", "unread": "mean", "conflict": "mean", "stem_id": "first"}
+    )
+    found = {
+        name: share_interval(each[column], each["stem_id"], n_boot, seed)
+        for name, column in (("accuracy", "correct"), ("unreadable", "unread"), ("conflict", "conflict"))
+    }
+    if len(read):
+        found["accuracy_published"] = accuracy_interval(read["correct"].to_numpy(), read["stem_id"], n_boot, seed)
+    return found
+
+
+def _with_stems(responses: pd.DataFrame) -> pd.DataFrame:
+    """A question whose stem is not told is a cluster of its own."""
+    return responses.assign(stem_id=responses["stem_id"].fillna(responses["question_id"]))
+
+
+def by_gold_position(responses: pd.DataFrame) -> pd.DataFrame:
+    """Strict accuracy by the letter under which the right option stood: one row a protocol, model and gold letter."""
+    grouped = responses.astype({"correct": float}).groupby(["protocol", "model", "gold"], sort=True)["correct"]
+    return grouped.agg(n="size", accuracy="mean").reset_index()
 
 
 def _accuracy(responses: pd.DataFrame, n_boot: int, seed: int) -> dict[str, float]:
-    strict = accuracy_interval(responses["correct"].to_numpy(), responses["question_id"], n_boot, seed)
-    read = responses["answer"].notna()
+    found = rates(responses, n_boot, seed)
+    tokens = responses.groupby(responses["correct"].astype(bool))["n_tokens"].mean()
     return {
         "n": responses["question_id"].nunique(),
+        "clusters": responses["stem_id"].nunique(),
         "runs": responses["run"].nunique(),
-        "accuracy": strict.estimate,
-        "accuracy_low": strict.low,
-        "accuracy_high": strict.high,
-        "accuracy_published": float(responses.loc[read, "correct"].mean()) if read.any() else np.nan,
-        "unreadable": float(1 - read.mean()),
+        "accuracy": found["accuracy"].estimate,
+        "accuracy_low": found["accuracy"].low,
+        "accuracy_high": found["accuracy"].high,
+        "accuracy_published": found["accuracy_published"].estimate if "accuracy_published" in found else np.nan,
+        "unreadable": found["unreadable"].estimate,
+        "conflict": found["conflict"].estimate,
         "mean_tokens": float(responses["n_tokens"].mean()),
+        "mean_tokens_right": float(tokens.get(True, np.nan)),
+        "mean_tokens_wrong": float(tokens.get(False, np.nan)),
+        "tokens": int(responses["n_tokens"].sum()),
+        "seconds": float(responses["seconds"].sum()),
     }
 
 
@@ -153,13 +233,18 @@ def _gain(base: pd.DataFrame, other: pd.DataFrame, n_boot: int, seed: int, where
             " and runs, expected all"
         )
     before, after = (pairs[name].to_numpy(dtype=bool) for name in ("correct_base", "correct"))
-    first = (pairs["run"] == pairs["run"].min()).to_numpy()
-    gain = paired_gain(before, after, pairs["question_id"], n_boot, seed)
+    each = (
+        pairs.assign(gain=after.astype(float) - before).groupby("question_id").agg({"gain": "mean", "stem_id": "first"})
+    )
+    gain = _bootstrap(each["gain"].to_numpy(), each["stem_id"], n_boot, seed, bounds=(-1.0, 1.0))
+    by_run = [mcnemar_exact(before[run], after[run]) for run in pairs.groupby("run").indices.values()]
     return {
         "gain": gain.estimate,
         "gain_low": gain.low,
         "gain_high": gain.high,
+        "detectable": detectable_gain(each["gain"], each["stem_id"]),
         "fixed": int((~before & after).sum()),
         "broken": int((before & ~after).sum()),
-        "mcnemar_p": mcnemar_exact(before[first], after[first]),
+        "mcnemar_p": by_run[0],
+        "mcnemar_runs": by_run,
     }

@@ -11,7 +11,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -20,10 +19,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from medrefl_utils import clinic, prompts
+from medrefl_utils.prompts import Messages
 from medrefl_utils.records import LETTERS, MedReflError
-
-if TYPE_CHECKING:
-    from medrefl_utils.prompts import Messages
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}<|end|>{% endfor %}"
@@ -49,7 +46,7 @@ class Lessons:
     """share of lessons in judging a chain"""
 
 
-Lesson = tuple["Messages", str]
+Lesson = tuple[Messages, str]
 """A prompt and what the student should write."""
 
 

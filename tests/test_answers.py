@@ -1,5 +1,6 @@
 """Phrasings that models use, each with the letter a careful reader would write down."""
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -9,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrefl_utils.answers import extract_answer
+from medrefl_utils.records import Answer
 
 OPTIONS = {"A": "Aspirin", "B": "Hepatitis B vaccine", "C": "Vitamin D", "D": "Escherichia coli", "E": "B lymphocytes"}
+
+TEN = dict(
+    zip(
+        "ABCDEFGHIJ",
+        ("Amiodarone Bisoprolol Captopril Digoxin Enalapril Furosemide Glyburide Heparin Ibuprofen Labetalol").split(),
+        strict=True,
+    )
+)
+YES_NO_MAYBE = {"A": "yes", "B": "no", "C": "maybe"}
 
 READ = [
     # stated
@@ -91,6 +102,182 @@ UNREAD = [
     "I think it is hard",
     "<think>Perhaps **A**, it seems most likely",
 ]
+# The ways of other models and benchmarks; None where a careful reader would not choose either.
+PHRASINGS = [
+    (OPTIONS, "My final answer is B.", "B"),
+    (OPTIONS, "Answer - C", "C"),
+    (OPTIONS, "ANSWER: D", "D"),
+    (OPTIONS, "Ans: B", "B"),
+    (OPTIONS, "**Final Answer**: **(D)**", "D"),
+    (OPTIONS, "The final answer is $\\boxed{\\text{B}}$.", "B"),
+    (OPTIONS, "$$\\boxed{\\mathbf{D}}$$", "D"),
+    (OPTIONS, "\\boxed{Vitamin D}", "C"),
+    (OPTIONS, "\\boxed{\\textbf{(E)} B lymphocytes}", "E"),
+    (OPTIONS, "\\boxed{A} is wrong at second thought, so \\boxed{D}", "D"),
+    (OPTIONS, '{"answer": "b"}', "B"),
+    (OPTIONS, '{"Answer": "E"}', "E"),
+    (OPTIONS, '{"reason": "...", "answer": ["D"]}', "D"),
+    (OPTIONS, '{"reason":"..","answer":"A","confidence":0.9}', "A"),
+    (OPTIONS, "{'reason': 'x', 'answer': 'C'", "C"),
+    (OPTIONS, '{"final_answer": "D. Escherichia coli"}', "D"),
+    (OPTIONS, '{"choice": "B"}', "B"),
+    (OPTIONS, '{"answer_choice": "C"}', "C"),
+    (OPTIONS, '"answer": C', "C"),
+    (OPTIONS, '{"reason": "B is tempting", "answer": A}', "A"),
+    (OPTIONS, '```json\n{\n  "reason": "x",\n  "answer": "E"\n}\n```', "E"),
+    (OPTIONS, '{"answer": "A", "C"}', None),
+    (OPTIONS, '{"answer": ["A","C"]}', None),
+    (OPTIONS, '{"reason": "no idea", "answer": null}', None),
+    (OPTIONS, '{"reason": "x", "answer": "None of the above"}', None),
+    (OPTIONS, '{"reason": "x", "answer": ""}', None),
+    (OPTIONS, "{“reason”: “x”, “answer”: “D”}", "D"),
+    (OPTIONS, "Option (C) is the correct answer.", "C"),
+    (OPTIONS, "**Option D** is correct.", "D"),
+    (OPTIONS, "So, option E is the best answer.", "E"),
+    (OPTIONS, "I believe the correct answer would be option B.", "B"),
+    (OPTIONS, "The best answer choice is D.", "D"),
+    (OPTIONS, "The correct answer to this question is therefore A.", "A"),
+    (OPTIONS, "Therefore, A is the most likely answer.", "A"),
+    (OPTIONS, "Hence C.", "C"),
+    (OPTIONS, "C is the answer.", "C"),
+    (OPTIONS, "It must be D.", "D"),
+    (
+        OPTIONS,
+        "<think>I first thought D.</think>\n\nThe culture grew gram-negative rods.\n\n**Answer: D. Escherichia coli**",
+        "D",
+    ),
+    (OPTIONS, "okay so the answer is A... no\n</think>\n\n**C**", "C"),
+    (OPTIONS, "<think>\n\n</think>\n\nB", "B"),
+    (OPTIONS, "<think>I think the answer is A", "A"),
+    (OPTIONS, "<think>Perhaps A, perhaps B. The answer must be one of the two.", None),
+    (OPTIONS, "## Thinking\n\nThe answer is A.\n\n## Final Response\n\nI cannot say.", None),
+    (
+        OPTIONS,
+        "### Reasoning:\nThe best fit so far is **A**.\n\n### Conclusion:\nThe organism is D. Escherichia coli",
+        "D",
+    ),
+    (OPTIONS, "## Thinking\n\nA or B?\n\n## Final Answer\n\nC. Vitamin D", "C"),
+    (OPTIONS, "### Conclusion\nThe patient is ill.\n", None),
+    (OPTIONS, "The best choice is **A**.\n\n### Conclusion\nThe patient should be treated at once.", "A"),
+    (
+        OPTIONS,
+        "<|begin_of_thought|>A it is<|end_of_thought|><|begin_of_solution|>The answer is B<|end_of_solution|>",
+        "B",
+    ),
+    (OPTIONS, "<answer> (B) </answer>", "B"),
+    (OPTIONS, "<answer>B: Hepatitis B vaccine</answer>", "B"),
+    (OPTIONS, "The answer is hepatitis B vaccine.", "B"),
+    (OPTIONS, "The cause is E. coli, so the answer is D.", "D"),
+    (OPTIONS, "E. coli causes this. The answer: D", "D"),
+    (OPTIONS, "She lacks vitamin D and has hepatitis B.", "C"),
+    (OPTIONS, "Vitamin D deficiency explains it; therefore option C.", "C"),
+    (OPTIONS, "A 40-year-old man has a fever. B cells are few. The answer is E.", "E"),
+    (OPTIONS, "I would not choose A. I would choose C.", "C"),
+    (OPTIONS, "The answer is not A. The answer is not B either.", None),
+    (OPTIONS, "It is A, B or C.", None),
+    (OPTIONS, "Both A and C are correct.", None),
+    (OPTIONS, "Either option A or option B.", None),
+    (OPTIONS, "The answer is A... wait, actually the answer is C.", "C"),
+    (OPTIONS, "A seemed right at first, but option A is incorrect. The correct one is option D.", "D"),
+    (OPTIONS, "Options A, B, and E are incorrect; option C is correct.", "C"),
+    (
+        OPTIONS,
+        "Option A is wrong: it thins the blood. Option B is wrong. Option E is wrong. That leaves option D.",
+        "D",
+    ),
+    (OPTIONS, "A: Aspirin - no\nB: Hepatitis B vaccine - no\nC: Vitamin D - yes\nAnswer: C", "C"),
+    (OPTIONS, "The most likely agent is Escherichia colli.", "D"),
+    (OPTIONS, "The best therapy is vitamine D.", "C"),
+    (OPTIONS, "The best prevention is the hepatitis-B vaccine", "B"),
+    (OPTIONS, "The best treatment is Asprin.", "A"),
+    (OPTIONS, "The answer is B: Vitamin D", "C"),
+    (OPTIONS, "The answer is B (Vitamin D)", "C"),
+    (OPTIONS, "**B. Vitamin D**", "C"),
+    (OPTIONS, "Answer: E) Escherichia coli", "D"),
+    (OPTIONS, '{"answer": "A: Vitamin D"}', "C"),
+    (OPTIONS, "The answer is B: a kind of jab", "B"),
+    (OPTIONS, "The most likely cause is Escherichia coli. Answer: A", "D"),
+    (TEN, "The answer is J.", "J"),
+    (TEN, "The answer is I.", "I"),
+    (TEN, "(I) Ibuprofen", "I"),
+    (TEN, "I think the answer is F", "F"),
+    (TEN, "I would give heparin.", "H"),
+    (TEN, "**J**", "J"),
+    (TEN, '{"answer": "I"}', "I"),
+    (TEN, "\\boxed{F}", "F"),
+    (TEN, "I believe it's hard.", None),
+    (TEN, "The best choice is option I.", "I"),
+    (TEN, "I: Ibuprofen", "I"),
+    (YES_NO_MAYBE, "yes", "A"),
+    (YES_NO_MAYBE, "The answer is no", "B"),
+    (YES_NO_MAYBE, "Answer: maybe", "C"),
+    (YES_NO_MAYBE, "**Answer: Yes**", "A"),
+    (YES_NO_MAYBE, '{"answer": "no"}', "B"),
+    (YES_NO_MAYBE, "A", "A"),
+    (YES_NO_MAYBE, "The answer is B: no", "B"),
+    (YES_NO_MAYBE, "No. The trial showed no effect.", "B"),
+    (YES_NO_MAYBE, "Yes, it does.", "A"),
+    (OPTIONS, "Correct option: C", "C"),
+    (OPTIONS, "Correct Answer: [D]", "D"),
+    (OPTIONS, "The right answer is 'E'", "E"),
+    (OPTIONS, "✅ B", "B"),
+    (OPTIONS, "The answer is **C. Vitamin D**.", "C"),
+    (OPTIONS, "answer is c", "C"),
+    (OPTIONS, "I'd go with B.", "B"),
+    (OPTIONS, "I'm going with D here", "D"),
+    (OPTIONS, "Let's pick C.", "C"),
+    (OPTIONS, "- **C. Vitamin D** ✅\n- **A. Aspirin**: does not help.", "C"),
+    (OPTIONS, "Best answer: (A) Aspirin", "A"),
+    (OPTIONS, "> C", "C"),
+    (OPTIONS, "C.\n\nExplanation: A is for pain.", "C"),
+    (OPTIONS, "C\n\nA is for pain.", "C"),
+    (OPTIONS, "The answer is A/C", None),
+    (OPTIONS, "The answer is A & C", None),
+    (OPTIONS, "The answers are A and B", None),
+    (OPTIONS, "Answer: D\n\nExplanation: A is wrong. B is wrong.", "D"),
+    (OPTIONS, "It's D", "D"),
+    (OPTIONS, "The correct diagnosis is therefore D", "D"),
+    (OPTIONS, "Which option is best? Let me think. Final: E", "E"),
+    (OPTIONS, "The most likely answer, therefore, is D.", "D"),
+    (OPTIONS, "The answer here is clearly (b).", "B"),
+]
+
+
+@pytest.mark.parametrize(("options", "response", "letter"), PHRASINGS)
+def test_reads_what_models_write(options: dict[str, str], response: str, letter: str | None) -> None:
+    assert extract_answer(response, options).letter == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("The answer is B: Vitamin D", Answer("C", "stated", "B", True)),
+        ("Answer: E) Escherichia coli", Answer("D", "stated", "E", True)),
+        ('{"reason": "x", "answer": "A: Vitamin D"}', Answer("C", "json", "A", True)),
+        ("The best choice is option B: 'Vitamin D'.", Answer("C", "stated", "B", True)),
+        ("The most likely cause is **E**: 'Escherichia coli'.", Answer("D", "label", "E", True)),
+        ("The answer is B: a kind of jab", Answer("B", "stated", "B", False)),  # a text that is no option
+        ("The answer is C: Vitamin D", Answer("C", "stated", "C", False)),
+        ("The answer is vitamin D", Answer("C", "stated", None, False)),
+        # the letter alone, and in words only another option is chosen
+        ('The most likely cause is Escherichia coli. {"answer": "A"}', Answer("D", "json", "A", True)),
+        # ... but not where the letter's own text, or the other's letter, stands there too
+        ('Not aspirin: the best is vitamin D, so {"answer": "A"}', Answer("A", "json", "A", False)),
+        ('D, Escherichia coli, is the most likely. {"answer": "A"}', Answer("A", "json", "A", False)),
+        ('Escherichia coli was seen. {"answer": "A"}', Answer("A", "json", "A", False)),
+        ("Answer: A or B", Answer(None, "several", "A", False)),
+        ("Hm.", Answer(None, "none", None, False)),
+    ],
+)
+def test_where_letter_and_text_disagree_the_text_counts(response: str, expected: Answer) -> None:
+    assert extract_answer(response, OPTIONS) == expected
+
+
+@pytest.mark.parametrize("final", ["I cannot say.", "Both A and C are possible.", "The answer is not D."])
+def test_the_thinking_is_never_read_where_a_final_response_exists(final: str) -> None:
+    for begin, end in (("<think>", "</think>"), ("## Thinking\n", "\n## Final Response\n"), ("", "</think>")):
+        assert extract_answer(f"{begin}The answer is D.{end}{final}", OPTIONS).letter is None
+        assert extract_answer(f"{begin}{final}{end}The answer is D.", OPTIONS).letter == "D"
 
 
 @pytest.mark.parametrize(("response", "letter"), READ)
@@ -113,6 +300,7 @@ def test_names_its_rule() -> None:
         "Give vitamin D.": "text",
         "Answer: A or B": "several",
         "Hm.": "none",
+        "The best treatment is Asprin.": "misspelled",
     }
     assert {text: extract_answer(text, OPTIONS).rule for text in rules} == rules
 
@@ -201,3 +389,23 @@ def test_published_responses(shared_data: Path) -> None:
     }
     read |= {859: "D", 931: "E", 976: "A", 1027: "B", 1050: "C", 1058: "D", 1145: "E", 1208: "D", 1242: "C"}
     assert {index: letters[index] for index in read} == read
+
+
+def test_agrees_with_labels_by_hand(shared_data: Path) -> None:
+    """330 of the 1,273 published responses, read before the rules were seen to read them.
+
+    Hard (240 of 282): several marked letters or none, or a named option that is not the marked one; the 90 others are
+    a random sample of 991, so that the shares below are weighted by 282 and 991.
+    """
+    outputs = (shared_data / "published_outputs/huatuo_o1_8b_medqa_run0.jsonl").read_text().splitlines()
+    exam = (shared_data / "benchmarks/medqa_usmle_5op_test.jsonl").read_text().splitlines()
+    agreed: dict[str, list[bool]] = {"0": [], "1": []}
+    with (Path(__file__).parent / "data/huatuo_labels.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            line = int(row["line"]) - 1
+            answer = extract_answer(json.loads(outputs[line])["reason"], json.loads(exam[line])["options"])
+            agreed[row["hard"]].append((answer.letter or "") == row["letter"])
+    easy, hard = (sum(agreed[stratum]) / len(agreed[stratum]) for stratum in "01")
+    assert (len(agreed["1"]), len(agreed["0"])) == (240, 90)
+    assert hard >= 0.95
+    assert (282 * hard + 991 * easy) / 1273 >= 0.99

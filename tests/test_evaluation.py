@@ -1,18 +1,29 @@
 """Evaluation: the student's real responses, scored."""
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medrefl_utils import clinic
-from medrefl_utils.evaluation import Protocol, evaluate, respond
+from medrefl_utils.evaluation import (
+    PROTOCOLS,
+    Protocol,
+    evaluate,
+    protocol,
+    published_temperature,
+    published_top_p,
+    respond,
+)
 from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import RESPONSES, Sampling
+from medrefl_utils.records import RESPONSES, Continuation, MedReflError, Question, Sampling
 from medrefl_utils.statistics import score_responses
 from medrefl_utils.store import read_table
 
 QUESTIONS = clinic.make_exam(150, seed=4, split="test")
-SAMPLED = Protocol("sampled", Sampling(1.0, 1.0, 256), runs=2)
-GREEDY = Protocol("greedy", Sampling(0.0, 1.0, 256))
+SAMPLED = Protocol("sampled", (Sampling(1.0, 1.0, 256),) * 2)
+GREEDY = Protocol("greedy", (Sampling(0.0, 1.0, 256),))
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +73,133 @@ def test_runs_draw_differently_and_models_alike(student):
     assert first.response[:20].tolist() != first.response[20:].tolist()
     other = respond(QUESTIONS[:20], student, model="base", protocol=SAMPLED, seed=1)
     assert first.response.tolist() != other.response.tolist()
+
+
+# --- protocols ---
+
+
+@pytest.mark.parametrize(
+    ("u", "temperature"),
+    [
+        (0.0, 0.2),
+        (0.15, 0.4),  # 0.5 x 0.2 + 1.25 x 0.2^2
+        (0.4, 0.6),  # 0.2 + 0.2
+        (0.55, 0.7),  # 0.4 + 1.5 x 0.1
+        (0.7, 0.8),
+        (0.8375, 0.9),  # 0.7 + 0.15 - 0.0125
+        (0.95, 1.0),  # 0.7 + 0.3 - 0.05
+        (0.97, 1.0),
+        (1.0, 1.0),
+    ],
+)
+def test_quantiles_of_the_published_temperature(u: float, temperature: float) -> None:
+    assert published_temperature(u) == pytest.approx(temperature, abs=1e-9)
+
+
+@pytest.mark.parametrize(("u", "top_p"), [(0, 0.2), (0.15, 0.4), (0.3, 0.6), (0.65, 0.8), (0.99999, 1.0)])
+def test_quantiles_of_the_published_top_p(u: float, top_p: float) -> None:
+    assert published_top_p(u) == pytest.approx(top_p, abs=1e-4)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_quantiles_rise_within_their_range(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    assert 0.2 <= published_temperature(low) <= published_temperature(high) <= 1.0
+    assert 0.2 <= published_top_p(low) <= published_top_p(high) <= 1.0
+
+
+def test_the_density_is_the_published_one() -> None:
+    drawn = np.array([published_temperature(u) for u in (np.arange(200_000) + 0.5) / 200_000])
+    share = np.histogram(drawn, bins=[0.2, 0.4, 0.6, 0.8, 0.9, 0.9999, 1.01])[0] / len(drawn)
+    # integrals of the density between these; what is missing falls on 1.0
+    assert share == pytest.approx([0.15, 0.25, 0.30, 0.1375, 0.1125, 0.05], abs=1e-3)
+
+
+def test_published_is_three_seeded_runs() -> None:
+    ways = [protocol("published", seed=seed, max_tokens=99, temperature=0.0) for seed in (5, 5, 6)]
+    assert ways[0] == ways[1] != ways[2]
+    assert len(ways[0].samplings) == len(set(ways[0].samplings)) == 3
+    for sampling in ways[0].samplings:
+        assert (sampling.repetition_penalty, sampling.max_tokens) == (1.1, 99)
+        assert sampling.temperature == round(sampling.temperature, 2) and sampling.top_p == round(sampling.top_p, 2)
+
+
+def test_protocols_by_name() -> None:
+    settings = dict(runs=2, temperature=0.7, top_p=0.9, max_tokens=50, repetition_penalty=1.05, samples=4, budget=8)
+    ways = {name: protocol(name, **settings) for name in PROTOCOLS}
+    drawn, greedy = Sampling(0.7, 0.9, 50, 1.05), Sampling(0.0, 1.0, 50, 1.05)
+    assert ways["sampled"] == Protocol("sampled", (drawn, drawn))
+    assert ways["greedy"] == Protocol("greedy", (greedy,))
+    assert ways["self-consistency"] == Protocol("self-consistency", (drawn,) * 4, vote=True)
+    assert ways["budget"] == Protocol("budget", (Sampling(0.0, 1.0, 8, 1.05),), budget=True)
+    with pytest.raises(MedReflError, match="protocol 'beam': expected one of published, greedy"):
+        protocol("beam")
+
+
+class Scripted:
+    """Writes what it is told, a list of texts for each question's stem; a token is a character."""
+
+    def __init__(self, texts: dict[str, list[str]]):
+        self.texts = texts
+        self.asked: dict[str, int] = {}
+        self.prefixes: list[str] = []
+
+    def chat(self, messages, sampling, seeds, progress=None):
+        written = []
+        for message in messages:
+            stem = message[0]["content"].split("\n")[0]
+            text = self.texts[stem][self.asked.get(stem, 0)]
+            self.asked[stem] = self.asked.get(stem, 0) + 1
+            cut = text[: sampling.max_tokens]
+            written.append(Continuation(cut, self.encode(cut), -1.0, "end" if cut == text else "length"))
+        return written
+
+    def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
+        self.prefixes += ["".join(map(chr, prefix.token_ids)) for prefix in prefixes]
+        return [[Continuation(" B", self.encode(" B"), -0.5, "end")] for _ in prefixes]
+
+    def encode(self, text):
+        return tuple(map(ord, text))
+
+
+ASKED = [Question(stem, stem, {"A": "x", "B": "y", "C": "z"}, "B", "exam") for stem in ("one?", "two?", "three?")]
+
+
+def test_the_majority_is_the_answer() -> None:
+    votes = {
+        "one?": ["Answer: A", "Answer: B, I think", "hm", "Answer: B"],
+        "two?": ["Answer: C", "Answer: A", "Answer: C", "Answer: A"],  # a tie: the first vote counts
+        "three?": ["hm", "hm", "hm", "hm"],
+    }
+    way = protocol("self-consistency", samples=4, max_tokens=99)
+    table = respond(ASKED, Scripted(votes), model="base", protocol=way, seed=0)
+    assert table["response"].tolist() == ["Answer: B, I think", "Answer: C", "hm"]
+    assert table["answer"].tolist()[:2] == ["B", "C"] and pd.isna(table["answer"][2])
+    assert table["rule"].tolist() == ["vote 2/4", "vote 2/4", "none"]
+    assert table["correct"].tolist() == [True, False, False]
+    assert table["n_tokens"].tolist() == [sum(map(len, texts)) for texts in votes.values()]
+    assert set(table["run"]) == {0} and list(table.columns) == RESPONSES.names
+
+
+def test_thinking_is_cut_at_the_budget_and_the_answer_asked_for() -> None:
+    texts = {"one?": ["Answer: A"], "two?": ["Step 1: so many words"], "three?": ["<think>so many words"]}
+    generator = Scripted(texts)
+    table = respond(ASKED, generator, model="base", protocol=protocol("budget", budget=12), seed=0)
+    assert generator.prefixes == ["Step 1: so m\nAnswer:", "<think>so ma\n</think>\n\nAnswer:"]
+    assert table["response"].tolist() == ["Answer: A"] + [f"{prefix} B" for prefix in generator.prefixes]
+    assert table["stop"].tolist() == ["end", "forced", "forced"]
+    assert table["answer"].tolist() == ["A", "B", "B"]
+    assert table["n_tokens"].tolist() == [len(text) for text in table["response"]]
+
+
+def test_a_response_says_what_was_shown() -> None:
+    generator = Scripted({"one?": ["Answer: B: z"]})
+    table = respond(ASKED[:1], generator, model="base", protocol=GREEDY, seed=0)
+    (row,) = table.itertuples()
+    assert dict(row.options) == ASKED[0].options and row.seconds > 0
+    assert (row.answer, row.stated_letter, row.conflict) == ("C", "B", True)
+    other = respond(
+        [Question("other", "ONE?  ", {"A": "z", "B": "x", "C": "y"}, "C")],
+        Scripted({"ONE?": ["A"]}), model="base", protocol=GREEDY, seed=0,
+    )  # fmt: skip
+    assert (row.stem_id, row.content) == (other["stem_id"][0], other["content"][0])

@@ -200,8 +200,11 @@ def test_a_figure_is_saved_as_png_in_a_folder_of_its_own(tmp_path: Path) -> None
     file = plots.save(plots.outcomes(STEPS), tmp_path / "figures" / "outcomes")
     assert file == tmp_path / "figures" / "outcomes.png"
     assert imread(file).shape[:2] == (540, 1080)  # 7.2 x 3.6 inches at 150 dots an inch
-    first = file.read_bytes()
-    assert plots.save(plots.outcomes(STEPS), tmp_path / "figures" / "outcomes").read_bytes() == first
+    vector = file.with_suffix(".svg")
+    first = file.read_bytes(), vector.read_bytes()
+    assert b"<svg" in first[1]
+    plots.save(plots.outcomes(STEPS), tmp_path / "figures" / "outcomes")
+    assert (file.read_bytes(), vector.read_bytes()) == first
 
 
 def test_accuracy_bars_show_values_intervals_and_gains() -> None:

@@ -85,6 +85,8 @@ def response(question: Question, model: str, answer: str | None, text: str) -> d
         **{"question_id": question.question_id, "source": "clinic", "model": model, "protocol": "sampled", "run": 0},
         **{"response": text, "answer": answer, "rule": "stated", "gold": question.gold, "n_tokens": 9, "stop": "end"},
         **{"correct": answer == question.gold, "temperature": 1.0, "top_p": 1.0},
+        **{"stated_letter": answer, "conflict": False, "stem_id": question.question_id, "content": "c"},
+        **{"options": list(question.options.items()), "seconds": 0.5},
     }
 
 
@@ -94,6 +96,9 @@ def score(model: str, accuracy: float, gain: float) -> dict:
         **{"source": "clinic", "protocol": "sampled", "model": model, "n": 1000, "runs": 3, "accuracy": accuracy},
         **{"accuracy_low": accuracy - 0.03, "accuracy_high": accuracy + 0.03, "accuracy_published": accuracy + 0.01},
         **{"unreadable": 0.012, "mean_tokens": 61.4, "gain": gain, "gain_low": gain - 0.02, "gain_high": gain + 0.02},
+        **{"clusters": 1000, "conflict": 0.001, "mean_tokens_right": 60.0, "mean_tokens_wrong": 63.0, "tokens": 184200},
+        **{"seconds": 99.0, "detectable": 0.03, "holm_p": 0.00004 if known else NAN},
+        **{"mcnemar_runs": [0.00002] if known else None},
         **{"fixed": 300 if known else None, "broken": 87 if known else None, "mcnemar_p": 0.00002 if known else NAN},
     }
 
@@ -209,6 +214,18 @@ def test_what_was_run_and_what_came_of_it(run: RunFiles) -> None:
     ):
         assert expected in text, expected
     assert "secret" not in text  # what the chain compares is of no use to a reader
+
+
+def test_the_published_figures_stand_there_and_what_was_not_run(run: RunFiles) -> None:
+    text = " ".join(page_of(run).text.split())
+    assert "MedQA-USMLE, 5 options Huatuo-o1 69.59 to 73.72 +4.13 not run" in text
+    assert text.count("not run") == 14
+    stages = {"05_benchmark_evaluation": {"parameters": {"model": "FreedomIntelligence/HuatuoGPT-o1-8B"}}}
+    write_manifest(run, MANIFEST | {"stages": stages})
+    rows = pd.DataFrame([score("base", 0.6, NAN), score("medrefl", 0.671, 0.071)]).assign(source="medqa_5op")
+    write_table(run.scores, rows, SCORES)
+    text = " ".join(page_of(run).text.split())
+    assert "Huatuo-o1 69.59 to 73.72 +4.13 61.0 to 68.1 (+7.1 [+5.1, +9.1]), sampled" in text
 
 
 def test_leaves_are_counted_by_how_they_ended(run: RunFiles) -> None:

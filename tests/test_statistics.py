@@ -10,7 +10,17 @@ from scipy import stats
 
 from medrefl_utils.headline import headline
 from medrefl_utils.records import RESPONSES, SCORES, MedReflError
-from medrefl_utils.statistics import accuracy_interval, mcnemar_exact, paired_gain, score_responses
+from medrefl_utils.statistics import (
+    accuracy_interval,
+    by_gold_position,
+    detectable_gain,
+    holm,
+    mcnemar_exact,
+    paired_gain,
+    rates,
+    score_responses,
+)
+from tests.benchmarks.bench_coverage import coverage
 
 
 @pytest.mark.parametrize(
@@ -86,18 +96,8 @@ def test_intervals_are_repeatable() -> None:
 
 @pytest.mark.parametrize("n", [78, 400])
 def test_intervals_cover(n: int) -> None:
-    rng, covered, gained, runs = np.random.default_rng(0), 0, 0, 500
-    ids = np.repeat(np.arange(n), 3)
-    for seed in range(runs):
-        skill = rng.beta(1.2, 0.8, n)  # mean 0.6
-        base, other = rng.random((n, 3)) < skill[:, None], rng.random((n, 3)) < 0.9 * skill[:, None]
-        accuracy = accuracy_interval(base.ravel(), ids, n_boot=1000, seed=seed)
-        gain = paired_gain(base.ravel(), other.ravel(), ids, n_boot=1000, seed=seed)
-        covered += accuracy.low <= 0.6 <= accuracy.high
-        gained += gain.low <= -0.06 <= gain.high
-    # 500 simulations of an exact 95% interval stay within 3 points of it
-    assert covered / runs == pytest.approx(0.95, abs=0.03)
-    assert gained / runs == pytest.approx(0.95, abs=0.03)
+    """The larger ones are simulated by ``make bench NAME=coverage``."""
+    assert coverage(n) == pytest.approx((0.95, 0.95), abs=0.02)
 
 
 def test_unequal_lengths_are_refused_with_both_counts() -> None:
@@ -122,6 +122,8 @@ def responses(model: str, answers: list[str | None], protocol: str = "greedy", r
         gold="A",
         correct=[answer == "A" for answer in answers],
         n_tokens=[10 * (i + 1) for i in range(len(answers))],
+        conflict=False,
+        seconds=1.0,
     )
 
 
@@ -170,3 +172,75 @@ def test_headline_shows_gain_interval_and_p() -> None:
     greedy, sampled = (next(line for line in text.splitlines() if name in line) for name in ("greedy", "sampled"))
     assert "60.0" in greedy and "80.0" in greedy and "+20.0 [+1" in greedy and "1.9e-06" in greedy and "100" in greedy
     assert "50.0" in sampled and "-" in sampled
+
+
+@pytest.mark.parametrize(
+    ("given", "corrected"),
+    [
+        ([0.01], [0.01]),
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 4 x .005, 3 x .01, 2 x .03, then no less
+        ([0.6, 0.5], [1.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_holm(given: list[float], corrected: list[float]) -> None:
+    assert holm(given) == pytest.approx(corrected)
+
+
+def test_detectable_gain_by_hand() -> None:
+    # a fifth of 100 questions differ: sqrt(0.2 / 100) = 0.0447, times 1.960 + 0.842
+    differences = [1.0] * 10 + [-1.0] * 10 + [0.0] * 80
+    assert detectable_gain(differences) == pytest.approx(2.8016 * 0.04472, rel=1e-3)
+    # runs that repeat each other add nothing
+    assert detectable_gain(differences * 3, list(range(100)) * 3) == pytest.approx(detectable_gain(differences))
+    assert detectable_gain([0.0] * 24) == pytest.approx(1 - 0.025 ** (1 / 24))
+    with pytest.raises(MedReflError, match="no differences"):
+        detectable_gain([])
+
+
+def test_a_detectable_gain_is_seen_four_times_in_five() -> None:
+    rng, n, seen = np.random.default_rng(1), 400, 0
+    gain = detectable_gain([1.0, -1.0] * 40 + [0.0] * 320)  # a fifth of 400 differ
+    assert gain == pytest.approx(0.0626, abs=1e-4)
+    for _ in range(300):
+        differ = rng.choice([1, -1, 0], size=n, p=[(0.2 + gain) / 2, (0.2 - gain) / 2, 0.8])
+        seen += mcnemar_exact(differ < 0, differ > 0) < 0.05
+    assert 0.7 < seen / 300 < 0.9
+
+
+def test_a_question_counts_once_however_often_it_is_asked_and_stems_are_clusters() -> None:
+    once = responses("base", ["A", "B", "B", "B"])
+    again = pd.concat([once.iloc[:1].assign(run=run) for run in range(1, 6)])
+    table = pd.concat([once, again]).assign(stem_id=lambda t: t["question_id"].replace({"q3": "q2"}))
+    (scores,) = score_responses(table).itertuples()
+    assert (scores.n, scores.clusters, scores.accuracy) == (4, 3, 0.25)
+    assert rates(table)["accuracy"].estimate == 0.25
+
+
+def test_rates_of_conflict_and_unreadable() -> None:
+    table = responses("base", ["A", None, "B", None]).assign(conflict=[True, False, False, False])
+    found = {name: interval.estimate for name, interval in rates(table).items()}
+    assert found == {"accuracy": 0.25, "accuracy_published": 0.5, "unreadable": 0.5, "conflict": 0.25}
+    assert "accuracy_published" not in rates(responses("base", [None, None]))
+
+
+def test_scores_tell_lengths_runs_and_what_holm_leaves() -> None:
+    tables = []
+    for source, fixed in (("one", 6), ("two", 8)):
+        base, ours = ["B"] * 10 + ["A"] * 10, ["A"] * fixed + ["B"] * (10 - fixed) + ["A"] * 10
+        tables += [responses(m, a).assign(source=source) for m, a in (("base", base), ("medrefl", ours))]
+        tables += [responses(m, a, run=1).assign(source=source) for m, a in (("base", base), ("medrefl", base))]
+    scores = score_responses(pd.concat(tables)).set_index(["source", "model"])
+    one, two = scores.loc[("one", "medrefl")], scores.loc[("two", "medrefl")]
+    assert list(one.mcnemar_runs) == pytest.approx([2 / 2**6, 1.0])
+    assert (one.holm_p, two.holm_p) == pytest.approx((2 / 2**6, 2 * 2 / 2**8))
+    base = scores.loc[("one", "base")]
+    # tokens are 10, 20, ... 200, and the second ten are right
+    assert (base.mean_tokens_right, base.mean_tokens_wrong, base.tokens, base.seconds) == (155, 55, 4200, 40)
+    assert pd.isna(base.holm_p) and base.mcnemar_runs is None or np.all(pd.isna(base.mcnemar_runs))
+
+
+def test_accuracy_by_the_letter_of_the_right_option() -> None:
+    table = responses("base", list("ABAB")).assign(gold=list("AABB"), correct=[True, False, False, True])
+    rows = by_gold_position(table)[["gold", "n", "accuracy"]].to_records(index=False).tolist()
+    assert rows == [("A", 2, 0.5), ("B", 2, 0.5)]

@@ -47,6 +47,10 @@ class Generator(Protocol):
         """The model's whole answer to each list of messages."""
         ...
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text that is put into the assistant's turn, without any that stand for its begin or end."""
+        ...
+
 
 def seed_of(*place: object) -> int:
     """A 64-bit seed for a place (run seed, question id, node's path ...): the same place, the same draws."""

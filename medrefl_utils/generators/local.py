@@ -110,6 +110,10 @@ class LocalGenerator:
         rows = self.expand([Prefix(m) for m in messages], 1, None, sampling, [[s] for s in seeds], progress)
         return [row[0] for row in rows]
 
+    def encode(self, text: str) -> Ids:
+        """The text's tokens."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def _check_room(self, ids: Sequence[Sequence[int]], sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(map(len, ids), default=0)

@@ -1,0 +1,199 @@
+"""Written responses, ours and others': how they are tied to their questions, and what is refused."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from medrefl_utils.answers import extract_answer
+from medrefl_utils.benchmarks import shuffled
+from medrefl_utils.evaluation import response_row
+from medrefl_utils.lint import lint
+from medrefl_utils.questions import Rows, read_questions
+from medrefl_utils.records import RESPONSES, MedReflError, Question, RunFiles
+from medrefl_utils.scoring import comparison, findings_table, rates_table, read_responses
+from medrefl_utils.store import write_table
+from tests.test_cli import medrefl
+
+QUESTIONS = [
+    Question("q1", "What helps?", {"A": "aspirin", "B": "rest", "C": "surgery"}, "A", "exam"),
+    Question("q2", "What harms?", {"A": "sleep", "B": "smoke", "C": "fruit"}, "B", "exam"),
+    Question("q3", "Which bone?", {"A": "femur", "B": "tibia", "C": "ulna"}, "A", "exam"),
+]
+EXAM = Rows("exam", list(enumerate(QUESTIONS, start=1)), [])
+SAID = ["Answer: A", "The answer is A", "I cannot tell."]
+
+
+@pytest.fixture
+def written(tmp_path: Path):
+    def write(*rows: dict, name: str = "responses.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return path
+
+    return write
+
+
+def rows_with(**columns: list) -> list[dict]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def text_of(table) -> str:
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def test_tied_by_id_in_any_order(written) -> None:
+    path = written(*rows_with(id=["q3", "q1", "q2"], output=["Answer: B", *SAID[:2]]))
+    table = read_responses(path, EXAM)
+    assert list(table.columns) == RESPONSES.names
+    assert table["question_id"].tolist() == ["q3", "q1", "q2"]
+    assert table["correct"].tolist() == [False, True, False]
+    assert set(table["run"]) == {0} and set(table["source"]) == {"exam"}
+
+
+def test_an_id_twice_is_a_second_run(written) -> None:
+    table = read_responses(written(*rows_with(id=["q1", "q1", "q2"], output=SAID)), EXAM)
+    assert table["run"].tolist() == [0, 1, 0]
+
+
+def test_tied_by_what_the_question_says(written) -> None:
+    reordered = {"A": "rest", "B": "aspirin", "C": "surgery"}
+    rows = rows_with(
+        question=["what  helps?", "What harms?"], options=[reordered, QUESTIONS[1].options], answer_idx=["B", "B"],
+        prediction=["The answer is B", "smoke"],
+    )  # fmt: skip
+    table = read_responses(written(*rows), EXAM)
+    assert table["correct"].tolist() == [True, True]
+    with pytest.raises(MedReflError, match="1 of 2 questions are not in exam, expected none"):
+        read_responses(written(rows[0], rows[1] | {"question": "Other?"}), EXAM)
+
+
+def test_tied_by_line_only_where_all_gold_letters_agree(written) -> None:
+    table = read_responses(written(*rows_with(reason=SAID, ideal_answer=["A", "B", "a"])), EXAM)
+    assert table["question_id"].tolist() == ["q1", "q2", "q3"]
+    assert table["answer"].tolist()[:2] == ["A", "A"] and pd.isna(table["answer"][2])
+    with pytest.raises(MedReflError, match="by line, the gold letters agree on 2 of 3 rows, expected all: refused"):
+        read_responses(written(*rows_with(reason=SAID, ideal_answer=["A", "B", "C"])), EXAM)
+    with pytest.raises(MedReflError, match="2 rows without ids and 3 rows of exam, expected as many"):
+        read_responses(written(*rows_with(reason=SAID[:2], ideal_answer=["A", "B"])), EXAM)
+    with pytest.raises(MedReflError, match="neither an id, nor their question, nor a gold letter"):
+        read_responses(written(*rows_with(reason=SAID)), EXAM)
+
+
+def test_a_repeated_question_is_one_question_in_several_runs(written) -> None:
+    twice = Rows("exam", [*EXAM.questions, (4, replace(QUESTIONS[0], question_id="q1 again"))], [])
+    path = written(*rows_with(reason=[*SAID, "Answer: C"], ideal_answer=["A", "B", "A", "A"]))
+    table = read_responses(path, twice)
+    assert table["question_id"].tolist() == ["q1", "q2", "q3", "q1"]
+    assert table["run"].tolist() == [0, 0, 0, 1]
+
+
+def test_what_does_not_belong_is_refused(written, tmp_path: Path) -> None:
+    with pytest.raises(MedReflError, match="1 of 3 ids are not in exam"):
+        read_responses(written(*rows_with(id=["q1", "q2", "q9"], output=SAID)), EXAM)
+    contents = [response_row(q, extract_answer("", q.options))["content"] for q in QUESTIONS]
+    known = rows_with(id=["q1", "q2", "q3"], output=SAID, content=contents)
+    assert len(read_responses(written(*known), EXAM)) == 3
+    with pytest.raises(MedReflError, match="1 of 3 responses have the id of a question that says otherwise"):
+        read_responses(written(*known[:2], known[2] | {"content": contents[0]}), EXAM)
+    with pytest.raises(MedReflError, match="by id, the gold letters agree on 2 of 3"):
+        read_responses(written(*rows_with(id=["q1", "q2", "q3"], output=SAID, gold=["A", "B", "C"])), EXAM)
+    with pytest.raises(MedReflError, match=r"1 of 2 rows have no text under 'output' \(the first is row 2, with id"):
+        read_responses(written({"id": "q1", "output": "A"}, {"id": "q2"}), EXAM)
+    with pytest.raises(MedReflError, match="no text under 'answer'"):
+        read_responses(written(*rows_with(id=["q1"], output=["A"])), EXAM, "answer")
+    with pytest.raises(MedReflError, match="no such file"):
+        read_responses(tmp_path / "none.jsonl", EXAM)
+    with pytest.raises(MedReflError, match=r"responses.jsonl:1: not JSON"):
+        path = tmp_path / "responses.jsonl"
+        path.write_text("{")
+        read_responses(path, EXAM)
+
+
+def own(question: Question, text: str, **columns) -> dict:
+    told = {"n_tokens": 3, "stop": "end", "seconds": 0.1, "temperature": 0.0, "top_p": 1.0}
+    row = response_row(question, extract_answer(text, question.options))
+    return told | row | {"model": "base", "protocol": "greedy", "run": 0, "response": text} | columns
+
+
+def test_our_own_responses_are_read_with_the_options_as_shown(tmp_path: Path) -> None:
+    shown = [shuffled(question, seed=3) for question in QUESTIONS]
+    assert any(a.gold != b.gold for a, b in zip(shown, QUESTIONS, strict=True))
+    rows = [
+        own(question, f"Answer: {question.gold}", model=model) for question in shown for model in ("base", "medrefl")
+    ]
+    write_table(tmp_path / "responses/base_greedy.parquet", pd.DataFrame(rows), RESPONSES)
+    table = read_responses(tmp_path / "responses", EXAM)
+    assert table["correct"].all() and len(table) == 6
+    assert table.groupby("model")["question_id"].nunique().to_dict() == {"base": 3, "medrefl": 3}
+    text = text_of(rates_table(table))
+    assert re.search(r"base, greedy .* 100\.0 \[.*, 100\.0\]", text) and "medrefl, greedy" in text
+
+
+def test_runs_are_compared_on_what_both_were_asked(tmp_path: Path) -> None:
+    for run, texts in (("a", ("A", "A", "B")), ("b", ("A", "B", "B"))):
+        rows = [own(q, f"Answer: {t}") for q, t in zip(QUESTIONS, texts, strict=True)]
+        rows += [own(replace(QUESTIONS[0], question_id="x", stem=f"only {run}"), "Answer: A")]
+        write_table(RunFiles(tmp_path / run).responses / "base.parquet", pd.DataFrame(rows), RESPONSES)
+    line = next(row for row in text_of(comparison(tmp_path / "a", tmp_path / "b")).splitlines() if "greedy" in row)
+    assert re.search(r"exam .* greedy .* base .* 33\.3 .* 66\.7 .* \+33\.3 \[.*\] .* 1\.000 .* 3 ", line)
+    other = [own(q, "Answer: A", protocol="sampled") for q in QUESTIONS]
+    write_table(RunFiles(tmp_path / "c").responses / "base.parquet", pd.DataFrame(other), RESPONSES)
+    with pytest.raises(MedReflError, match="no question that both were asked by the same protocol"):
+        comparison(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(MedReflError, match="responses is missing: 05_benchmark_evaluation makes it"):
+        comparison(tmp_path / "a", tmp_path / "none")
+
+
+def test_findings_show_counts_and_rows() -> None:
+    rows = [(i, replace(QUESTIONS[0], stem=f"{i}? ")) for i in range(1, 12)]
+    assert "11" in text_of(findings_table("exam", lint(rows))) and "7, 8, …" in text_of(
+        findings_table("exam", lint(rows))
+    )
+    assert "nothing found" in text_of(findings_table("exam", []))
+
+
+OUTPUTS = "published_outputs/huatuo_o1_8b_medqa_run0.jsonl"
+
+
+def test_the_published_outputs_against_the_file_they_were_made_on(shared_data: Path) -> None:
+    exam = shared_data / "benchmarks/medqa_usmle_5op_test.jsonl"
+    done = medrefl(shared_data, "score", OUTPUTS, "--benchmark", str(exam))
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "run0" in line)
+    strict, published = (float(cell.split()[0]) for cell in line.split("│")[2:4])
+    assert strict == pytest.approx(69.5, abs=0.6) and published == pytest.approx(69.8, abs=0.6)
+    assert "1,273" in line
+
+
+def test_the_published_outputs_against_the_file_that_ships_with_them(shared_data: Path) -> None:
+    exam = shared_data / "benchmarks/medqa_usmle_4op_test.jsonl"
+    done = medrefl(shared_data, "score", OUTPUTS, "--benchmark", str(exam))
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert "the gold letters agree on 673 of 1,273 rows, expected all: refused" in done.stderr
+
+
+def test_lint_exits_with_1_where_there_is_an_error(tmp_path: Path) -> None:
+    good = {"question": "Which? ", "options": ["x", "y"], "answer": "A"}
+    (tmp_path / "exam.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | {"answer": "C"}))
+    done = medrefl(tmp_path, "lint", "exam.jsonl")
+    assert done.returncode == 1 and "gold_not_an_option" in done.stdout and "white_space" in done.stdout
+    (tmp_path / "exam.jsonl").write_text(json.dumps(good))
+    assert medrefl(tmp_path, "lint", "exam.jsonl").returncode == 0
+    done = medrefl(tmp_path, "lint", "none.jsonl")
+    assert (done.returncode, done.stderr) == (2, "error: none.jsonl: no such file\n")
+
+
+def test_every_row_of_a_benchmark_with_repeats_is_scored(shared_data: Path, tmp_path: Path) -> None:
+    """As published, GPQA's 78 questions stand five times: 390 responses are five runs of 78."""
+    rows = read_questions(str(shared_data / "benchmarks/gpqa_medical.jsonl"))
+    path = tmp_path / "r.jsonl"
+    path.write_text("\n".join(json.dumps({"reason": "Answer: A", "ideal_answer": q.gold}) for _, q in rows.questions))
+    table = read_responses(path, rows)
+    assert (len(table), table["question_id"].nunique(), table["run"].nunique()) == (390, 78, 5)
