@@ -1,5 +1,6 @@
 """Med-REFL: from exam questions to fine-grained preference pairs, an adapter and its measured gain."""
 
+import logging
 import os
 
 __version__ = "0.1.0"
@@ -8,3 +9,6 @@ __version__ = "0.1.0"
 # must stand before torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+# bitsandbytes says at its import that an optional kernel of the hub is missing: nothing that a user should mend.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from medrefl_utils.store import content_hash
 
 # The stages have bars of their own; and what two libraries say of one another is nothing that a user could mend.
 disable_progress_bar()
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an optional kernel of the hub
 warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # trl's and peft's use
 
 QUANTIZATIONS = ("none", "nf4")
