@@ -26,6 +26,9 @@ from medrefl_utils.records import Continuation, MedReflError, Sampling
 _COMPACT = 0.75
 """Ended rows are dropped from the cache once fewer than this share are alive: dropping copies the cache."""
 
+_SMALL = 20_000_000
+"""A model of fewer parameters decodes on one CPU thread: its matrices are too small to be worth handing out."""
+
 Ids = tuple[int, ...]
 Kept = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of one row, [heads, tokens, width] for each layer: of all its tokens but the last."""
@@ -50,6 +53,8 @@ class LocalGenerator:
         """
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, quantization, adapter)
+        if self.model.device.type == "cpu" and self.model.num_parameters() < _SMALL:
+            torch.set_num_threads(1)
         self.max_rows = max_rows
         self.keep_bytes = int(keep_gib * 2**30)
         self.prefilled = 0
