@@ -151,14 +151,23 @@ def _said(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
 def rates_table(responses: pd.DataFrame) -> Table:
     """Strict and published-style accuracy, unreadable and conflicting answers, with 95% intervals."""
     table = Table(title=f"{responses['source'].iloc[0]}: percent with 95% intervals")
-    for name in ("responses", "strict", "as published", "unreadable", "conflict", "questions", "runs"):
-        table.add_column(name, justify="left" if name == "responses" else "right", no_wrap=True)
+    table.add_column("")
+    columns = []
     for (model, protocol), group in responses.groupby(["model", "protocol"], sort=False):
+        table.add_column(model if protocol == "given" else f"{model}, {protocol}", justify="right", overflow="fold")
         found = rates(group)
         shown = [_percent(found.get(n)) for n in ("accuracy", "accuracy_published", "unreadable", "conflict")]
-        name = model if protocol == "given" else f"{model}, {protocol}"
-        table.add_row(name, *shown, f"{group['question_id'].nunique():,}", f"{group['run'].nunique():,}")
-    table.caption = "strict: unreadable is wrong; as published: unreadable left out"
+        columns.append([*shown, f"{group['question_id'].nunique():,}", f"{group['run'].nunique():,}"])
+    names = (
+        "strict: unreadable is wrong",
+        "as published: unreadable left out",
+        "unreadable",
+        "conflict",
+        "questions",
+        "runs",
+    )
+    for name, *cells in zip(names, *columns, strict=True):
+        table.add_row(name, *cells)
     return table
 
 
