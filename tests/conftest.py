@@ -7,7 +7,12 @@ os.environ.update(
     OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", HF_HUB_OFFLINE="1", MPLBACKEND="Agg"
 )
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# No deadline an example: a busy machine is no fault of the code. pytest-timeout still ends what hangs.
+hypothesis.settings.register_profile("medrefl", deadline=None)
+hypothesis.settings.load_profile("medrefl")
 
 ROOT = Path(__file__).parents[1]
 
