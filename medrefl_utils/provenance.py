@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import nbformat
+from medrefl_utils.profiles import code_cells
 
 PACKAGES = (
     "medrefl", "torch", "transformers", "trl", "peft", "bitsandbytes", "papermill", "pandas", "numpy"
@@ -101,7 +101,7 @@ def _imports(source: str, package: Path, folder: Path) -> Iterable[Path]:
 
 
 def _code(notebook: Path) -> list[str]:
-    return [c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    return [source for _, source in code_cells(notebook)]
 
 
 def _without_magics(source: str) -> str:
