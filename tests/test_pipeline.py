@@ -139,7 +139,7 @@ def test_a_second_time_executes_nothing_and_is_quick(small_run, root):
 
 def test_another_learning_rate_starts_at_training(small_run, root):
     _, command, _ = small_run
-    plan = medrefl(root, *command, "--dry-run", "--set", "04_dpo_lora_4bit.learning_rate=0.001")
+    plan = medrefl(root, *command, "--dry-run", "--set", "04_dpo_lora_4bit.learning_rate=0.0005")
     assert plan.returncode == 0
     decided = {line.split()[0]: line.split()[1] for line in plan.stdout.splitlines() if line.strip()[:2].isdigit()}
     assert decided == dict(zip(STAGES, ["skip"] * 3 + ["run"] * 3, strict=True))
