@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -35,6 +35,8 @@ class Growth:
     """steps on a path; a path that is longer is a leaf without an answer"""
     max_path_tokens: int = 1024
     """tokens on a path; likewise"""
+    ask_answer: bool = False
+    """ask a path that ends without an answer for one: "Answer:" is written for it, and the model goes on (ours)"""
     unfinished: str = "wrong"
     """what a leaf without a readable answer counts as: "wrong", or "drop" to leave it out"""
 
@@ -66,7 +68,7 @@ class _Node:
     depth: int = 0
     stop: str | None = None
     answer: str | None = None
-    children: list[_Node] = field(default_factory=list)
+    asked: bool = False
 
     def path(self) -> list[_Node]:
         """The steps from the root's child to this one."""
@@ -93,6 +95,7 @@ def grow(
     trees = {id(root): [root] for root in roots}
     frontier = [(root, root) for root in roots]
     depth = 0
+    asked: list[tuple[_Node, _Node]] = []
     while frontier:
         k = growth.children(depth)
         drawn = generator.expand(
@@ -116,12 +119,17 @@ def grow(
                     node.weight, written.logprob, depth,
                 )  # fmt: skip
                 child.stop, child.answer = _ending(child, written.stop, growth)
+                if growth.ask_answer and written.stop == "end" and child.stop == "unreadable":
+                    # What ended the turn goes, so that the turn can go on.
+                    child.stop, child.asked, child.token_ids = None, True, written.token_ids[:-1]
+                    asked.append((root, child))
                 merged[written.token_ids] = child
                 tree.append(child)
-            opened += [(root, child) for child in merged.values() if child.stop is None]
+            opened += [(root, child) for child in merged.values() if child.stop is None and not child.asked]
         frontier = opened
         if bar is not None:
             _show(bar, trees, frontier)
+    _ask(asked, trees, generator, sampling, seed)
     nodes = [node for root in roots for node in _kept(trees[id(root)], growth)]
     return pd.DataFrame([_row(node) for node in nodes], columns=STEPS.names)
 
@@ -157,6 +165,39 @@ def roll_out(
     for stale in set(folder.glob("part-*.parquet")) - wanted:
         stale.unlink()
     return read_table(folder, STEPS)
+
+
+def _ask(
+    asked: Sequence[tuple[_Node, _Node]],
+    trees: dict[int, list[_Node]],
+    generator: Generator,
+    sampling: Sampling,
+    seed: int,
+) -> None:
+    """Give each path that ended without an answer a last step that states one."""
+    if not asked:
+        return
+    lines = ["Answer:" if not node.text or node.text.endswith("\n") else "\nAnswer:" for _, node in asked]
+    heads = [tuple(generator.encode(line)) for line in lines]
+    drawn = generator.expand(
+        [
+            Prefix(prompts.exam(n.question), n.prefix().token_ids + head)
+            for (_, n), head in zip(asked, heads, strict=True)
+        ],
+        1,
+        prompts.STEP_BOUNDARY,
+        replace(sampling, max_tokens=min(sampling.max_tokens, 16)),
+        [[seed_of(seed, node.question.question_id, f"{node.place}.answer")] for _, node in asked],
+    )
+    for (root, node), line, head, [written] in zip(asked, lines, heads, drawn, strict=True):
+        tree = trees[id(root)]
+        leaf = _Node(
+            node.question, len(tree), node, f"{node.place}.answer", line + written.text, head + written.token_ids,
+            node.weight, written.logprob, node.depth + 1,
+        )  # fmt: skip
+        leaf.answer = extract_answer("".join(step.text for step in leaf.path()), node.question.options).letter
+        leaf.stop = "answer" if leaf.answer else "unreadable"
+        tree.append(leaf)
 
 
 def _ending(child: _Node, stop: str, growth: Growth) -> tuple[str | None, str | None]:

@@ -316,7 +316,10 @@ def test_ctrl_c_ends_the_kernel_and_can_be_taken_up_again(tmp_path: Path) -> Non
     body = ["import os, time\nPath('pid').write_text(str(os.getpid()))\ntime.sleep(100)"]
     root = toy.checkout(tmp_path, {"01_count": body})
     code = "from pathlib import Path; from tests import toy; toy.run(Path('.').resolve())"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's child would ignore it
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (root / "pid").exists() or not (root / "pid").read_text():
         assert time.monotonic() < deadline and process.poll() is None

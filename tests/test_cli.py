@@ -158,6 +158,7 @@ def test_ctrl_c_exits_with_130_and_a_line(finished: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "run", "params/tiny.yaml"], cwd=finished, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's child would ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (finished / "here").exists():

@@ -31,6 +31,9 @@ class Script:
             out.append([self._written(texts[i % len(texts)]) for i in range(k)])
         return out
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
     def _written(self, text: str) -> Continuation:
         stop = self.stops.get(text, "boundary" if text.endswith("\n") else "end")
         return Continuation(text, tuple(map(ord, text)), -1.0, stop)
@@ -90,6 +93,23 @@ def test_leaves_without_an_answer_are_wrong_and_say_why(children, stops, growth,
 def test_drop_leaves_out_only_what_leads_to_no_answer():
     steps = tree(Script({"": ["a\n", "b\n"], "a\n": ["Answer: B"], "b\n": ["hm"]}), branching=(2, 1), unfinished="drop")
     assert steps.text.tolist() == ["", "a\n", "Answer: B"]
+
+
+def test_a_path_without_an_answer_is_asked_for_one():
+    """The scripted model ends its turn with the token that stands for it, which must go before the turn goes on."""
+
+    class Ending(Script):
+        def _written(self, text):
+            row = super()._written(text)
+            return Continuation(text, (*row.token_ids, 0), -1.0, "end") if row.stop == "end" else row
+
+    script = Ending({"": ["a\n", "hm"], "a\n": [""], "hm\nAnswer:": [" B"], "a\nAnswer:": [" A"]})
+    steps = tree(script, branching=(2, 1), ask_answer=True)
+    leaves = steps[steps.kind == "leaf"].set_index("text")
+    assert leaves.answer.to_dict() == {"\nAnswer: B": "B", "Answer: A": "A"}
+    assert leaves.outcome.to_dict() == {"\nAnswer: B": 1.0, "Answer: A": -1.0}
+    assert step_values(steps).iloc[0] == 0
+    assert tree(script, branching=(2, 1)).stop.dropna().tolist() == ["unreadable", "unreadable"]
 
 
 def test_every_child_has_the_seed_of_its_place():
