@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from medrefl_utils import provenance
 from medrefl_utils.execution import StageFailed, execute
 from medrefl_utils.hub import resolve_model
 from medrefl_utils.profiles import closest, load_profile, local_paths, notebook_parameters
-from medrefl_utils.records import MedReflError, RunFiles
+from medrefl_utils.records import ABLATION, CLAIMS, SCORES, MedReflError, RunFiles
 from medrefl_utils.store import MADE_BY, content_hash, read_manifest, read_table, write_manifest
 
 PACKAGE = Path(__file__).parent
@@ -53,9 +53,14 @@ STAGES = (
     _stage("02_step_valuation", "questions", "steps"),
     _stage("03_pair_construction", "questions", "steps", "values"),
     _stage("04_dpo_lora_4bit", "pairs"),
-    _stage("05_benchmark_evaluation", "questions", "adapter"),
-    _stage("06_report", *(artifact for artifact in MADE_BY if artifact != "report"), "figures"),
+    _stage("05_benchmark_evaluation", "questions", "pairs", "adapter"),
+    _stage("06_report", *(artifact for artifact, maker in MADE_BY.items() if maker < "06"), "figures"),
+    _stage("07_ablation", "questions", "pairs"),
 )
+FOLLOWS = {"03_pair_construction": ("05_benchmark_evaluation", ("questions", "split", "offset", "n_questions"))}
+"""What 03 compares the training questions with is what 05 will ask, unless the profile says otherwise."""
+DEFAULT_STAGES = tuple(stage.name for stage in STAGES[:6])
+"""What runs where a profile does not name its own ``stages``."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +317,10 @@ def run_profile(
     for notebook in notebooks.values():
         if not notebook.is_file():
             raise MedReflError(f"{notebook} is missing")
-    loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
+    follows = {stage: told for stage, told in FOLLOWS.items() if {stage, told[0]} <= notebooks.keys()}
+    loaded = load_profile(profile, notebooks, root=root, overrides=overrides, follows=follows)
+    asked = loaded.stages or (DEFAULT_STAGES if stages is STAGES else tuple(notebooks))
+    stages = [stage for stage in stages if stage.name in asked]
     heading = {"profile": loaded.path, "overrides": list(overrides)}
     chain = Chain(root, f"runs/{loaded.run}", loaded.parameters, stages=stages, package=package, heading=heading)
     selected = chain.select(start, only)
@@ -321,20 +329,22 @@ def run_profile(
         return []
     chain.check_models(selected, force)
     executed = chain.run(selected, console, force)
-    if any({"scores", "report"} & set(stage.writes) for stage in selected):
-        print_results(chain.files, console)
+    print_results(chain.files, console, {artifact for stage in selected for artifact in stage.writes})
     return executed
 
 
-def print_results(files: RunFiles, console: Console) -> None:
-    """The report's path, then the result table as the last lines."""
-    if files.report.exists():
-        console.print(Text(f"report: {os.path.relpath(files.report)}"))
-    if files.scores.exists():
-        from medrefl_utils.headline import headline
-        from medrefl_utils.records import SCORES
+def print_results(files: RunFiles, console: Console, written: Container[str]) -> None:
+    """The report's path, then as the last lines the result tables that belong to the artifacts ``written``."""
+    from medrefl_utils import headline
 
-        console.print(headline(read_table(files.scores, SCORES)))
+    if "report" in written:
+        console.print(Text(f"report: {os.path.relpath(files.report)}"))
+    if "claims" in written and len(claims := read_table(files.claims, CLAIMS)):
+        console.print(headline.claims_table(claims))
+    if "scores" in written:
+        console.print(headline.headline(read_table(files.scores, SCORES)))
+    if "ablation" in written:
+        console.print(headline.ablation_table(read_table(files.ablation, ABLATION)))
 
 
 def upstream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,11 +19,14 @@ from medrefl_utils import prompts
 from medrefl_utils.answers import extract_answer
 from medrefl_utils.generators import Generator, Prefix, seed_of
 from medrefl_utils.lint import content_key
+from medrefl_utils.prompts import Messages
 from medrefl_utils.records import RESPONSES, Answer, Continuation, MedReflError, Question, Sampling
+from medrefl_utils.reflections import ask
 from medrefl_utils.store import write_table
 
 PROTOCOLS = ("published", "greedy", "sampled", "self-consistency", "budget")
 _FORCED_TOKENS = 24  # room for an answer that was asked for
+_SETTLES = re.compile(r"settles on\W{0,6}(none\b|[A-Z]\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -125,22 +129,32 @@ def response_row(question: Question, answer: Answer) -> dict[str, Any]:
         "conflict": answer.conflict,
         "gold": question.gold,
         "correct": answer.letter == question.gold,
+        "judged": None,
     }
 
 
 def respond(
-    questions: Sequence[Question], generator: Generator, *, model: str, protocol: Protocol, seed: int
+    questions: Sequence[Question],
+    generator: Generator,
+    *,
+    model: str,
+    protocol: Protocol,
+    seed: int,
+    form: str = "steps",
 ) -> pd.DataFrame:
     """One response for each question and run, with the columns of ``records.RESPONSES``.
 
     A response's seed is made of ``seed``, its question and its run, not of the model: base and adapter draw with the
-    same numbers, which pairs them.
+    same numbers, which pairs them. ``form`` is how the question is put: one of ``prompts.FORMS``.
     """
+    if form not in prompts.FORMS:
+        raise MedReflError(f"form is {form!r}, expected one of {', '.join(prompts.FORMS)}")
     rows = []
     with tqdm(total=len(questions) * len(protocol.samplings), desc=f"{model}, {protocol.name}", unit="response") as bar:
         for run, sampling in enumerate(protocol.samplings):
             start = time.perf_counter()
-            written = _written(questions, generator, protocol, sampling, seed, run, bar.update)
+            messages = [prompts.FORMS[form](question) for question in questions]
+            written = _written(questions, messages, generator, protocol, sampling, seed, run, bar.update)
             seconds = (time.perf_counter() - start) / max(1, len(questions))
             rows += [
                 response_row(question, extract_answer(response.text, question.options))
@@ -151,12 +165,13 @@ def respond(
                 }
                 for question, response in zip(questions, written, strict=True)
             ]
-    table = pd.DataFrame(rows, columns=RESPONSES.names)
+    table = pd.DataFrame(rows, columns=RESPONSES.names).astype({"judged": "str"})
     return _vote(table) if protocol.vote else table
 
 
 def _written(
     questions: Sequence[Question],
+    messages: Sequence[Messages],
     generator: Generator,
     protocol: Protocol,
     sampling: Sampling,
@@ -164,7 +179,6 @@ def _written(
     run: int,
     progress: Callable[[int], object],
 ) -> list[Continuation]:
-    messages = [prompts.exam(question) for question in questions]
     seeds = [seed_of(seed, question.question_id, run) for question in questions]
     written = generator.chat(messages, sampling, seeds, progress)
     cut = [i for i, response in enumerate(written) if protocol.budget and response.stop == "length"]
@@ -209,14 +223,51 @@ def evaluate(
     model: str,
     protocols: Sequence[Protocol],
     seed: int,
+    form: str = "steps",
+    judge: Generator | None = None,
 ) -> pd.DataFrame:
-    """The responses of one model under each protocol, each written to ``folder`` as ``<model>_<protocol>.parquet``."""
+    """The responses of one model under each protocol, each written to ``folder`` as ``<model>_<protocol>.parquet``.
+
+    A ``judge`` reads the answers that the rules leave (see ``judged``).
+    """
     tables = []
     for protocol in protocols:
-        table = respond(questions, generator, model=model, protocol=protocol, seed=seed)
+        table = respond(questions, generator, model=model, protocol=protocol, seed=seed, form=form)
+        if judge is not None:
+            table = judged(table, questions, judge, seed=seed)
         write_table(folder / f"{model}_{protocol.name}.parquet", table, RESPONSES)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def judged(responses: pd.DataFrame, questions: Sequence[Question], judge: Generator, *, seed: int) -> pd.DataFrame:
+    """The responses with ``judged`` filled in: the letter that a model reads where the rules read none.
+
+    ``answer`` and ``correct`` stay those of the rules, so that both figures can be shown. A reply that names no option
+    of the question is asked for again, at most twice; what the judge cannot read either stays null.
+    """
+    by_id = {question.question_id: question for question in questions}
+    unread = responses[responses["answer"].isna()]
+    asked = [
+        (prompts.read_answer(by_id[row.question_id], row.response), _settled(by_id[row.question_id]))
+        for row in unread.itertuples()
+    ]
+    found = ask(judge, asked, sampling=Sampling(0.0, 1.0, _FORCED_TOKENS), seed=seed, title="answers read")
+    letters = pd.Series([one.value or None for one in found], index=unread.index, dtype="str")
+    return responses.assign(judged=letters.reindex(responses.index))
+
+
+def _settled(question: Question) -> Callable[[Continuation], tuple[str | None, str]]:
+    """Reads a judge's reply: a letter, "" for none, or None where it says neither."""
+
+    def read(reply: Continuation) -> tuple[str | None, str]:
+        named = _SETTLES.findall(reply.text)
+        letter = named[-1].upper() if named else None
+        if letter == "NONE":
+            return "", ""
+        return (letter, "") if letter in question.options else (None, "unreadable")
+
+    return read
 
 
 def _hash(*texts: str) -> str:

@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""The tables that a run ends with."""
 
 from __future__ import annotations
 
@@ -24,6 +24,60 @@ def headline(scores: pd.DataFrame) -> Table:
         cells = [protocol, _percent(base), _percent(ours), *_gain(ours), f"{(ours or base).n:,}"]
         table.add_row(*(cells if sources == 1 else [source, *cells]))
     return table
+
+
+def claims_table(claims: pd.DataFrame) -> Table:
+    """Repair, reflection and their differences to the base, in percent and points; one row a figure.
+
+    Args:
+        claims: rows of ``records.CLAIMS`` of the models "base" and "medrefl".
+    """
+    table = Table(title="Behind a wrong step, or a finished answer and 'Wait,'")
+    for column in ("figure", "base %", "Med-REFL %", "difference, points [95%]", "texts"):
+        table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
+    for figure, rows in claims.groupby("figure", sort=False):
+        models = {row.model: row for row in rows.itertuples()}
+        shares = [_share(models.get(name), "share") for name in ("base", "medrefl")]
+        ours = models.get("medrefl")
+        counts = dict.fromkeys(f"{row.n:,}" for row in rows.itertuples())
+        table.add_row(figure, *shares, _between(ours, "difference", signed=True), " / ".join(counts))
+    return table
+
+
+def ablation_table(ablation: pd.DataFrame) -> Table:
+    """Base and arms of an ablation: accuracy, gain with interval and by seed, repair and fake reflection rate.
+
+    Args:
+        ablation: rows of ``records.ABLATION``.
+    """
+    first = ablation.iloc[0]
+    table = Table(title=f"{first['n']:,} questions, {first['runs']} seeds; in brackets 95% intervals over questions")
+    names = ("arm", "pairs", "protocol", "accuracy %", "gain, points", "by seed", "repair %", "fake reflection %")
+    for column in names:
+        table.add_column(column, justify="left" if column in ("arm", "protocol") else "right", no_wrap=True)
+    for row in ablation.itertuples():
+        table.add_row(
+            row.arm,
+            f"{row.n_pairs:,}" if row.n_pairs else "-",
+            row.protocol,
+            _share(row, "accuracy"),
+            _between(row, "gain", signed=True),
+            " ".join(f"{100 * gain:+.1f}" for gain in row.gains) or "-",
+            _between(row, "repair"),
+            _between(row, "fake"),
+        )
+    return table
+
+
+def _share(row: object | None, name: str) -> str:
+    return "-" if row is None or pd.isna(getattr(row, name)) else f"{100 * getattr(row, name):.1f}"
+
+
+def _between(row: object | None, name: str, *, signed: bool = False) -> str:
+    if row is None or pd.isna(getattr(row, name)):
+        return "-"
+    middle, low, high = (f"{100 * getattr(row, name + end):{'+' * signed}.1f}" for end in ("", "_low", "_high"))
+    return f"{middle} [{low}, {high}]"
 
 
 def _percent(row: object | None) -> str:

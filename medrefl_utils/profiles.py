@@ -1,6 +1,7 @@
 """Profiles: one YAML file -> checked parameters for every notebook of the chain, before anything starts.
 
-A profile holds only what differs from the notebooks' own defaults, under ``shared`` and one section per notebook.
+A profile holds only what differs from the notebooks' own defaults, under ``shared`` and one section per notebook;
+``stages``, a list, names the notebooks that run where they are not 01 to 06.
 papermill only warns about a name it does not know; here each name, type and file is checked against the cell tagged
 ``parameters``, and each error names file, section and key.
 """
@@ -37,11 +38,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Profile:
-    """Resolved parameters: {notebook: {name: value}}, defaults included; ``run`` is the run's name."""
+    """Resolved parameters: {notebook: {name: value}}, defaults included; ``run`` is the run's name.
+
+    ``stages`` are the notebooks that the profile wants run; none where it does not say.
+    """
 
     path: str
     run: str
     parameters: Mapping[str, Mapping[str, Any]]
+    stages: tuple[str, ...] = ()
 
 
 class _Loader(yaml.SafeLoader):
@@ -88,12 +93,19 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
 
 
 def load_profile(
-    path: Path, notebooks: Mapping[str, Path], *, root: Path, overrides: Sequence[str] = (), run_parameter: str = "run"
+    path: Path,
+    notebooks: Mapping[str, Path],
+    *,
+    root: Path,
+    overrides: Sequence[str] = (),
+    run_parameter: str = "run",
+    follows: Mapping[str, tuple[str, Sequence[str]]] | None = None,
 ) -> Profile:
     """Read a YAML profile and check it against the notebooks ({stem: path}); relative files are looked up in ``root``.
 
-    ``overrides`` are ``section.key=value`` texts (the value is YAML) that win over the file. Raises MedReflError that
-    names file, section and key, what was found and what was expected.
+    ``overrides`` are ``section.key=value`` texts (the value is YAML) that win over the file. ``follows`` is
+    {notebook: (other, keys)}: what its own section does not say of these keys is as in the other notebook. Raises
+    MedReflError that names file, section and key, what was found and what was expected.
     """
     sections, origin = _sections(path), {}
     for text in overrides:
@@ -102,6 +114,7 @@ def load_profile(
         origin[section, key] = f"--set {section}.{key}"
     known = {stem: notebook_parameters(notebook) for stem, notebook in notebooks.items()}
 
+    stages = _stages(path, sections.pop("stages", []), known)
     for section in sections:
         if section not in known and section != "shared":
             raise MedReflError(f"{path}: unknown section {section!r}{_expected(section, ['shared', *known])}")
@@ -135,7 +148,9 @@ def load_profile(
         if run_parameter in values:
             values[run_parameter] = f"runs/{run}"
         resolved[stem] = values
-    return Profile(path=str(path), run=run, parameters=resolved)
+    for stem, (other, keys) in (follows or {}).items():
+        resolved[stem] |= {key: resolved[other][key] for key in keys if key not in sections.get(stem, {})}
+    return Profile(path=str(path), run=run, parameters=resolved, stages=stages)
 
 
 def local_paths(value: Any) -> list[str]:
@@ -175,6 +190,8 @@ def _sections(path: Path) -> dict[str, dict[str, Any]]:
     for section, keys in document.items():
         if not isinstance(section, str):
             raise MedReflError(f"{path}: the section {section!r} is a {type(section).__name__}, expected a name")
+        if section == "stages":
+            continue
         if keys is None:
             document[section] = {}
         elif not isinstance(keys, dict):
@@ -182,6 +199,15 @@ def _sections(path: Path) -> dict[str, dict[str, Any]]:
         elif not all(isinstance(key, str) for key in keys):
             raise MedReflError(f"{path}: section {section!r}: a key is not a name: {list(keys)!r}")
     return document
+
+
+def _stages(path: Path, named: Any, known: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(named, list):
+        raise MedReflError(f"{path}: 'stages' holds {named!r}, expected a list of notebooks: {', '.join(known)}")
+    for name in named:
+        if name not in known:
+            raise MedReflError(f"{path}: 'stages' names {name!r}, which is no notebook{_expected(str(name), known)}")
+    return tuple(named)
 
 
 def _override(text: str) -> tuple[str, str, Any]:

@@ -47,6 +47,29 @@ def exam(question: Question) -> Messages:
     )
 
 
+def exam_json(question: Question) -> Messages:
+    """Answer a question as JSON with a reason and an answer: what the published evaluation asks for, in our words."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        "Think the question through, then reply with one JSON object and nothing after it: "
+        '{"reason": "why the option is the best", "answer": "X"}, where X is its letter.'
+    )
+
+
+FORMS = {"steps": exam, "json": exam_json}
+"""How an evaluation can ask, by the name that a parameter gives it."""
+
+
+def read_answer(question: Question, response: str) -> Messages:
+    """Say which option a response settles on: for what the rules of ``answers`` cannot read."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"A response to this question:\n<response>\n{response.strip()}\n</response>\n\n"
+        "Which option does the response settle on in the end? Do not answer the question yourself. Reply with one "
+        'line, "Settles on: X", X the letter; or "Settles on: none", if it settles on none or on more than one.'
+    )
+
+
 def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], right: Sequence[str]) -> Messages:
     """Write the five-part reflection that leads from ``wrong`` steps to ``right`` ones after ``public`` steps."""
     return _user(
@@ -71,6 +94,11 @@ def ask_for_answer(cut: str) -> str:
     if "## Thinking" in cut and "## Final Response" not in cut:
         return "\n\n## Final Response\n\nThe answer is"
     return f"{STEP_BOUNDARY}Answer:"
+
+
+def ask_to_reconsider() -> str:
+    """What is put after a finished answer, in the model's own turn, to see what its reflection is worth (ours)."""
+    return f"{STEP_BOUNDARY}Wait,"
 
 
 def judge(question: Question, chain: Sequence[str]) -> Messages:

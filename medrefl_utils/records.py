@@ -195,6 +195,7 @@ RESPONSES = _schema(
     conflict=(pa.bool_(), "the letter as written is not that of the option whose text is given; the text counts"),
     gold=(pa.string(), "the right letter"),
     correct=(pa.bool_(), "answer equals gold; an unreadable answer is wrong"),
+    judged=(pa.string(), "the letter that a judging model read where the rules read none; null without one"),
     n_tokens=(pa.int32(), "tokens written"),
     stop=(pa.string(), "end (the model closed its turn), length (cut) or forced (thinking cut, answer asked for)"),
     seconds=(pa.float64(), "its share of the time that the run's responses took together"),
@@ -213,6 +214,7 @@ SCORES = _schema(
     accuracy_low=(pa.float64(), "95% interval, bootstrap over stems"),
     accuracy_high=(pa.float64(), "95% interval, bootstrap over stems"),
     accuracy_published=(pa.float64(), "as published: unreadable answers left out of the denominator"),
+    accuracy_judged=(pa.float64(), "strict, with the judge's letter where the rules read none; null without a judge"),
     unreadable=(pa.float64(), "share of responses with no readable answer"),
     conflict=(pa.float64(), "share of responses whose letter is not that of the text beside it"),
     mean_tokens=(pa.float64(), "tokens a response"),
@@ -229,6 +231,61 @@ SCORES = _schema(
     mcnemar_p=(pa.float64(), "exact McNemar test of the first run, two-sided; null for the base"),
     mcnemar_runs=(pa.list_(pa.float64()), "the same of each run; null for the base"),
     holm_p=(pa.float64(), "mcnemar_p corrected for the benchmarks of the same protocol (Holm); null for the base"),
+)
+
+REPAIRS = _schema(
+    question_id=(pa.string(), "the question"),
+    behind=(pa.string(), "where the model was put: behind a wrong step, a wrong answer or a right answer"),
+    nodes=(pa.list_(pa.int32()), "the steps of the beginning, in the tree that it was taken from"),
+    prefix=(pa.string(), "their text"),
+    before=(pa.string(), "the answer of the path that the beginning was taken from"),
+    model=(pa.string(), "base, medrefl or an arm of the ablation"),
+    run=(pa.int32(), "repetition, from 0"),
+    gold=(pa.string(), "the right letter"),
+    text=(pa.string(), "what the model wrote on; behind an answer it has said 'Wait,' already"),
+    answer=(pa.string(), "the letter it ends at; without a new one the old one; null where there is none"),
+    reconsiders=(pa.bool_(), "it says that it looks again; behind an answer it was made to"),
+    n_tokens=(pa.int32(), "tokens written"),
+    stop=(pa.string(), "end (the model closed its turn) or length (cut)"),
+)
+
+CLAIMS = _schema(
+    model=(pa.string(), "base, medrefl or an arm of the ablation"),
+    figure=(pa.string(), "what was counted: see claims.claim_rates"),
+    n=(pa.int32(), "texts"),
+    share=(pa.float64(), "the share of them; null where there are none"),
+    low=(pa.float64(), "95% interval, bootstrap over questions"),
+    high=(pa.float64(), "95% interval, bootstrap over questions"),
+    difference=(pa.float64(), "to the base, paired; null for the base"),
+    difference_low=(pa.float64(), "95% interval of the difference"),
+    difference_high=(pa.float64(), "95% interval of the difference"),
+)
+
+ABLATION = _schema(
+    arm=(pa.string(), "base, or the kinds of pairs that the adapter was trained on, by the arm's name"),
+    protocol=(pa.string(), "as in scores"),
+    n_pairs=(pa.int32(), "pairs that each adapter was trained on; 0 for the base"),
+    n=(pa.int32(), "distinct questions"),
+    runs=(pa.int32(), "seeds: of pairs, adapter and sampling"),
+    accuracy=(pa.float64(), "strict, mean over the seeds"),
+    accuracy_low=(pa.float64(), "95% interval, bootstrap over stems"),
+    accuracy_high=(pa.float64(), "95% interval, bootstrap over stems"),
+    gain=(pa.float64(), "accuracy minus the base's, paired; null for the base"),
+    gain_low=(pa.float64(), "95% interval of the gain, paired bootstrap over stems"),
+    gain_high=(pa.float64(), "95% interval of the gain, paired bootstrap over stems"),
+    gains=(pa.list_(pa.float64()), "the gain of each seed"),
+    repair=(pa.float64(), "repair rate: behind a wrong step, the share that reaches the gold answer"),
+    repair_low=(pa.float64(), "95% interval, bootstrap over questions"),
+    repair_high=(pa.float64(), "95% interval, bootstrap over questions"),
+    fake=(pa.float64(), "fake reflection rate: behind a wrong answer and 'Wait,', the share that keeps it"),
+    fake_low=(pa.float64(), "95% interval, bootstrap over questions"),
+    fake_high=(pa.float64(), "95% interval, bootstrap over questions"),
+    mends=(pa.float64(), "the same reflection: wrong to right"),
+    mends_low=(pa.float64(), "95% interval, bootstrap over questions"),
+    mends_high=(pa.float64(), "95% interval, bootstrap over questions"),
+    breaks=(pa.float64(), "the reflection behind a right answer: right to wrong"),
+    breaks_low=(pa.float64(), "95% interval, bootstrap over questions"),
+    breaks_high=(pa.float64(), "95% interval, bootstrap over questions"),
 )
 
 
@@ -286,6 +343,26 @@ class RunFiles:
     @property
     def scores(self) -> Path:
         return self.root / "scores.parquet"
+
+    @property
+    def held_out(self) -> Path:
+        return self.root / "held_out_steps"
+
+    @property
+    def repairs(self) -> Path:
+        return self.root / "repairs.parquet"
+
+    @property
+    def claims(self) -> Path:
+        return self.root / "claims.parquet"
+
+    @property
+    def ablation(self) -> Path:
+        return self.root / "ablation.parquet"
+
+    @property
+    def arms(self) -> Path:
+        return self.root / "arms"
 
     @property
     def figures(self) -> Path:

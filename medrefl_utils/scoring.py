@@ -148,6 +148,15 @@ def _said(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
         return []
 
 
+_RATES = {
+    "accuracy": "strict: unreadable is wrong",
+    "accuracy_judged": "strict, a judge reads what the rules cannot",
+    "accuracy_published": "as published: unreadable left out",
+    "unreadable": "unreadable",
+    "conflict": "conflict",
+}
+
+
 def rates_table(responses: pd.DataFrame) -> Table:
     """Strict and published-style accuracy, unreadable and conflicting answers, with 95% intervals."""
     table = Table(title=f"{responses['source'].iloc[0]}: percent with 95% intervals")
@@ -156,17 +165,9 @@ def rates_table(responses: pd.DataFrame) -> Table:
     for (model, protocol), group in responses.groupby(["model", "protocol"], sort=False):
         table.add_column(model if protocol == "given" else f"{model}, {protocol}", justify="right", overflow="fold")
         found = rates(group)
-        shown = [_percent(found.get(n)) for n in ("accuracy", "accuracy_published", "unreadable", "conflict")]
+        shown = [_percent(found.get(n)) for n in _RATES]
         columns.append([*shown, f"{group['question_id'].nunique():,}", f"{group['run'].nunique():,}"])
-    names = (
-        "strict: unreadable is wrong",
-        "as published: unreadable left out",
-        "unreadable",
-        "conflict",
-        "questions",
-        "runs",
-    )
-    for name, *cells in zip(names, *columns, strict=True):
+    for name, *cells in zip([*_RATES.values(), "questions", "runs"], *columns, strict=True):
         table.add_row(name, *cells)
     return table
 

@@ -175,7 +175,8 @@ def rates(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> dict[
     """Strict accuracy, accuracy as published, unreadable and conflicting responses of one model's responses.
 
     Each distinct question counts once, however often it was asked; intervals draw stems. Only the published way has
-    responses as its denominator, the readable ones. It is left out where no answer could be read.
+    responses as its denominator, the readable ones. It is left out where no answer could be read; and the strict
+    accuracy with a judge's letters where no judge read any.
     """
     responses = _with_stems(responses)
     read = responses[responses["answer"].notna()]
@@ -188,6 +189,10 @@ def rates(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> dict[
         name: share_interval(each[column], each["stem_id"], n_boot, seed)
         for name, column in (("accuracy", "correct"), ("unreadable", "unread"), ("conflict", "conflict"))
     }
+    if responses["judged"].notna().any():
+        right = (responses["answer"].fillna(responses["judged"]) == responses["gold"]).astype(float)
+        each = marks.assign(right=right).groupby("question_id").agg({"right": "mean", "stem_id": "first"})
+        found["accuracy_judged"] = share_interval(each["right"], each["stem_id"], n_boot, seed)
     if len(read):
         found["accuracy_published"] = accuracy_interval(read["correct"].to_numpy(), read["stem_id"], n_boot, seed)
     return found
@@ -215,6 +220,7 @@ def _accuracy(responses: pd.DataFrame, n_boot: int, seed: int) -> dict[str, floa
         "accuracy_low": found["accuracy"].low,
         "accuracy_high": found["accuracy"].high,
         "accuracy_published": found["accuracy_published"].estimate if "accuracy_published" in found else np.nan,
+        "accuracy_judged": found["accuracy_judged"].estimate if "accuracy_judged" in found else np.nan,
         "unreadable": found["unreadable"].estimate,
         "conflict": found["conflict"].estimate,
         "mean_tokens": float(responses["n_tokens"].mean()),

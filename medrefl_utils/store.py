@@ -30,7 +30,12 @@ MADE_BY: Mapping[str, str] = {
     "training": "04_dpo_lora_4bit",
     "responses": "05_benchmark_evaluation",
     "scores": "05_benchmark_evaluation",
+    "held_out": "05_benchmark_evaluation",
+    "repairs": "05_benchmark_evaluation",
+    "claims": "05_benchmark_evaluation",
     "report": "06_report",
+    "arms": "07_ablation",
+    "ablation": "07_ablation",
 }
 
 

@@ -13,7 +13,15 @@ from medrefl_utils.store import read_manifest, read_table
 
 NOT_RUN = "not run"
 _PREFERRED = ("published", "sampled", "self-consistency", "greedy", "budget")
-_SHARES = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_published", "unreadable", "conflict")
+_SHARES = (
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "accuracy_published",
+    "accuracy_judged",
+    "unreadable",
+    "conflict",
+)
 _GAINS = ("gain", "gain_low", "gain_high", "detectable")
 
 
@@ -88,7 +96,7 @@ def _readable(scores: pd.DataFrame) -> pd.DataFrame:
     text = scores.drop(columns="mcnemar_runs").astype(object)
     for column in text:
         if column in _SHARES:
-            text[column] = [f"{100 * value:.1f}" for value in scores[column]]
+            text[column] = [f"{100 * value:.1f}" if pd.notna(value) else "" for value in scores[column]]
         elif column in _GAINS:
             text[column] = [signed(100 * value, 1) if pd.notna(value) else "" for value in scores[column]]
         elif column.startswith("mean_tokens") or column == "seconds":

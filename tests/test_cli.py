@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medrefl_utils import __version__
-from medrefl_utils.chain import STAGES
+from medrefl_utils.chain import DEFAULT_STAGES, STAGES
 from tests import toy
 
 COMMAND = [sys.executable, "-m", "medrefl_utils"]
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 WRITE_SCORES = """\
 import pandas as pd
-from medrefl_utils.records import SCORES
+from medrefl_utils.records import CLAIMS, SCORES
 from medrefl_utils.store import write_table
 rows = [
     dict(source='clinic', protocol='sampled', model=m, n=1000, runs=1, accuracy=a, gain=g, gain_low=0.05,
@@ -32,17 +32,23 @@ rows = [
     for m, a, g in (('base', 0.60, float('nan')), ('medrefl', 0.67, 0.07))
 ]
 write_table(files.scores, pd.DataFrame(rows), SCORES)"""
+WRITE_CLAIMS = """rates = [
+    dict(model=m, figure='repair rate', n=200, share=s, low=s, high=s, difference=s - 0.4, difference_low=0.01,
+         difference_high=0.2)
+    for m, s in (('base', 0.4), ('medrefl', 0.5))
+]
+write_table(files.claims, pd.DataFrame(rates), CLAIMS)"""
 
 
 def tiny_checkout(root: Path) -> Path:
-    """Six notebooks of the real names; each writes its artifacts, 05 real scores."""
+    """Notebooks of the real names; each writes its artifacts, 05 real scores and claims."""
     for stage in STAGES:
         cells = []
         for artifact in stage.writes:
             text = (
                 f"files.{artifact}.parent.mkdir(parents=True, exist_ok=True)\nfiles.{artifact}.write_text('{artifact}')"
             )
-            cells.append(WRITE_SCORES if artifact == "scores" else text)
+            cells.append({"scores": WRITE_SCORES, "claims": WRITE_CLAIMS}.get(artifact, text))
         outputs = ", ".join(f"files.{artifact}" for artifact in stage.writes)
         cells += [
             "if fail:\n    raise MedReflError('row 3: [bold]no gold[/bold] letter')",
@@ -81,12 +87,13 @@ def test_a_run_ends_with_the_reports_path_and_the_table(
     assert done.returncode == 0, done.stderr
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     stages = [line for line in lines if " … done in " in line]
-    assert [line.split()[0] for line in stages] == [stage.name for stage in STAGES]
+    assert [line.split()[0] for line in stages] == list(DEFAULT_STAGES)
     report = lines.index("report: runs/t/report.html")
     assert all(line not in lines[report:] for line in stages), "the table is the last thing"
     assert re.search(
         r"sampled .* 60\.0 .* 67\.0 .* \+7\.0 \[\+5\.0, \+9\.0\] .* 1\.0e-09 .* 1,000", "\n".join(lines[report:])
     )
+    assert re.search(r"repair rate .* 40\.0 .* 50\.0 .* \+10\.0 \[\+1\.0, \+20\.0\]", done.stdout)
     assert "told the notebook" not in done.stdout, "a notebook's text stays in the notebook"
     assert "told the notebook" in (root / "runs/t/notebooks/06_report.ipynb").read_text()
 
@@ -190,3 +197,23 @@ def test_starting_costs_no_model_import(tmp_path: Path) -> None:
         "import sys, medrefl_utils.cli; print(sorted({'torch', 'transformers', 'trl', 'papermill'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
+
+
+def test_a_profile_names_the_stages_that_run(finished: Path) -> None:
+    (finished / "params/pairs.yaml").write_text("stages: [01_tree_rollout, 02_step_valuation]\nshared:\n  run: p\n")
+    done = medrefl(finished, "run", "params/pairs.yaml")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines() if " … done in " in line] == [
+        "01_tree_rollout",
+        "02_step_valuation",
+    ]
+    assert "McNemar" not in done.stdout and not (finished / "runs/p/scores.parquet").exists()
+    (finished / "params/pairs.yaml").write_text("stages: [03_pair_constructions]\nshared:\n  run: p\n")
+    done = medrefl(finished, "run", "params/pairs.yaml")
+    assert done.returncode == 2
+    assert (
+        "'stages' names '03_pair_constructions', which is no notebook (did you mean '03_pair_construction'?)"
+        in done.stderr
+    )
+    (finished / "params/pairs.yaml").write_text("stages: 03\nshared:\n  run: p\n")
+    assert "'stages' holds 3, expected a list of notebooks" in medrefl(finished, "run", "params/pairs.yaml").stderr

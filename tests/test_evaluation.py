@@ -11,6 +11,7 @@ from medrefl_utils.evaluation import (
     PROTOCOLS,
     Protocol,
     evaluate,
+    judged,
     protocol,
     published_temperature,
     published_top_p,
@@ -203,3 +204,52 @@ def test_a_response_says_what_was_shown() -> None:
         Scripted({"ONE?": ["A"]}), model="base", protocol=GREEDY, seed=0,
     )  # fmt: skip
     assert (row.stem_id, row.content) == (other["stem_id"][0], other["content"][0])
+
+
+class Judge:
+    """A generator that replies by what stands in the response that it is shown; it keeps what it was asked."""
+
+    def __init__(self, replies: dict[str, list[str]]):
+        self.replies, self.asked = {key: list(texts) for key, texts in replies.items()}, []
+
+    def chat(self, messages, sampling, seeds, progress=None):
+        assert sampling.temperature == 0
+        self.asked += [message[0]["content"] for message in messages]
+        texts = [next(r for key, r in self.replies.items() if key in a).pop(0) for a in self.asked[-len(messages) :]]
+        return [Continuation(text, tuple(range(len(text))), -1.0, "end") for text in texts]
+
+
+def test_a_judge_reads_what_the_rules_leave_and_both_figures_are_shown(responses):
+    table = responses[0]
+    table = table[table.protocol == "greedy"].head(5).reset_index(drop=True)
+    gold = table["gold"].tolist()
+    other = next(letter for letter in "ABCD" if letter != gold[1])
+    table = table.assign(answer=[None, None, None, None, gold[4]], correct=[False] * 4 + [True])
+    table["response"] = ["first", "second", "third", "fourth", "fifth"]
+    judge = Judge(
+        {
+            "first": [f"Settles on: {gold[0]}"],
+            "second": [f"It settles on: {other}."],
+            "third": ["Settles on: none"],
+            "fourth": ["I think so.", "Settles on: Z", "hm"],  # never a letter of the question
+        }
+    )
+    read = judged(table, QUESTIONS, judge, seed=0)
+    assert read["judged"].fillna("-").tolist() == [gold[0], other, "-", "-", "-"]
+    assert len(judge.asked) == 6 and not any("fifth" in text for text in judge.asked)
+    assert read["answer"].isna().sum() == 4, "the rules' own reading stands"
+    [row] = score_responses(read).to_dict("records")
+    assert (row["accuracy"], row["accuracy_judged"]) == (0.2, 0.4)
+    assert np.isnan(score_responses(table)["accuracy_judged"].iloc[0])
+
+
+def test_json_is_asked_for_and_read(student):
+    class Says:
+        def chat(self, messages, sampling, seeds, progress=None):
+            assert all('"reason"' in message[0]["content"] for message in messages)
+            return [Continuation('{"reason": "it fits", "answer": "B"}', (1,), -1.0, "end") for _ in messages]
+
+    table = respond(QUESTIONS[:3], Says(), model="base", protocol=GREEDY, seed=0, form="json")
+    assert table["answer"].tolist() == ["B"] * 3 and set(table["rule"]) == {"json"}
+    with pytest.raises(MedReflError, match="form is 'xml', expected one of steps, json"):
+        respond(QUESTIONS[:3], Says(), model="base", protocol=GREEDY, seed=0, form="xml")

@@ -14,10 +14,12 @@ import pytest
 
 from medrefl_utils.pairs import KINDS
 from medrefl_utils.records import (
+    CLAIMS,
     OVERLAPS,
     PAIRS,
     QUESTIONS,
     REFLECTIONS,
+    REPAIRS,
     RESPONSES,
     SCORES,
     STEPS,
@@ -52,6 +54,9 @@ def check_artifacts(files: RunFiles, by_hand: str = "") -> None:
         (files.training, TRAINING),
         (files.responses, RESPONSES),
         (files.scores, SCORES),
+        (files.held_out, STEPS),
+        (files.repairs, REPAIRS),
+        (files.claims, CLAIMS),
     ):
         assert len(read_table(path, schema)) > 0, path
     assert read_table(files.overlaps, OVERLAPS).empty

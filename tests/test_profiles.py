@@ -156,3 +156,13 @@ def test_a_line_that_is_no_parameter_is_an_error(root: Path, line: str) -> None:
     toy.notebook(root / "n.ipynb", line, [])
     with pytest.raises(MedReflError, match="is not 'name: type = literal'"):
         notebook_parameters(root / "n.ipynb")
+
+
+def test_what_a_section_does_not_say_follows_another_notebook(root: Path) -> None:
+    path = toy.profile(root, {"shared": {"run": "x"}, "01_count": {"seed": 5}})
+    notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in toy.STAGES}
+    follows = {"02_double": ("01_count", ["seed"])}
+    profile = load_profile(path, notebooks, root=root, follows=follows)
+    assert profile.parameters["02_double"]["seed"] == 5
+    said = load_profile(path, notebooks, root=root, follows=follows, overrides=["02_double.seed=6"])
+    assert said.parameters["02_double"]["seed"] == 6 and said.parameters["01_count"]["seed"] == 5
