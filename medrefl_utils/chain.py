@@ -27,7 +27,7 @@ from medrefl_utils.execution import StageFailed, execute
 from medrefl_utils.hub import resolve_model
 from medrefl_utils.profiles import closest, load_profile, local_paths, notebook_parameters
 from medrefl_utils.records import ABLATION, CLAIMS, SCORES, MedReflError, RunFiles
-from medrefl_utils.store import MADE_BY, content_hash, read_manifest, read_table, write_manifest
+from medrefl_utils.store import MADE_BY, content_hash, held, read_manifest, read_table, write_manifest
 
 PACKAGE = Path(__file__).parent
 
@@ -328,7 +328,8 @@ def run_profile(
         console.print(_plan_table(chain, chain.plan(selected, force)))
         return []
     chain.check_models(selected, force)
-    executed = chain.run(selected, console, force)
+    with held(chain.files):
+        executed = chain.run(selected, console, force)
     print_results(chain.files, console, {artifact for stage in selected for artifact in stage.writes})
     return executed
 
@@ -378,7 +379,8 @@ def upstream(
     console.print(Text(f"{folder} has no {first} yet: running {names} with their defaults"))
     defaults = {s.name: {p.name: p.default for p in notebook_parameters(chain.notebook(s)).values()} for s in needed}
     parameters = {name: values | {"run": folder} for name, values in defaults.items()}
-    Chain(root, folder, parameters, stages=stages, package=package).run(needed, console, force=True)
+    with held(chain.files):
+        Chain(root, folder, parameters, stages=stages, package=package).run(needed, console, force=True)
     return None
 
 

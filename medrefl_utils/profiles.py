@@ -149,7 +149,8 @@ def load_profile(
             values[run_parameter] = f"runs/{run}"
         resolved[stem] = values
     for stem, (other, keys) in (follows or {}).items():
-        resolved[stem] |= {key: resolved[other][key] for key in keys if key not in sections.get(stem, {})}
+        common = resolved[stem].keys() & resolved[other].keys() & set(keys)
+        resolved[stem] |= {key: resolved[other][key] for key in common - sections.get(stem, {}).keys()}
     return Profile(path=str(path), run=run, parameters=resolved, stages=stages)
 
 

@@ -6,7 +6,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from medrefl_utils.records import MedReflError, RunFiles
 
@@ -139,6 +143,30 @@ def write_manifest(run: RunFiles, manifest: Mapping[str, Any]) -> None:
     """Replace the run's manifest; a NaN or infinity becomes null."""
     text = json.dumps(_plain(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     _atomically(run.manifest, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def held(run: RunFiles) -> Iterator[None]:
+    """Work in a run's folder alone. The lock is the system's: that of a process that died is free at once.
+
+    Raises:
+        MedReflError: another process holds the folder; the message says which.
+    """
+    run.root.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(run.root / ".lock"), run.root / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise MedReflError(
+            f"{run.root}: {who} works in this run: wait for it, or take another name (--set shared.run=NAME)"
+        ) from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M:%S},")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
 def _check_columns(path: Path, found: Sequence[str], schema: pa.Schema) -> None:

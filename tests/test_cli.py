@@ -217,3 +217,25 @@ def test_a_profile_names_the_stages_that_run(finished: Path) -> None:
     )
     (finished / "params/pairs.yaml").write_text("stages: 03\nshared:\n  run: p\n")
     assert "'stages' holds 3, expected a list of notebooks" in medrefl(finished, "run", "params/pairs.yaml").stderr
+
+
+def test_two_chains_do_not_work_in_one_folder_and_a_dead_ones_lock_is_free(finished: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from medrefl_utils.records import RunFiles;"
+        " from medrefl_utils.store import held\n"
+        "with held(RunFiles(Path('runs/t'))):\n    print('mine', flush=True)\n    time.sleep(600)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=finished, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "mine\n"
+        second = medrefl(finished, "run", "params/tiny.yaml")
+        assert second.returncode == 2 and len(second.stderr.strip().splitlines()) == 1
+        assert re.search(rf"runs/t: process {holder.pid} on .+, since .+, works in this run: wait", second.stderr)
+        assert medrefl(finished, "run", "params/tiny.yaml", "--set", "shared.run=u", "--dry-run").returncode == 0
+    finally:
+        holder.kill()
+        holder.wait()
+    assert medrefl(finished, "run", "params/tiny.yaml").returncode == 0
