@@ -50,11 +50,14 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model: str, quantization: str = "none", adapter: Path | None = None) -> PreTrainedModel:
+def load_model(
+    model: str, quantization: str = "none", adapter: Path | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """The model in ``eval`` mode on the GPU if there is one, else on the CPU; safetensors only, no remote code.
 
     ``quantization`` "nf4" loads the linear layers in 4-bit NF4 with double quantization; "none" keeps 16 bit on a
-    GPU (bf16 where the card has it) and 32 bit on a CPU. ``adapter`` puts a PEFT adapter on top.
+    GPU (bf16 where the card has it) and 32 bit on a CPU. ``adapter`` puts a PEFT adapter on top. ``dtype``, of what
+    is not 4-bit and of the computation, is ``compute_dtype()`` unless given.
 
     Raises:
         MedReflError: unknown quantization, missing folder or hub id, weights that do not load, or an adapter that
@@ -63,7 +66,7 @@ def load_model(model: str, quantization: str = "none", adapter: Path | None = No
     if quantization not in QUANTIZATIONS:
         raise MedReflError(f"quantization is {quantization!r}, expected one of {', '.join(QUANTIZATIONS)}")
     name = resolve_model(model)
-    dtype = compute_dtype()
+    dtype = dtype or compute_dtype()
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "device_map": device()}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(

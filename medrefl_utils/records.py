@@ -175,8 +175,19 @@ TRAINING = _schema(
     accuracy=(pa.float64(), "share of pairs with a positive margin"),
     chosen_logprob=(pa.float64(), "mean log-probability of the chosen responses, nats a response"),
     rejected_logprob=(pa.float64(), "mean log-probability of the rejected responses, nats a response"),
+    chosen_reward=(pa.float64(), "mean reward of the chosen responses: beta times what they gained over the reference"),
+    end_logprob=(pa.float64(), "mean log-probability of the end of turn after the chosen responses, nats; may be NaN"),
     grad_norm=(pa.float64(), "norm of the gradient before clipping"),
     learning_rate=(pa.float64(), "of the step"),
+    held_out_loss=(pa.float64(), "loss of the held-out pairs after the step; NaN where they were not asked"),
+    held_out_margin=(pa.float64(), "likewise their margin"),
+    held_out_accuracy=(pa.float64(), "likewise their accuracy"),
+)
+
+REFERENCES = _schema(
+    pair=(pa.string(), "hash of the pair's token ids"),
+    chosen=(pa.float64(), "log-probability of the chosen response under the base, nats"),
+    rejected=(pa.float64(), "log-probability of the rejected response under the base, nats"),
 )
 
 RESPONSES = _schema(

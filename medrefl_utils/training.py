@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from medrefl_utils.models import device, load_model, load_tokenizer
-from medrefl_utils.records import MedReflError
+from medrefl_utils import health
+from medrefl_utils.memory import advice
+from medrefl_utils.models import compute_dtype, device, load_model, load_tokenizer, model_key
+from medrefl_utils.preferences import end_of_turn, generation_ends, pair_ids, row_tokens
+from medrefl_utils.records import TRAINING, MedReflError
+from medrefl_utils.references import reference_logprobs
+from medrefl_utils.shared_prefix import PairTrainer, SharedPrefixTrainer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HELD_OUT_EVALUATIONS = 4
+"""How often in a training the held-out pairs are asked: each quarter (ours)."""
 
 
 @dataclass(frozen=True)
@@ -33,51 +49,143 @@ class Dpo:
     max_length: int = 5000
     quantization: str = "nf4"
     """ours: the published training kept the base in 16 bit"""
+    held_out: float = 0.0
+    """share of the questions whose pairs are not trained on, but measured"""
 
     def __post_init__(self) -> None:
         for name in ("beta", "rank", "alpha", "learning_rate", "epochs", "batch_size", "accumulation", "max_length"):
             if getattr(self, name) <= 0:
                 raise MedReflError(f"training: {name} is {getattr(self, name)}, expected above 0")
+        if not 0 <= self.held_out < 1:
+            raise MedReflError(f"training: held_out is {self.held_out}, expected a share from 0 to below 1")
 
 
-def train_dpo(pairs: pd.DataFrame, model: str, folder: Path, *, dpo: Dpo, seed: int) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Economy:
+    """How time and memory are spent: what is learnt stays the same but for rounding (see the notebook's figures)."""
+
+    shared_prefix: bool = True
+    """read what the sides of a pair share once"""
+    gradient_checkpointing: bool = False
+    """compute activations again in the backward pass instead of keeping them: less memory, more time"""
+    activation_offloading: bool = False
+    """keep activations in the main memory; GPU only"""
+    optimizer: str = "adamw"
+    """"adamw", or "paged_adamw_8bit": states in 8 bit, which move to the main memory when the card is full"""
+    group_by_length: bool = False
+    """batches of pairs of like length: less padding, another order"""
+    compute: str = "auto"
+    """fp32, bf16, fp16, or "auto": by the card, see ``models.compute_dtype``"""
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "paged_adamw_8bit"):
+            raise MedReflError(f"training: optimizer is {self.optimizer!r}, expected adamw or paged_adamw_8bit")
+        if self.compute not in ("auto", *DTYPES):
+            raise MedReflError(f"training: compute is {self.compute!r}, expected auto, {', '.join(DTYPES)}")
+        if self.activation_offloading and device() != "cuda":
+            raise MedReflError("training: activation_offloading needs a GPU: activations are in the main memory here")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return compute_dtype() if self.compute == "auto" else DTYPES[self.compute]
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What a training keeps on disk while it runs, and when it warns or stops."""
+
+    checkpoints: Path | None = None
+    """folder for checkpoints, such as one on Drive; None keeps none"""
+    checkpoint_every: int = 20
+    """optimizer steps"""
+    references: Path | None = None
+    """folder where the reference's log-probabilities are kept for other seeds and ablations; None keeps none"""
+    stop_on: Sequence[str] = ("not_finite",)
+    """the findings (``health.KINDS``) that end the training; any other is a warning"""
+    show: Callable[[pd.DataFrame], object] | None = field(default=None, compare=False)
+    """called with the log so far after each optimizer step"""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.stop_on if name not in health.KINDS]
+        if unknown:
+            raise MedReflError(f"training: stop_on names {unknown[0]!r}, expected some of {', '.join(health.KINDS)}")
+        if self.checkpoint_every < 1:
+            raise MedReflError(f"training: checkpoint_every is {self.checkpoint_every}, expected at least 1")
+
+
+def train_dpo(
+    pairs: pd.DataFrame,
+    model: str,
+    folder: Path,
+    *,
+    dpo: Dpo,
+    seed: int,
+    economy: Economy | None = None,
+    upkeep: Upkeep | None = None,
+) -> pd.DataFrame:
     """Train an adapter on pairs (columns of ``records.PAIRS``) and save it, with the tokenizer, in ``folder``.
 
-    The reference is the base with the adapter off. Returns a row per optimizer step: ``step``, ``loss``,
-    ``margin`` (reward of chosen minus rejected), ``accuracy`` (share of pairs with a positive margin),
-    ``chosen_logprob`` and ``rejected_logprob`` (nats a response), ``grad_norm``, ``learning_rate``.
+    The reference is the base with the adapter off. Returns the columns of ``records.TRAINING``, a row an optimizer
+    step. A training that was interrupted goes on from its last whole checkpoint, if ``upkeep`` keeps any.
 
     Raises:
-        MedReflError: no pairs, or what ``load_model`` raises.
+        MedReflError: no pairs; not enough memory for the longest batch (with what to lower); a finding that
+            ``upkeep.stop_on`` names; or what ``load_model`` raises.
     """
+    economy, upkeep = economy or Economy(), upkeep or Upkeep()
     if pairs.empty:
         raise MedReflError("training: there are no pairs to train on; see the counts of 03_pair_construction")
     tokenizer = load_tokenizer(model)
-    base = load_model(model, dpo.quantization)
-    # Merged kinds are shuffled here once; the trainer's own sampler is seeded too.
-    rows = pairs.sample(frac=1, random_state=seed)
-    data = Dataset.from_list([{side: list(row[side]) for side in _SIDES} for row in rows.to_dict("records")])
-    log = _Log(steps=dpo.epochs * math.ceil(len(rows) / (dpo.batch_size * dpo.accumulation)))
-    trainer = DPOTrainer(
+    base = load_model(model, dpo.quantization, dtype=economy.dtype)
+    end = end_of_turn(tokenizer, generation_ends(base.generation_config))
+    ids, limit = pair_ids(pairs, tokenizer, end=end, max_length=dpo.max_length)
+    if any(limit.values()):
+        warnings.warn(
+            f"training: of {len(pairs)} pairs {limit['cut']} are cut at max_length {dpo.max_length} and "
+            f"{limit['left_out']} are left out, which it leaves no difference",
+            stacklevel=2,
+        )
+    train, held_out = split(ids, dpo.held_out, seed)
+    key = _key(model_key(model, dpo.quantization), dpo, economy, seed, ids)
+    kept = None if upkeep.checkpoints is None else upkeep.checkpoints / key
+    steps = dpo.epochs * math.ceil(len(train) / (dpo.batch_size * dpo.accumulation))
+    watch = _Watch(steps, dpo, upkeep)
+    trainer = (SharedPrefixTrainer if economy.shared_prefix else PairTrainer)(
         model=base,
-        args=_arguments(folder, dpo, seed),
-        train_dataset=data,
+        args=_arguments(kept or folder, dpo, economy, seed, steps, upkeep if kept else None, bool(len(held_out))),
+        train_dataset=_dataset(train),
+        eval_dataset=_dataset(held_out) if len(held_out) else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=dpo.rank, lora_alpha=dpo.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-        callbacks=[log],
+        callbacks=[watch],
+        **({} if economy.shared_prefix else {"data_collator": DataCollatorForPreference(tokenizer.pad_token_id)}),
     )
     trainer.remove_callback(PrinterCallback)
     keep_adapter_in_32_bit(trainer.model)
-    with log.bar:
-        trainer.train()
+    try_longest(trainer, train, dpo, economy)
+    add_references(trainer, train, held_out, model_key(model, dpo.quantization), economy, upkeep.references)
+    with watch.bar:
+        trainer.train(resume_from_checkpoint=None if kept is None else last_checkpoint(kept))
+    if watch.stopped:
+        raise MedReflError(f"training: stopped at step {watch.stopped.step}: {watch.stopped.line}")
     trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
     tokenizer.save_pretrained(folder)
-    return pd.DataFrame(log.rows)
+    if kept is not None and trainer.is_world_process_zero():
+        shutil.rmtree(kept, ignore_errors=True)
+    return training_log(trainer.state.log_history)
 
 
-_SIDES = ("prompt", "chosen", "rejected")
+def split(ids: pd.DataFrame, held_out: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and held-out pairs, all kinds shuffled together; all pairs of a question fall on one side."""
+    rng = np.random.default_rng(seed)
+    questions = rng.permutation(ids["question_id"].unique())
+    asked = set(questions[: min(round(held_out * len(questions)), len(questions) - 1)])
+    apart = ids["question_id"].isin(asked)
+    # The trainer's own sampler shuffles again, by the same seed.
+    return ids[~apart].sample(frac=1, random_state=seed), ids[apart]
 
 
 def keep_adapter_in_32_bit(model: torch.nn.Module) -> None:
@@ -87,9 +195,122 @@ def keep_adapter_in_32_bit(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def _arguments(folder: Path, dpo: Dpo, seed: int) -> DPOConfig:
+def try_longest(trainer: PairTrainer, ids: pd.DataFrame, dpo: Dpo, economy: Economy) -> None:
+    """One forward and backward pass of the batch with the most tokens, so that memory runs out now or never.
+
+    Raises:
+        MedReflError: it ran out; the message names the parameters to lower, and to what.
+    """
+    if trainer.accelerator.num_processes > 1:
+        return  # the model is not sharded yet
+    tokens = row_tokens(ids, economy.shared_prefix)
+    rows = ids.loc[tokens.sort_values(ascending=False, kind="stable").index[: dpo.batch_size]]
+    trainer.model.train()
+    try:
+        batch = trainer._prepare_inputs(trainer.data_collator(_dataset(rows).to_list()))
+        with trainer.accelerator.autocast():
+            loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        longest = int(rows["length"].max())
+        problem = f"training: out of memory on the longest batch ({len(rows)} pairs, up to {longest} tokens): "
+        raise MedReflError(
+            problem + advice(trainer.model.config, rows, settings=asdict(dpo) | asdict(economy))
+        ) from None
+    finally:
+        trainer.model.zero_grad(set_to_none=True)
+        trainer._metrics["train"].clear()
+        trainer._total_train_tokens = 0
+
+
+def add_references(
+    trainer: PairTrainer,
+    train: pd.DataFrame,
+    held_out: pd.DataFrame,
+    base: str,
+    economy: Economy,
+    folder: Path | None,
+) -> int:
+    """Give the trainer the reference's log-probabilities, from ``folder`` as far as they are there; returns the rest.
+
+    With several processes each would compute all of them: there the trainer computes them as it goes.
+    """
+    if trainer.accelerator.num_processes > 1:
+        return len(train)
+    trainer.model.eval()
+
+    def compute(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
+        batch = trainer._prepare_inputs(trainer.data_collator(_dataset(rows).to_list()))
+        chosen, rejected = trainer.reference(batch)
+        return chosen.tolist(), rejected.tolist()
+
+    both = pd.concat([train, held_out])
+    name = f"{base} {economy.dtype}"
+    size = trainer.args.per_device_train_batch_size
+    logps, computed = reference_logprobs(both, compute, base=name, folder=folder, batch_size=size)
+    trainer.use_references(logps.iloc[: len(train)], logps.iloc[len(train) :])
+    return computed
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint: its state is written last, so one that a disconnect cut short has none."""
+    whole = []
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            whole.append((json.loads(state.read_text(encoding="utf-8"))["global_step"], str(state.parent)))
+        except (ValueError, KeyError):
+            continue
+    return max(whole)[1] if whole else None
+
+
+def training_log(history: Sequence[dict[str, float]]) -> pd.DataFrame:
+    """The trainer's log as the columns of ``records.TRAINING``."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in history:
+        names = _TRAIN if "loss" in entry else _HELD_OUT if "eval_loss" in entry else {}
+        if names:
+            found = {name: float(entry[key]) for key, name in names.items() if key in entry}
+            rows.setdefault(int(entry["step"]), {}).update(found)
+    log = pd.DataFrame([{"step": step, **values} for step, values in sorted(rows.items())], columns=TRAINING.names)
+    return log.astype({"step": int} | {name: float for name in TRAINING.names[1:]})
+
+
+_TRAIN = {
+    "loss": "loss",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "logps/chosen": "chosen_logprob",
+    "logps/rejected": "rejected_logprob",
+    "rewards/chosen": "chosen_reward",
+    "logps/end": "end_logprob",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+}
+_HELD_OUT = {
+    "eval_loss": "held_out_loss",
+    "eval_rewards/margins": "held_out_margin",
+    "eval_rewards/accuracies": "held_out_accuracy",
+}
+
+
+def _dataset(ids: pd.DataFrame) -> Dataset:
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids", "length"]
+    return Dataset.from_dict({name: ids[name].tolist() for name in columns})
+
+
+def _key(model: str, dpo: Dpo, economy: Economy, seed: int, ids: pd.DataFrame) -> str:
+    """What a checkpoint must agree in with the training that takes it up."""
+    tokens = ids[["prompt_ids", "chosen_ids", "rejected_ids"]].to_json(orient="values")
+    parts = [model, asdict(dpo), asdict(economy), seed, hashlib.sha256(tokens.encode()).hexdigest()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _arguments(
+    folder: Path, dpo: Dpo, economy: Economy, seed: int, steps: int, upkeep: Upkeep | None, evaluate: bool
+) -> DPOConfig:
     gpu = device() == "cuda"
-    bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     return DPOConfig(
         output_dir=str(folder),
         beta=dpo.beta,
@@ -98,16 +319,25 @@ def _arguments(folder: Path, dpo: Dpo, seed: int) -> DPOConfig:
         warmup_steps=dpo.warmup_steps,
         num_train_epochs=dpo.epochs,
         per_device_train_batch_size=dpo.batch_size,
+        per_device_eval_batch_size=dpo.batch_size,
         gradient_accumulation_steps=dpo.accumulation,
         max_grad_norm=1.0,
-        max_length=dpo.max_length,
-        gradient_checkpointing=gpu,
-        optim="paged_adamw_8bit" if gpu else "adamw_torch",
-        bf16=bf16,
-        fp16=gpu and not bf16,
+        max_length=None,  # cut already, and said so
+        gradient_checkpointing=economy.gradient_checkpointing,
+        activation_offloading=economy.activation_offloading,
+        optim="paged_adamw_8bit" if economy.optimizer == "paged_adamw_8bit" else "adamw_torch",
+        train_sampling_strategy="group_by_length" if economy.group_by_length else "random",
+        bf16=economy.dtype == torch.bfloat16,
+        fp16=economy.dtype == torch.float16,
         use_cpu=not gpu,
+        remove_unused_columns=False,  # or "length" would be gone before pairs are grouped by it
         logging_steps=1,
-        save_strategy="no",
+        logging_nan_inf_filter=False,  # or a NaN would be shown as the mean of the steps before
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=max(1, math.ceil(steps / HELD_OUT_EVALUATIONS)),
+        save_strategy="steps" if upkeep else "no",
+        save_steps=upkeep.checkpoint_every if upkeep else 1,
+        save_total_limit=2,
         report_to="none",
         disable_tqdm=True,  # the log has a bar of its own, which papermill can pass on
         seed=seed,
@@ -116,21 +346,13 @@ def _arguments(folder: Path, dpo: Dpo, seed: int) -> DPOConfig:
     )
 
 
-class _Log(TrainerCallback):
-    """Collects what the trainer logs at each optimizer step, and shows it in a bar."""
+class _Watch(TrainerCallback):
+    """Follows the trainer's log: a bar, live curves, and what ``health`` finds, each kind told once."""
 
-    _NAMES = {
-        "loss": "loss",
-        "rewards/margins": "margin",
-        "rewards/accuracies": "accuracy",
-        "logps/chosen": "chosen_logprob",
-        "logps/rejected": "rejected_logprob",
-        "grad_norm": "grad_norm",
-        "learning_rate": "learning_rate",
-    }
-
-    def __init__(self, steps: int) -> None:
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, steps: int, dpo: Dpo, upkeep: Upkeep) -> None:
+        self.dpo, self.upkeep = dpo, upkeep
+        self.told: set[str] = set()
+        self.stopped: health.Finding | None = None
         self.bar = tqdm(total=steps, desc="DPO", unit="step")
 
     def on_log(
@@ -141,9 +363,20 @@ class _Log(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        """Called by the trainer after each optimizer step, and once at the end with the totals."""
-        if logs and "loss" in logs:
-            values = {name: float(logs[key]) for key, name in self._NAMES.items() if key in logs}
-            self.rows.append({"step": state.global_step, **values})
-            self.bar.update(state.global_step - self.bar.n)
-            self.bar.set_postfix({name: f"{values[name]:.3f}" for name in ("loss", "margin", "accuracy")})
+        """Called by the trainer after each optimizer step and each evaluation, and once at the end with the totals."""
+        if not logs or "loss" not in logs:
+            return
+        log = training_log(state.log_history)
+        self.bar.update(state.global_step - self.bar.n)
+        self.bar.set_postfix({name: f"{log[name].iloc[-1]:.3f}" for name in ("loss", "margin", "accuracy")})
+        if self.upkeep.show is not None and state.is_world_process_zero:
+            self.upkeep.show(log)
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        for finding in health.examine(
+            log, beta=self.dpo.beta, pairs_per_step=per_step, warmup_steps=self.dpo.warmup_steps
+        ):
+            if finding.kind in self.upkeep.stop_on:
+                self.stopped, control.should_training_stop = finding, True
+            elif finding.kind not in self.told:
+                self.bar.write(f"training, step {finding.step}: {finding.line}")
+            self.told.add(finding.kind)

@@ -1,17 +1,26 @@
 """DPO on the 4-bit student: what it must change, what it must not, and the traps of the stack."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from trl import DPOConfig
 
-from medrefl_utils import clinic, prompts
+from medrefl_utils import clinic, prompts, training
+from medrefl_utils.generators.local import LocalGenerator
 from medrefl_utils.models import load_model, load_tokenizer
 from medrefl_utils.records import PAIRS, TRAINING, MedReflError
-from medrefl_utils.training import Dpo, train_dpo
+from medrefl_utils.shared_prefix import CHOSEN, PREFIX, REJECTED, SharedPrefixTrainer
+from medrefl_utils.training import Dpo, Economy, Upkeep, last_checkpoint, split, train_dpo
 
 
 def make_pairs(n: int) -> pd.DataFrame:
@@ -109,6 +118,243 @@ def test_a_forward_in_eval_mode_leaves_the_gradient_as_it_was(tiny_student):
 def test_no_pairs_is_an_error(tiny_student, tmp_path):
     with pytest.raises(MedReflError, match="there are no pairs to train on"):
         train_dpo(PAIRS_24.head(0), tiny_student, tmp_path, dpo=SMALL, seed=0)
+
+
+def test_the_base_stays_as_it_was_and_the_adapter_is_on_every_linear_map(trained, tiny_student, tmp_path, monkeypatch):
+    """Bit for bit: the packed 4-bit weights with their scales, embeddings, head and norms."""
+    seen = []
+
+    def remember(trainer, *rest):
+        state = trainer.model.state_dict()
+        seen.append((trainer.model, {name: t.clone() for name, t in state.items() if "lora_" not in name}))
+
+    monkeypatch.setattr(training, "try_longest", remember)
+    train_dpo(PAIRS_24.head(8), tiny_student, tmp_path, dpo=replace(SMALL, epochs=1), seed=0)
+    model, before = seen[0]
+    after = model.state_dict()
+    assert any(t.dtype == torch.uint8 for t in before.values())  # 4-bit weights are among them
+    assert all(torch.equal(t, after[name]) for name, t in before.items())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(config["target_modules"]) == linear and not config["modules_to_save"]
+    saved = {name.rsplit(".", 3)[1] for name in load_file(tmp_path / "adapter_model.safetensors")}
+    assert saved == linear  # none on the head, which vLLM's --enable-lora would refuse
+
+
+def test_training_reads_what_rollout_and_evaluation_make(tiny_student, tmp_path, monkeypatch):
+    generator = LocalGenerator(tiny_student)
+    read, original = set(), SharedPrefixTrainer._logps
+
+    def logps(self, model, batch):
+        for tokens, part in zip(batch["input_ids"], batch["part"], strict=True):
+            read.update(tuple(tokens[(part == PREFIX) | (part == side)].tolist()) for side in (CHOSEN, REJECTED))
+        return original(self, model, batch)
+
+    monkeypatch.setattr(SharedPrefixTrainer, "_logps", logps)
+    pairs = PAIRS_24.head(6)
+    train_dpo(pairs, tiny_student, tmp_path, dpo=replace(SMALL, epochs=1), seed=0)
+    end = (generator.tokenizer.eos_token_id,)
+    assert read == {
+        (*generator.prompt_ids(pair.prompt), *generator.encode(side[0]["content"]), *end)
+        for pair in pairs.itertuples()
+        for side in (pair.chosen, pair.rejected)
+    }
+
+
+def test_the_shared_prefix_trains_the_same_adapter(trained, tiny_student, tmp_path):
+    log, folder = trained
+    other = train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=SMALL, seed=0, economy=Economy(shared_prefix=False))
+    for name in ("loss", "margin", "chosen_logprob", "rejected_logprob", "chosen_reward"):
+        assert (log[name] - other[name]).abs().max() < 1e-2, name
+    assert (log.loss - other.loss).abs().max() < 1e-3
+    assert other.end_logprob.isna().all() and log.end_logprob.notna().all()
+
+
+@pytest.fixture(scope="module")
+def long_pairs():
+    """Two pairs of more than 1024 tokens."""
+    asked = [[{"role": "user", "content": prompt[0]["content"] * 16}] for prompt in PAIRS_24.prompt[:2]]
+    return PAIRS_24.head(2).assign(prompt=asked)
+
+
+def test_what_is_cut_is_said(long_pairs, tiny_student, tmp_path):
+    """The trap: DPOConfig cuts at 1024 tokens unless told otherwise, and says nothing."""
+    assert DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False).max_length == 1024
+    tokenizer = load_tokenizer(tiny_student)
+    tokens = [len(tokenizer.apply_chat_template(p, add_generation_prompt=True).input_ids) for p in long_pairs.prompt]
+    assert min(tokens) > 1024
+    pairs = long_pairs.assign(rejected=[[{"role": "assistant", "content": "No. " * 20}]] * 2)
+    dpo = replace(SMALL, epochs=1, max_length=max(tokens) + 8)
+    with pytest.warns(UserWarning, match=r"of 2 pairs 2 are cut at max_length \d+ and 0 are left out"):
+        train_dpo(pairs, tiny_student, tmp_path, dpo=dpo, seed=0)
+
+
+def test_long_pairs_are_whole_by_default(long_pairs, tiny_student, tmp_path, monkeypatch, recwarn):
+    widths, original = [], SharedPrefixTrainer._logps
+    monkeypatch.setattr(
+        SharedPrefixTrainer,
+        "_logps",
+        lambda self, model, batch: widths.append(batch["input_ids"].shape[1]) or original(self, model, batch),
+    )
+    train_dpo(long_pairs, tiny_student, tmp_path, dpo=replace(SMALL, epochs=1, max_length=5000), seed=0)
+    assert min(widths) > 1024 and not [w for w in recwarn if "max_length" in str(w.message)]
+
+
+def test_nothing_is_passed_that_trl_takes_and_ignores(tmp_path):
+    """padding_free is accepted and switched off; arguments of older tutorials would be an error."""
+    arguments = training._arguments(tmp_path, SMALL, Economy(group_by_length=True), 0, 6, None, False)
+    assert not arguments.padding_free and arguments.disable_dropout and arguments.max_length is None
+    assert arguments.train_sampling_strategy == "group_by_length"
+    for gone in ("max_prompt_length", "rpo_alpha", "warmup_ratio", "group_by_length"):
+        with pytest.raises(TypeError, match=gone):
+            DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{gone: 1})
+
+
+def test_an_evaluation_before_training_leaves_the_gradient_as_it_was(trained, tiny_student, tmp_path):
+    """The reference pass runs in eval mode: with the references computed as one goes, the curve must be the same."""
+    log, _ = trained
+    original = training.add_references
+    try:
+        training.add_references = lambda *rest: 0
+        other = train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=SMALL, seed=0)
+    finally:
+        training.add_references = original
+    assert np.allclose(log.grad_norm, other.grad_norm, rtol=1e-3)
+
+
+def test_checkpointing_and_grouping_change_no_loss(trained, tiny_student, tmp_path):
+    log, _ = trained
+    other = train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=SMALL, seed=0, economy=Economy(gradient_checkpointing=True))
+    assert (log.loss - other.loss).abs().max() < 1e-4
+    grouped = train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=SMALL, seed=0, economy=Economy(group_by_length=True))
+    assert len(grouped) == len(log) and grouped.margin.iloc[-1] > 0.01
+
+
+def test_held_out_pairs_are_of_other_questions_and_are_measured(tiny_student, tmp_path):
+    dpo = replace(SMALL, held_out=0.25)
+    log = train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=dpo, seed=0)
+    asked = log[log.held_out_loss.notna()]
+    assert asked.step.tolist() == [2, 4, 6]  # 18 pairs, 8 a step, two epochs: 6 steps
+    assert asked.held_out_loss.iloc[-1] < math.log(2) and asked.held_out_margin.iloc[-1] > 0
+    assert asked.held_out_accuracy.between(0, 1).all()
+
+
+def test_the_split_keeps_a_questions_pairs_together():
+    ids = pd.DataFrame({"question_id": np.repeat([f"q{i}" for i in range(20)], 3), "pair_id": range(60)})
+    train, held_out = split(ids, 0.1, seed=1)
+    assert len(held_out) == 6 and held_out.question_id.nunique() == 2 and len(train) == 54
+    assert not set(train.question_id) & set(held_out.question_id)
+    assert train.pair_id.tolist() != sorted(train.pair_id)
+    assert split(ids, 0.1, seed=1)[1].equals(held_out) and not split(ids, 0.1, seed=2)[1].equals(held_out)
+    assert len(split(ids.head(3), 0.9, seed=0)[0]) == 3  # something is always trained on
+
+
+class Disconnect(Exception):
+    pass
+
+
+def cut_off_after(step):
+    def show(log):
+        if log.step.iloc[-1] == step:
+            raise Disconnect
+
+    return show
+
+
+@pytest.mark.parametrize("economy", [Economy(), Economy(shared_prefix=False)], ids=["shared", "trl"])
+def test_an_interrupted_training_goes_on_with_the_same_curve(tiny_student, tmp_path, economy):
+    settings = {"dpo": replace(SMALL, held_out=0.2), "seed": 3, "economy": economy}
+    whole = train_dpo(PAIRS_24, tiny_student, tmp_path / "whole", **settings)
+    drive = Upkeep(checkpoints=tmp_path / "drive", checkpoint_every=2, references=tmp_path / "references")
+    with pytest.raises(Disconnect):
+        train_dpo(PAIRS_24, tiny_student, tmp_path / "cut", **settings, upkeep=replace(drive, show=cut_off_after(5)))
+    [folder] = (tmp_path / "drive").iterdir()
+    # The newest one was cut short while it was written: its state, which comes last, is not there.
+    (folder / "checkpoint-9").mkdir()
+    (folder / "checkpoint-8").mkdir()
+    (folder / "checkpoint-8" / "trainer_state.json").write_text('{"global_st')
+    assert last_checkpoint(folder).endswith("checkpoint-4")
+    steps = []
+    upkeep = replace(drive, show=lambda log: steps.append(int(log.step.iloc[-1])))
+    resumed = train_dpo(PAIRS_24, tiny_student, tmp_path / "cut", **settings, upkeep=upkeep)
+    assert steps == [5, 6]
+    pd.testing.assert_frame_equal(whole, resumed, atol=1e-4, rtol=1e-4)
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
+    assert not folder.exists()  # what is done needs no checkpoint
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken_up(tiny_student, tmp_path):
+    upkeep = Upkeep(checkpoints=tmp_path / "drive", checkpoint_every=2)
+    with pytest.raises(Disconnect):
+        train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=SMALL, seed=3, upkeep=replace(upkeep, show=cut_off_after(3)))
+    for other in ({"dpo": replace(SMALL, beta=0.2), "seed": 3}, {"dpo": SMALL, "seed": 4}):
+        log = []
+        with pytest.raises(Disconnect):
+            upkeep_here = replace(upkeep, show=lambda frame, log=log: (log.append(len(frame)), cut_off_after(1)(frame)))
+            train_dpo(PAIRS_24, tiny_student, tmp_path, **other, upkeep=upkeep_here)
+        assert log == [1]
+
+
+def test_a_training_that_breaks_is_stopped_and_one_that_stands_still_is_told(tiny_student, tmp_path, capsys):
+    broken = replace(SMALL, learning_rate=1e30, epochs=6)
+    with pytest.raises(MedReflError, match=r"training: stopped at step \d+: the loss is (nan|inf)"):
+        train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=broken, seed=0)
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+    still, few = replace(SMALL, learning_rate=1e-12, batch_size=2, accumulation=1, epochs=33), PAIRS_24.head(2)
+    log = train_dpo(few, tiny_student, tmp_path, dpo=still, seed=0)
+    assert len(log) == 33
+    said = capsys.readouterr().out
+    assert said.count("training, step 31: the margin still is") == 1
+    with pytest.raises(MedReflError, match="stopped at step 31: the margin still is"):
+        train_dpo(few, tiny_student, tmp_path, dpo=still, seed=0, upkeep=Upkeep(stop_on=["flat_margin"]))
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+import torch
+from medrefl_utils.training import *
+from tests.test_training import PAIRS_24, SMALL
+from medrefl_utils import training
+load = training.load_model
+def load_and_cap(*a, **k):
+    model = load(*a, **k)
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[2]) * 2**20,) * 2)
+    return model
+training.load_model = load_and_cap
+pairs = pd.concat([PAIRS_24] * 4, ignore_index=True)
+try:
+    train_dpo(pairs, sys.argv[1], Path(sys.argv[3]), dpo=Dpo(batch_size=96, accumulation=2), seed=0)
+except MedReflError as error:
+    print(error)
+"""
+
+
+def test_memory_that_runs_out_is_told_before_training_with_what_to_lower(tiny_student, tmp_path, root):
+    """A real shortage: the process may take 400 MiB more than the loaded model, the longest batch needs more."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, tiny_student, "400", str(tmp_path)],
+        cwd=root, capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert "training: out of memory on the longest batch (96 pairs, up to " in done.stdout, done.stderr
+    assert "lower batch_size to 48 and raise accumulation to 4" in done.stdout
+    assert "DPO:   0%" in done.stderr and "reference" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Dpo(held_out=1.0), "training: held_out is 1.0, expected a share"),
+        (lambda: Economy(optimizer="sgd"), "training: optimizer is 'sgd', expected adamw or paged_adamw_8bit"),
+        (lambda: Economy(compute="int8"), "training: compute is 'int8', expected auto, fp32, bf16, fp16"),
+        (lambda: Upkeep(stop_on=["nan"]), "training: stop_on names 'nan', expected some of not_finite"),
+        (lambda: Upkeep(checkpoint_every=0), "training: checkpoint_every is 0, expected at least 1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(make, message):
+    with pytest.raises(MedReflError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("name", ["beta", "rank", "learning_rate", "batch_size", "max_length"])

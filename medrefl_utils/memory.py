@@ -1,0 +1,217 @@
+"""How much memory a DPO training takes at its peak, from the model's config and the pairs' lengths alone.
+
+    predict("meta-llama/Llama-3.1-8B-Instruct", lengths, settings=settings).gib
+
+What is counted: the base in NF4 (embeddings, head and norms in 16 bit), the adapter with its gradients and optimizer
+states in 32 bit, what one forward pass keeps for the backward pass, the largest working set of that pass, and the
+library's own share. The activations are counted tensor by tensor of a Llama-like layer under PEFT's LoRA (a test holds
+them to what torch keeps); the constants at the top are ours, to be checked on each card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import AutoConfig, PreTrainedConfig
+
+from medrefl_utils.hub import resolve_model
+from medrefl_utils.records import MedReflError
+
+GIB = 2**30
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes a weight: 4 bits, and an 8-bit scale for each 64 weights, with double quantization (QLoRA, section 3)."""
+CONTEXT = 0.6 * GIB
+"""CUDA context and library workspaces (ours: 0.4 to 0.7 GiB by card)."""
+FRAGMENTED = 1.05
+"""What the caching allocator holds for what is asked of it (ours)."""
+HEAD_TILE = 4096 * 32768
+"""Numbers of one tile of TRL's fused head, at most."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted peak of a training in bytes, by what it is for."""
+
+    weights: float
+    adapter: float
+    activations: float
+    working: float
+    context: float
+
+    @property
+    def gib(self) -> float:
+        """All of it, in GiB."""
+        return (self.weights + self.adapter + FRAGMENTED * (self.activations + self.working) + self.context) / GIB
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama-like model (Llama, Qwen2, Mistral ...) that memory depends on."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Shape:
+        """Read from a transformers config; raises MedReflError where it lacks one of the sizes."""
+        text = config.get_text_config()
+        try:
+            return cls(
+                hidden=text.hidden_size,
+                layers=text.num_hidden_layers,
+                heads=text.num_attention_heads,
+                kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+                head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+                intermediate=text.intermediate_size,
+                vocabulary=text.vocab_size,
+                tied=bool(getattr(text, "tie_word_embeddings", False)),
+            )
+        except AttributeError as error:
+            raise MedReflError(f"memory: the config of a {config.model_type} model lacks a size: {error}") from error
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of a layer's seven linear maps: q, k, v, o, gate, up, down."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        h, m = self.hidden, self.intermediate
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)]
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of all linear maps but the head."""
+        return self.layers * sum(i * o for i, o in self.linears)
+
+    @property
+    def other_weights(self) -> int:
+        """Weights of embeddings, head and norms, which stay in 16 bit."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + (2 * self.layers + 1) * self.hidden
+
+    def adapter(self, rank: int) -> int:
+        """Weights of a LoRA of this rank on all linear maps but the head."""
+        return self.layers * rank * sum(i + o for i, o in self.linears)
+
+
+def kept_per_token(shape: Shape, rank: int, width: int) -> int:
+    """Bytes that a layer keeps of each token for the backward pass, without gradient checkpointing.
+
+    ``width``: bytes a number of the computation: 2 under autocast to 16 bit, where PEFT's adapter (32 bit) makes a copy
+    of each linear map's input, or 4.
+    """
+    q, h, m = shape.heads * shape.head_dim, shape.hidden, shape.intermediate
+    norms = 2 * 4 * h  # RMSNorm computes in 32 bit
+    if width == 2:
+        inputs = 2 * sum(i for i, _ in shape.linears)
+    else:
+        inputs = 4 * (h + q + h + m)  # q, k, v and gate, up read the same tensor
+    lora = 7 * rank * width
+    attention = width * 4 * q + 4 * shape.heads  # q, k and v, repeated to all heads, and what comes out
+    gated = 3 * m * width
+    return norms + inputs + lora + attention + gated
+
+
+def predict(
+    model: str | PreTrainedConfig, lengths: pd.DataFrame, *, settings: Mapping[str, Any], width: int = 2
+) -> Memory:
+    """Peak memory of training on pairs of these lengths.
+
+    Args:
+        model: a folder, a hub id, or a transformers config.
+        lengths: ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens`` of the pairs (columns of ``records.PAIRS``);
+            ``shared_tokens``, how many tokens both sides begin with, counts as 0 where it is missing.
+        settings: the parameters of 04_dpo_lora_4bit by name: quantization, rank, batch_size, max_length,
+            shared_prefix, gradient_checkpointing, activation_offloading, optimizer.
+        width: bytes a number of the computation: 2 (bf16, fp16) or 4 (fp32).
+
+    Raises:
+        MedReflError: a model that cannot be had, or whose config lacks a size.
+    """
+    config = AutoConfig.from_pretrained(resolve_model(model)) if isinstance(model, str) else model
+    shape, rank = Shape.of(config), settings["rank"]
+    rows, longest = _largest_batch(lengths, settings)
+    tokens = rows * longest
+    per_weight = NF4_BYTES if settings["quantization"] == "nf4" else width
+    weights = per_weight * shape.linear_weights + width * shape.other_weights
+    states = 2 if settings["optimizer"] == "paged_adamw_8bit" else 8
+    kept = kept_per_token(shape, rank, width) * tokens
+    border = width * shape.hidden * tokens
+    if settings["gradient_checkpointing"]:
+        activations = shape.layers * border + kept
+    elif settings["activation_offloading"]:
+        activations = 5 * kept  # TRL's stash of tensors on their way
+    else:
+        activations = shape.layers * kept
+    if settings["gradient_checkpointing"] and settings["activation_offloading"]:
+        activations = 5 * border + kept
+    # The backward pass of the gated map: its gradients, their 32-bit copies for the adapter, one dequantised weight.
+    largest = max(i * o for i, o in shape.linears)
+    working = (2 * width + 4) * shape.intermediate * tokens + width * largest
+    mask = 3 * rows * longest**2  # boolean, and as numbers
+    head = 4 * shape.hidden * tokens + width * min(HEAD_TILE, tokens * shape.vocabulary)
+    return Memory(
+        weights=weights,
+        adapter=(4 + 4 + states) * shape.adapter(rank),
+        activations=activations + mask,
+        working=max(working, head),
+        context=CONTEXT,
+    )
+
+
+def longest_that_fits(
+    config: PreTrainedConfig, lengths: pd.DataFrame, *, settings: Mapping[str, Any], gib: float, width: int = 2
+) -> int | None:
+    """The largest ``max_length`` predicted to fit in ``gib``, in steps of 64 tokens; None where none does."""
+    for length in range(int(settings["max_length"]) // 64 * 64, 63, -64):
+        if predict(config, lengths, settings={**settings, "max_length": length}, width=width).gib <= gib:
+            return length
+    return None
+
+
+def advice(
+    config: PreTrainedConfig, ids: pd.DataFrame, *, settings: Mapping[str, Any], gib: float | None = None
+) -> str:
+    """Which parameters to lower, and to what, when the batch ``ids`` (rows of ``preferences.pair_ids``) did not fit.
+
+    In this order, each only as far as it goes: smaller batches with the same effective batch, checkpointing, a shorter
+    ``max_length``. ``gib`` is the memory that the card has; without a card there is none to ask.
+    """
+    lengths = pd.DataFrame({f"{n}_tokens": ids[f"{n}_ids"].str.len() for n in ("prompt", "chosen", "rejected")})
+    if settings["batch_size"] > 1:
+        half = settings["batch_size"] // 2
+        raised = -(-settings["batch_size"] * settings["accumulation"] // half)
+        return f"lower batch_size to {half} and raise accumulation to {raised}, which trains the same"
+    if not settings["gradient_checkpointing"]:
+        return "set gradient_checkpointing to true"
+    gib = _card_gib() if gib is None else gib
+    fitting = None if gib is None else longest_that_fits(config, lengths, settings=settings, gib=gib)
+    shorter = min(fitting or settings["max_length"], int(lengths.sum(axis=1).max()) * 3 // 4)
+    if settings["quantization"] == "none":
+        return "set quantization to nf4"
+    return f"lower max_length to {max(64, shorter)}: longer pairs are cut, or left out by 03's max_tokens"
+
+
+def _card_gib() -> float | None:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else None
+
+
+def _largest_batch(lengths: pd.DataFrame, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and padded tokens of the batch with the longest pairs."""
+    prompt = lengths["prompt_tokens"].to_numpy()
+    room = np.maximum(settings["max_length"] - prompt, 0)
+    chosen, rejected = (np.minimum(lengths[f"{s}_tokens"].to_numpy() + 1, room) for s in ("chosen", "rejected"))
+    size = min(int(settings["batch_size"]), len(lengths))
+    if not settings["shared_prefix"]:
+        return 2 * size, int((prompt + np.maximum(chosen, rejected)).max())
+    shared = np.minimum(lengths.get("shared_tokens", pd.Series(0, lengths.index)).to_numpy(), room)
+    return size, int((prompt + chosen + rejected - shared + 1).max())
