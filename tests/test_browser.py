@@ -95,7 +95,9 @@ class Lab:
         name = Path(notebook).stem
         page.goto(self.address.format(f"lab/workspaces/{name[:2]}/tree/{notebook}"))
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
-        page.get_by_text("Kernel status: Idle").first.wait_for(state="attached", timeout=90_000)
+        # What is asked of a kernel that is just being connected may get lost.
+        page.locator(".jp-StatusBar-Widget, #jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=90_000)
+        page.wait_for_timeout(2000)
         prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
         deadline = time.monotonic() + 300
         while not any(text.strip() for text in prompts.all_inner_texts()):  # a menu that is not ready yet does nothing
