@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from medrefl_utils import __version__
-from medrefl_utils.chain import repository_root, run_profile
+from medrefl_utils.chain import STAGES, repository_root, run_profile
 from medrefl_utils.execution import StageFailed
+from medrefl_utils.profiles import load_profile
 from medrefl_utils.records import MedReflError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -109,6 +110,22 @@ def compare(
 
     with _one_line_errors():
         Console(highlight=False).print(comparison(a, b))
+
+
+@app.command()
+def doctor(
+    profile: Annotated[Path | None, typer.Argument(help="A profile: do its models fit, too?")] = None,
+) -> None:
+    """Say what this machine has and what fits on it; exit code 1 where something would stop a run."""
+    from medrefl_utils.doctor import examine, look, table
+
+    with _one_line_errors():
+        root = repository_root()
+        notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
+        checks = examine(look(root), load_profile(profile, notebooks, root=root) if profile else None)
+        Console(highlight=False).print(table(checks))
+        if any(check.verdict == "stop" for check in checks):
+            raise typer.Exit(1)
 
 
 @contextmanager

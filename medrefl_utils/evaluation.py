@@ -121,6 +121,7 @@ def response_row(question: Question, answer: Answer) -> dict[str, Any]:
     """The columns of ``records.RESPONSES`` that a question and the answer read from a response fill."""
     return {
         **identity(question),
+        "stem": question.stem,
         "options": list(question.options.items()),
         "source": question.source,
         "answer": answer.letter,

@@ -104,7 +104,7 @@ def tree(
             root = node
         else:
             children[int(rows[node].parent_id)].append(node)
-    place = _places(children, root)
+    place = places(children, root)
     depth = max(x for x, _ in place.values())
     height = max(y for _, y in place.values()) + 1
     texts = len(rows) <= _SMALL_TREE
@@ -149,7 +149,7 @@ def pair_tree(steps: pd.DataFrame, values: pd.DataFrame, pair: pd.Series) -> Fig
     return tree(steps, values, pair["question_id"], marked)
 
 
-def _places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, float]]:
+def places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, float]]:
     """(depth, height) of each step: leaves on lines of their own, a step in the middle of its children."""
     place: dict[int, tuple[int, float]] = {}
     lines = 0

@@ -18,7 +18,7 @@ PACKAGES = (
     "medrefl", "torch", "transformers", "trl", "peft", "bitsandbytes", "papermill", "pandas", "numpy"
 )  # fmt: skip
 # Modules that start and check the stages cannot change what a stage computes.
-ORCHESTRATION = frozenset({"__init__", "__main__", "cli", "chain", "profiles", "execution", "provenance"})
+ORCHESTRATION = frozenset({"__init__", "__main__", "cli", "chain", "profiles", "execution", "provenance", "doctor"})
 
 
 def versions() -> dict[str, str | None]:

@@ -194,6 +194,7 @@ RESPONSES = _schema(
     question_id=(pa.string(), "the question answered"),
     stem_id=(pa.string(), "hash of the stem: questions that share it are one cluster of every interval"),
     content=(pa.string(), "hash of the stem and of the options in any order: ties the response to its question"),
+    stem=(pa.string(), "the question's text, without its options"),
     options=(pa.map_(pa.string(), pa.string()), "letter -> text, as shown to the model"),
     source=(pa.string(), "the benchmark"),
     model=(pa.string(), "base or medrefl (base + adapter)"),

@@ -9,17 +9,16 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.colors import to_hex
 
-from medrefl_utils.plots import VALUE_COLOURS, signed
-from medrefl_utils.questions import questions_from_table
-from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, SCORES, STEPS, VALUES, Question, RunFiles
+from medrefl_utils.plots import signed
+from medrefl_utils.records import RESPONSES, SCORES, Question, RunFiles
+from medrefl_utils.static import CHANGES, Tree, answer_view, answered, environment, pair_view, read_tables
 from medrefl_utils.store import read_manifest, read_table
 from medrefl_utils.tables import beside_published, model_of, ours_text
 
@@ -57,17 +56,15 @@ def write_report(run: RunFiles, note: str = "") -> Path:
     ``note`` stands as a banner above all. Sections whose material is missing (no figures, no pairs, nothing repaired)
     say so in a sentence. Raises MedReflError, naming the file and the notebook that makes it, if a table is missing.
     """
-    questions = {q.question_id: q for q in questions_from_table(read_table(run.questions, QUESTIONS))}
-    steps, values = read_table(run.steps, STEPS), read_table(run.values, VALUES)
-    pairs, scores = read_table(run.pairs, PAIRS), read_table(run.scores, SCORES)
-    responses = read_table(run.responses, RESPONSES)
+    scores, responses = read_table(run.scores, SCORES), read_table(run.responses, RESPONSES)
+    tables = read_tables(run)
+    questions, steps = tables.questions, tables.steps
     manifest = read_manifest(run)
     stages = manifest.get("stages", {})
 
-    order = _by_mixture(values)
-    examples = _example_pairs(pairs, order)
-    example = examples[0]["question_id"] if examples else next(iter(order), None)
-    opened = {node for side in ("chosen_nodes", "rejected_nodes") for node in (examples[0][side] if examples else ())}
+    examples = [pair_view(pair) for pair in _example_pairs(tables.pairs, tables.order)]
+    example = examples[0]["question_id"] if examples else next(iter(tables.order), None)
+    opened = {node for side in ("chosen", "rejected") for node in (examples[0]["nodes"][side] if examples else ())}
     page = _environment().get_template("report.html.j2")
     html = page.render(
         name=run.root.name,
@@ -79,10 +76,9 @@ def write_report(run: RunFiles, note: str = "") -> Path:
             row | {"ours": ours_text(row)} for row in beside_published(scores, model_of(run)).to_dict("records")
         ],
         figures=[(_caption(path), _png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
-        tree_question=questions.get(example),
-        tree=list(_tree_items(steps, values, example, opened)),
-        pairs=[_pair(pair, questions) for pair in examples],
-        repaired=_repaired(responses, questions),
+        tree=_tree(tables.tree(example), opened) if example else None,
+        pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
+        repaired=_repaired(responses),
         leaves=_leaves(steps),
         reported={stage: _flat(entry.get("figures", {})) for stage, entry in stages.items()},
         costs=[(stage, entry.get("seconds"), entry.get("tokens")) for stage, entry in stages.items()],
@@ -96,24 +92,9 @@ def write_report(run: RunFiles, note: str = "") -> Path:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
-    )
-    environment.filters |= {"percent": _percent, "points": _points, "p_value": _p_value, "seconds": _seconds}
-    return environment
-
-
-def _visible(value: object) -> object:
-    """Control characters, which a browser drops or a page may not hold, become a visible mark."""
-    # Only plain text: what the template wrote itself is Markup.
-    if type(value) is str:
-        return "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in value)
-    return value
+    made = environment()
+    made.filters |= {"percent": _percent, "points": _points, "p_value": _p_value, "seconds": _seconds}
+    return made
 
 
 def _facts(
@@ -158,15 +139,7 @@ def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_mixture(values: pd.DataFrame) -> pd.Index:
-    """The questions, those first whose right and wrong leaves are nearest in number; small trees before large ones."""
-    leaves = values["right"] + values["wrong"]
-    roots = values.loc[leaves.groupby(values["question_id"]).idxmax()].set_index("question_id")
-    table = pd.DataFrame({"off": roots["value"].abs().round(1), "size": values.groupby("question_id").size()})
-    return table.reset_index().sort_values(["off", "size", "question_id"]).set_index("question_id").index
-
-
-def _example_pairs(pairs: pd.DataFrame, order: pd.Index) -> list[dict[str, Any]]:
+def _example_pairs(pairs: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:
     """One pair a kind, of the first question in ``order`` that has one; of its pairs the one with the widest margin."""
     place = pairs["question_id"].map({question: place for place, question in enumerate(order)})
     ranked = pairs.assign(place=place, narrow=pairs["rejected_value"] - pairs["chosen_value"])
@@ -174,64 +147,21 @@ def _example_pairs(pairs: pd.DataFrame, order: pd.Index) -> list[dict[str, Any]]
     return sorted(ranked.to_dict("records"), key=lambda pair: (pair["kind"] != "reasoning", pair["kind"]))
 
 
-def _pair(pair: Mapping[str, Any], questions: Mapping[str, Question]) -> dict[str, Any]:
-    """A pair's two texts, each split where they part: lines that both begin with, and the rest."""
-    chosen, rejected = (pair[side][0]["content"].split("\n") for side in ("chosen", "rejected"))
-    same = len(os.path.commonprefix([chosen, rejected]))
-    return {
-        **{"kind": pair["kind"], "question": questions.get(pair["question_id"]), "id": pair["pair_id"]},
-        **{"question_id": pair["question_id"], "shared": "\n".join(chosen[:same])},
-        "sides": [
-            ("chosen", "\n".join(chosen[same:]), signed(pair["chosen_value"]), pair["chosen_tokens"]),
-            ("rejected", "\n".join(rejected[same:]), signed(pair["rejected_value"]), pair["rejected_tokens"]),
-        ],
-    }
+def _tree(tree: Tree, opened: set[int]) -> dict[str, Any]:
+    """The tree's question, its steps with the paths ``opened`` standing open, and what would mend its wrong path."""
+    return tree.summary() | {"outline": list(tree.outline(opened)), "pairs": []}
 
 
-def _tree_items(
-    steps: pd.DataFrame, values: pd.DataFrame, question_id: str | None, opened: set[int]
-) -> Iterator[dict[str, Any]]:
-    """The steps of a tree from the top down, each with how many of its ancestors end after it: no recursion.
-
-    Steps on the paths ``opened`` stand open, and so does the root.
-    """
-    table = steps[steps["question_id"] == question_id].merge(values, on=["question_id", "node_id"])
-    rows = {row.node_id: row for row in table.sort_values("node_id").itertuples()}
-    children: dict[int, list[int]] = {node: [] for node in rows}
-    stack = []
-    for node, row in rows.items():
-        if pd.isna(row.parent_id):
-            stack = [(node, 0)]
-        else:
-            children[int(row.parent_id)].append(node)
-    while stack:
-        node, ends = stack.pop()
-        row, below = rows[node], children[node]
-        mark = signed(row.value)
-        if not below:
-            mark = f"{row.answer if isinstance(row.answer, str) else '?'} {'✓' if row.outcome > 0 else '✗'}"
-        yield {
-            **{"mark": mark, "text": row.text.strip() or "The question", "leaf": not below},
-            **{"colour": to_hex(VALUE_COLOURS((row.value + 1) / 2)), "light": abs(row.value) > 0.75},
-            **{"right": int(row.right), "wrong": int(row.wrong), "weight": int(row.weight)},
-            **{"open": pd.isna(row.parent_id) or node in opened, "ends": 0 if below else ends},
-        }
-        # The last child closes its parent, and whatever that one was the last of.
-        stack += [(child, ends + 1 if child == below[-1] else 0) for child in reversed(below)]
-
-
-def _repaired(responses: pd.DataFrame, questions: Mapping[str, Question]) -> dict[str, Any] | None:
+def _repaired(responses: pd.DataFrame) -> dict[str, Any] | None:
     """A response of the base that is wrong where the adapter's is right: one that states an answer, and a short one."""
-    key = ["source", "question_id", "protocol", "run"]
-    base, ours = (responses[responses["model"] == model] for model in ("base", "medrefl"))
-    both = base.merge(ours, on=key, suffixes=("_base", "_ours"))
-    fixed = both[~both["correct_base"].astype(bool) & both["correct_ours"].astype(bool)]
+    both = answered(responses)
+    fixed = both[both["change"] == CHANGES[0]]
     if fixed.empty:
         return None
     length = fixed["response_base"].str.len() + fixed["response_ours"].str.len()
     ranked = fixed.assign(length=length, unread=fixed["answer_base"].isna())
-    row = ranked.sort_values(["unread", "length", *key]).iloc[0].to_dict()
-    return row | {"question": questions.get(row["question_id"]), "n": len(fixed), "of": len(both)}
+    row = ranked.sort_values(["unread", "length", "source", "question_id", "protocol", "run"]).iloc[0].to_dict()
+    return answer_view(row) | {"n": len(fixed), "of": len(both)}
 
 
 def _leaves(steps: pd.DataFrame) -> list[tuple[str, int]]:

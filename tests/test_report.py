@@ -86,7 +86,7 @@ def response(question: Question, model: str, answer: str | None, text: str) -> d
         **{"response": text, "answer": answer, "rule": "stated", "gold": question.gold, "n_tokens": 9, "stop": "end"},
         **{"correct": answer == question.gold, "temperature": 1.0, "top_p": 1.0},
         **{"stated_letter": answer, "conflict": False, "stem_id": question.question_id, "content": "c"},
-        **{"options": list(question.options.items()), "seconds": 0.5},
+        **{"options": list(question.options.items()), "stem": question.stem, "seconds": 0.5},
     }
 
 
@@ -237,28 +237,34 @@ def test_the_tree_is_nested_details_coloured_by_value(run: RunFiles) -> None:
     page = page_of(run)
     assert len(page.all("details")) == 3 + 1  # root and two inner steps; the manifest
     assert [("open" in a) for a in page.all("details")] == [True, True, False, False]  # the pair's paths stand open
-    badges = [(a["style"], a["title"]) for a in page.all("span", "v")]
-    assert badges[0] == ("background:" + to_hex(plots.VALUE_COLOURS(0.5)), "2 right, 2 wrong")
-    assert badges[2] == ("background:" + plots.RIGHT, "2 right, 0 wrong")
-    assert badges[-1] == ("background:" + plots.WRONG, "0 right, 1 wrong")
+    badges = [(str(a["style"]).split(";")[0], a["title"]) for a in page.all("span", "v")]
+    assert badges[0] == ("background-color:" + to_hex(plots.VALUE_COLOURS(0.5)), "step 0: 2 right, 2 wrong")
+    assert badges[2] == ("background-color:" + plots.RIGHT, "step 3: 2 right, 0 wrong")
+    assert badges[5] == ("background-color:" + plots.WRONG, "step 5: 0 right, 1 wrong")
     assert len(page.all("div", "leaf")) == 3
     for mark in ("+0.33", "A ✓", "B ✗", "? ✗", "×2"):
         assert mark in page.text
+    text = " ".join(page.text.split())
+    assert "Best right path: S = +0.67" in text and "Most confusing wrong path: S = −0.33" in text
+    # Step 1 falls from V = 0 to +1/3 nowhere on the path to leaf 4: it errs at its end, where another leaf is right.
+    assert "✓ effective, post B ✗ A ✓ A ✓ +1.67 +2 +1 +2" in text
 
 
 def test_a_pair_stands_side_by_side_with_its_shared_steps_apart(run: RunFiles) -> None:
     page = page_of(run)
     text = " ".join(page.text.split())
     assert "A pair: reasoning" in text
-    assert "✓ chosen, S = +0.67, 10 tokens" in text
-    assert "✗ rejected, S = −0.33, 10 tokens" in text
-    assert len(page.all("span", "shared")) == 2
+    assert "✓ chosen S = +0.67, 10 tokens" in text
+    assert "✗ rejected S = −0.33, 10 tokens" in text
+    assert len(page.all("div", "shared")) == 1 and "◆ here the two part" in text
+    assert text.count("Step 1: <script>") == 4  # tree, both paths, and once for both sides of the pair
 
 
 def test_a_repaired_answer_is_shown(run: RunFiles) -> None:
     text = " ".join(page_of(run).text.split())
     assert "1 of 2 responses were wrong with the base and right with the adapter" in text
     assert "✗ base: A" in text and "✓ Med-REFL: B" in text
+    assert text.count(f"{OTHER.stem} A. marvutide B. zelorin ✓") == 1  # of the test's questions, with its options
 
 
 def test_figures_stand_in_the_order_of_the_stages(run: RunFiles) -> None:
