@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 
 from medrefl_utils.plots import signed
-from medrefl_utils.records import RESPONSES, SCORES, Question, RunFiles
+from medrefl_utils.records import CLAIMS, RESPONSES, SCORES, Question, RunFiles
 from medrefl_utils.static import CHANGES, Tree, answer_view, answered, environment, pair_view, read_tables
 from medrefl_utils.store import read_manifest, read_table
 from medrefl_utils.tables import beside_published, model_of, ours_text
@@ -72,6 +72,7 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         versions=manifest.get("versions", {}),
         facts=_facts(manifest, questions, steps, scores),
         results=_results(scores),
+        claims=_claims(run),
         published=[
             row | {"ours": ours_text(row)} for row in beside_published(scores, model_of(run)).to_dict("records")
         ],
@@ -89,6 +90,17 @@ def write_report(run: RunFiles, note: str = "") -> Path:
     beside.write_bytes(html.encode("utf-8", "replace"))
     os.replace(beside, run.report)
     return run.report
+
+
+def _claims(run: RunFiles) -> list[dict[str, Any]]:
+    """Per figure of ``claims.claim_rates`` the rows of both models, None for one that is missing."""
+    if not run.claims.exists():
+        return []
+    return [
+        {"figure": figure} | {model: rows.get(name) for model, name in (("base", "base"), ("ours", "medrefl"))}
+        for figure, group in read_table(run.claims, CLAIMS).groupby("figure", sort=False)
+        for rows in [{row["model"]: row for row in group.to_dict("records")}]
+    ]
 
 
 def _environment() -> jinja2.Environment:

@@ -13,7 +13,18 @@ from matplotlib.colors import to_hex
 from medrefl_utils import plots
 from medrefl_utils.pairs import reasoning_pairs
 from medrefl_utils.questions import questions_table
-from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, SCORES, STEPS, VALUES, MedReflError, Question, RunFiles
+from medrefl_utils.records import (
+    CLAIMS,
+    PAIRS,
+    QUESTIONS,
+    RESPONSES,
+    SCORES,
+    STEPS,
+    VALUES,
+    MedReflError,
+    Question,
+    RunFiles,
+)
 from medrefl_utils.report import write_report
 from medrefl_utils.store import write_manifest, write_table
 from medrefl_utils.values import paths, value_table
@@ -86,7 +97,7 @@ def response(question: Question, model: str, answer: str | None, text: str) -> d
         **{"response": text, "answer": answer, "rule": "stated", "gold": question.gold, "n_tokens": 9, "stop": "end"},
         **{"correct": answer == question.gold, "temperature": 1.0, "top_p": 1.0},
         **{"stated_letter": answer, "conflict": False, "stem_id": question.question_id, "content": "c"},
-        **{"options": list(question.options.items()), "stem": question.stem, "seconds": 0.5},
+        **{"options": list(question.options.items()), "stem": question.stem, "seconds": 0.5, "judged": None},
     }
 
 
@@ -97,7 +108,7 @@ def score(model: str, accuracy: float, gain: float) -> dict:
         **{"accuracy_low": accuracy - 0.03, "accuracy_high": accuracy + 0.03, "accuracy_published": accuracy + 0.01},
         **{"unreadable": 0.012, "mean_tokens": 61.4, "gain": gain, "gain_low": gain - 0.02, "gain_high": gain + 0.02},
         **{"clusters": 1000, "conflict": 0.001, "mean_tokens_right": 60.0, "mean_tokens_wrong": 63.0, "tokens": 184200},
-        **{"seconds": 99.0, "detectable": 0.03, "holm_p": 0.00004 if known else NAN},
+        **{"accuracy_judged": NAN, "seconds": 99.0, "detectable": 0.03, "holm_p": 0.00004 if known else NAN},
         **{"mcnemar_runs": [0.00002] if known else None},
         **{"fixed": 300 if known else None, "broken": 87 if known else None, "mcnemar_p": 0.00002 if known else NAN},
     }
@@ -320,3 +331,21 @@ def test_json_of_the_manifest_is_whole(run: RunFiles) -> None:
     shown = text[text.index("The whole manifest") + len("The whole manifest") :]
     manifest = json.loads(shown[: shown.rindex("}") + 1])
     assert manifest["stages"]["03_pair_construction"]["figures"] == {"pairs": 1, "dropped": {"all_wrong": 17}}
+
+
+def test_what_the_method_claims_is_shown_with_its_difference(run: RunFiles) -> None:
+    assert "No model was put behind a wrong step." in page_of(run).text
+    rates = [
+        dict(model=model, figure=figure, n=n, share=share, low=share - 0.05, high=share + 0.05, difference=difference,
+             difference_low=difference - 0.04, difference_high=difference + 0.04)
+        for model, figure, n, share, difference in (
+            ("base", "repair rate", 200, 0.401, NAN),
+            ("medrefl", "repair rate", 200, 0.523, 0.122),
+            ("base", "fake, unasked", 0, NAN, NAN),
+            ("medrefl", "fake, unasked", 7, 0.143, NAN),
+        )
+    ]  # fmt: skip
+    write_table(run.claims, pd.DataFrame(rates), CLAIMS)
+    text = " ".join(page_of(run).text.split())
+    assert "repair rate 40.1 [35.1, 45.1] 52.3 [47.3, 57.3] +12.2 [+8.2, +16.2] 200" in text
+    assert "fake, unasked - 14.3 [9.3, 19.3] - 7" in text
