@@ -28,8 +28,8 @@ from medrefl_utils.store import read_table
 from medrefl_utils.values import paths
 
 HERE = Path(__file__).parent
-COLUMN, LINE = 66, 25
-"""Pixels of the picture of a tree: a depth, a leaf."""
+COLUMN, LINE, BOX = 86, 25, 54
+"""Pixels of the picture of a tree: a depth, a leaf, a step's box (its weight stands beside it)."""
 CHANGES = ("wrong → right", "right → wrong", "right → right", "wrong → wrong")
 """Of a response, between base and adapter."""
 _TOP = 3  # corrections of a path that are shown, effective and invalid
@@ -259,7 +259,8 @@ class Tree:
             edge = None
             if node in parent:
                 (x0, y0), turn = at[parent[node]], x - 7
-                edge = f"M{x0 + 54} {y0 + 10}H{turn}V{y + 10}H{x}"
+                start = x0 + BOX + (20 if self.rows[parent[node]].weight > 1 else 0)
+                edge = f"M{start} {y0 + 10}H{turn}V{y + 10}H{x}"
             steps.append(
                 self.mark(node) | {"x": x, "y": y, "level": x // COLUMN + 1, "edge": edge, "parent": parent.get(node)}
             )
