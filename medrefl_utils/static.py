@@ -293,7 +293,8 @@ def pair_view(pair: Mapping[str, Any]) -> dict[str, Any]:
         sides.append({"title": side, "good": side == "chosen", "notes": notes} | _lit(rest, pair[f"{side}_reflection"]))
     return {
         **{"kind": str(pair["kind"]), "pair_id": pair["pair_id"], "question_id": pair["question_id"]},
-        **{"shared": shared, "sides": sides, "margin": float(pair["chosen_value"] - pair["rejected_value"])},
+        # Two reflections may be the same text, and stand in what both sides begin with.
+        **{"shared": _lit(shared, pair["chosen_reflection"]), "sides": sides, "margin": float(pair["chosen_value"] - pair["rejected_value"])},
         "nodes": {
             name: [] if (nodes := pair[f"{name}_nodes"]) is None else [int(node) for node in nodes]
             for name in ("left", "chosen", "rejected")
@@ -312,7 +313,7 @@ def _lit(text: str, reflection: object) -> dict[str, str]:
     """The text before the reflection, the reflection (empty where there is none in it), and the text after it."""
     passage = " ".join(reflection.split()) if isinstance(reflection, str) else ""
     before, found, after = text.partition(passage) if passage else (text, "", "")
-    return {"before": before, "reflection": found, "after": after.removeprefix(STEP_BOUNDARY)}
+    return {"before": before, "reflection": found, "after": after.removeprefix(STEP_BOUNDARY) if found else after}
 
 
 def answered(responses: pd.DataFrame) -> pd.DataFrame:
@@ -344,7 +345,7 @@ def answer_view(row: Mapping[str, Any]) -> dict[str, Any]:
     stem = row["stem"] if isinstance(row["stem"], str) else ""
     question = Question(row["question_id"], stem, dict(row["options"]), row["gold"], row["source"])
     names = ("question_id", "source", "protocol", "run", "change")
-    return {name: row[name] for name in names} | {"question": question, "shared": shared, "sides": sides}
+    return {name: row[name] for name in names} | {"question": question, "shared": _lit(shared, None), "sides": sides}
 
 
 def trees_page(tables: Tables, *, n: int = 3, start: int = 0) -> str:
