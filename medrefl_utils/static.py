@@ -294,7 +294,11 @@ def pair_view(pair: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{"kind": str(pair["kind"]), "pair_id": pair["pair_id"], "question_id": pair["question_id"]},
         # Two reflections may be the same text, and stand in what both sides begin with.
-        **{"shared": _lit(shared, pair["chosen_reflection"]), "sides": sides, "margin": float(pair["chosen_value"] - pair["rejected_value"])},
+        **{
+            "shared": _lit(shared, pair["chosen_reflection"]),
+            "sides": sides,
+            "margin": float(pair["chosen_value"] - pair["rejected_value"]),
+        },
         "nodes": {
             name: [] if (nodes := pair[f"{name}_nodes"]) is None else [int(node) for node in nodes]
             for name in ("left", "chosen", "rejected")
