@@ -28,7 +28,7 @@ from medrefl_utils.store import read_table
 from medrefl_utils.values import paths
 
 HERE = Path(__file__).parent
-COLUMN, LINE, BOX = 86, 25, 54
+COLUMN, LINE, BOX = 74, 25, 46
 """Pixels of the picture of a tree: a depth, a leaf, a step's box (its weight stands beside it)."""
 CHANGES = ("wrong → right", "right → wrong", "right → right", "wrong → wrong")
 """Of a response, between base and adapter."""
@@ -266,7 +266,7 @@ class Tree:
             )
         # A browser's reader goes from the top to the bottom, then to the right.
         steps.sort(key=lambda step: (step["x"], step["y"]))
-        width, height = max(x for x, _ in at.values()) + 84, max(y for _, y in at.values()) + 28
+        width, height = max(x for x, _ in at.values()) + COLUMN, max(y for _, y in at.values()) + 28
         return {"steps": steps, "width": width, "height": height}
 
     def summary(self) -> dict[str, Any]:

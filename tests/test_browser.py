@@ -96,7 +96,7 @@ class Lab:
 
     def open(self, notebook: str) -> Page:
         """Open a notebook and wait for its kernel."""
-        page = self.browser.new_page(viewport={"width": 1440, "height": 1200})
+        page = self.browser.new_page(viewport={"width": 1440, "height": 1800})
         page.goto(self.address.format(f"lab/workspaces/{Path(notebook).stem}/tree/{notebook}?reset"))
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
         # What is asked of a kernel that is just being connected may get lost.
