@@ -38,7 +38,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 HOSTILE = "Step 1: <script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$ </details> end\n"
 # What the notebooks of the copy run with, so that all of it takes minutes.
 SMALLER = {
-    "04_dpo_lora_4bit": {"learning_rate: float = 0.0003": "learning_rate: float = 0.01"},  # so that answers change
+    "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 8"},
     "05_benchmark_evaluation": {"n_questions: int = 100": "n_questions: int = 40"},
 }
 
@@ -51,7 +51,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose run has trees: those of the first stage, one step of the first question being hostile."""
+    """A checkout with a small run; the first step of every path is hostile, and so are the pairs made of it."""
     folder = tmp_path_factory.mktemp("lab")
     for name in ("notebooks", "params"):
         shutil.copytree(root / name, folder / name)
@@ -63,15 +63,20 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert text.count(old) == 1, old
             text = text.replace(old, new)
         notebook.write_text(text)
-    command = [sys.executable, "-m", "medrefl_utils", "run", "params/smoke.yaml", "--only", "01"]
-    command += ["--set", "shared.run=interactive", "--set", "01_tree_rollout.n_questions=24"]
-    done = subprocess.run(command, cwd=folder, env=_environment(folder, root), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-m", "medrefl_utils", "run", "params/smoke.yaml", "--set", "shared.run=interactive"]
+    for name in ("01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=40"):
+        command += ["--set", name]
+    command += ["--set", "03_pair_construction.max_reflection_pairs=8", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
     run = RunFiles(folder / "runs" / "interactive")
-    for part in run.steps.glob("*.parquet"):
-        steps = read_table(part, STEPS)
-        steps["text"] = steps["text"].mask(steps["depth"] == 1, HOSTILE)
-        write_table(part, steps, STEPS)
+    for words in (["--only", "01"], ["--from", "02"]):
+        done = subprocess.run(
+            [*command, *words], cwd=folder, env=_environment(folder, root), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        for part in run.steps.glob("*.parquet"):
+            steps = read_table(part, STEPS)
+            steps["text"] = steps["text"].mask(steps["depth"] == 1, HOSTILE)
+            write_table(part, steps, STEPS)
     return folder
 
 
