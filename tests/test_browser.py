@@ -63,21 +63,24 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert text.count(old) == 1, old
             text = text.replace(old, new)
         notebook.write_text(text)
-    command = [sys.executable, "-m", "medrefl_utils", "run", "params/smoke.yaml", "--set", "shared.run=interactive"]
+    command = ["run", "params/smoke.yaml", "--set", "shared.run=interactive"]
     for name in ("01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=40"):
         command += ["--set", name]
     command += ["--set", "03_pair_construction.max_reflection_pairs=8", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
     run = RunFiles(folder / "runs" / "interactive")
-    for words in (["--only", "01"], ["--from", "02"]):
-        done = subprocess.run(
-            [*command, *words], cwd=folder, env=_environment(folder, root), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        for part in run.steps.glob("*.parquet"):
-            steps = read_table(part, STEPS)
-            steps["text"] = steps["text"].mask(steps["depth"] == 1, HOSTILE)
-            write_table(part, steps, STEPS)
+    medrefl(folder, root, *command, "--only", "01")
+    for part in run.steps.glob("*.parquet"):
+        steps = read_table(part, STEPS)
+        steps["text"] = steps["text"].mask(steps["depth"] == 1, HOSTILE)
+        write_table(part, steps, STEPS)
+    medrefl(folder, root, *command, "--from", "02")
     return folder
+
+
+def medrefl(folder: Path, root: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "medrefl_utils", *words]
+    done = subprocess.run(command, cwd=folder, env=_environment(folder, root), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _environment(folder: Path, root: Path) -> dict[str, str]:
