@@ -26,7 +26,7 @@ from medrefl_utils.records import RESPONSES, MedReflError, RunFiles
 from medrefl_utils.static import CHANGES, Tables, Tree
 from medrefl_utils.store import read_table
 
-_FULL = {"width": "100%"}
+_FULL = {"width": "auto"}  # as wide as the box they stand in, their margins counted
 _LONGEST_LIST = 2000
 """Entries that a list of questions shows at once; what a search finds beyond them is counted."""
 
@@ -288,7 +288,7 @@ class PairBrowser(_WithTwin):
     def _entry(self, pair: Any) -> tuple[str, str, str]:
         question = self.tables.questions.get(pair.question_id)
         stem = question.stem if question else pair.question_id
-        label = f"{pair.kind.replace('_', ' ')}   S {signed(pair.margin)}   {pair.length:.0f} tokens   {_short(stem)}"
+        label = f"{pair.kind.replace('_', ' ')}   ΔS {signed(pair.margin)}   {pair.length:.0f} tokens   {_short(stem)}"
         return (
             label,
             pair.pair_id,

@@ -28,8 +28,8 @@ from medrefl_utils.store import read_table
 from medrefl_utils.values import paths
 
 HERE = Path(__file__).parent
-COLUMN, LINE = 66, 25
-"""Pixels of the picture of a tree: a depth, a leaf."""
+COLUMN, LINE, BOX = 74, 25, 46
+"""Pixels of the picture of a tree: a depth, a leaf, a step's box (its weight stands beside it)."""
 CHANGES = ("wrong → right", "right → wrong", "right → right", "wrong → wrong")
 """Of a response, between base and adapter."""
 _TOP = 3  # corrections of a path that are shown, effective and invalid
@@ -259,13 +259,14 @@ class Tree:
             edge = None
             if node in parent:
                 (x0, y0), turn = at[parent[node]], x - 7
-                edge = f"M{x0 + 54} {y0 + 10}H{turn}V{y + 10}H{x}"
+                start = x0 + BOX + (20 if self.rows[parent[node]].weight > 1 else 0)
+                edge = f"M{start} {y0 + 10}H{turn}V{y + 10}H{x}"
             steps.append(
                 self.mark(node) | {"x": x, "y": y, "level": x // COLUMN + 1, "edge": edge, "parent": parent.get(node)}
             )
         # A browser's reader goes from the top to the bottom, then to the right.
         steps.sort(key=lambda step: (step["x"], step["y"]))
-        width, height = max(x for x, _ in at.values()) + 84, max(y for _, y in at.values()) + 28
+        width, height = max(x for x, _ in at.values()) + COLUMN, max(y for _, y in at.values()) + 28
         return {"steps": steps, "width": width, "height": height}
 
     def summary(self) -> dict[str, Any]:
@@ -292,7 +293,12 @@ def pair_view(pair: Mapping[str, Any]) -> dict[str, Any]:
         sides.append({"title": side, "good": side == "chosen", "notes": notes} | _lit(rest, pair[f"{side}_reflection"]))
     return {
         **{"kind": str(pair["kind"]), "pair_id": pair["pair_id"], "question_id": pair["question_id"]},
-        **{"shared": shared, "sides": sides, "margin": float(pair["chosen_value"] - pair["rejected_value"])},
+        # Two reflections may be the same text, and stand in what both sides begin with.
+        **{
+            "shared": _lit(shared, pair["chosen_reflection"]),
+            "sides": sides,
+            "margin": float(pair["chosen_value"] - pair["rejected_value"]),
+        },
         "nodes": {
             name: [] if (nodes := pair[f"{name}_nodes"]) is None else [int(node) for node in nodes]
             for name in ("left", "chosen", "rejected")
@@ -311,7 +317,7 @@ def _lit(text: str, reflection: object) -> dict[str, str]:
     """The text before the reflection, the reflection (empty where there is none in it), and the text after it."""
     passage = " ".join(reflection.split()) if isinstance(reflection, str) else ""
     before, found, after = text.partition(passage) if passage else (text, "", "")
-    return {"before": before, "reflection": found, "after": after.removeprefix(STEP_BOUNDARY)}
+    return {"before": before, "reflection": found, "after": after.removeprefix(STEP_BOUNDARY) if found else after}
 
 
 def answered(responses: pd.DataFrame) -> pd.DataFrame:
@@ -343,7 +349,7 @@ def answer_view(row: Mapping[str, Any]) -> dict[str, Any]:
     stem = row["stem"] if isinstance(row["stem"], str) else ""
     question = Question(row["question_id"], stem, dict(row["options"]), row["gold"], row["source"])
     names = ("question_id", "source", "protocol", "run", "change")
-    return {name: row[name] for name in names} | {"question": question, "shared": shared, "sides": sides}
+    return {name: row[name] for name in names} | {"question": question, "shared": _lit(shared, None), "sides": sides}
 
 
 def trees_page(tables: Tables, *, n: int = 3, start: int = 0) -> str:

@@ -18,22 +18,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from medrefl_utils.records import STEPS, RunFiles
+from medrefl_utils.questions import questions_table
+from medrefl_utils.records import QUESTIONS, STEPS, VALUES, Question, RunFiles
+from medrefl_utils.report import write_report
 from medrefl_utils.store import read_table, write_table
+from medrefl_utils.values import value_table
 
 pytestmark = pytest.mark.timeout(420)
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("no `chromium` on the PATH (Debian: apt-get install chromium)", allow_module_level=True)
 
+expect.set_options(timeout=20_000)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 HOSTILE = "Step 1: <script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$ </details> end\n"
 # What the notebooks of the copy run with, so that all of it takes minutes.
 SMALLER = {
-    "04_dpo_lora_4bit": {"learning_rate: float = 0.0003": "learning_rate: float = 0.01"},  # so that answers change
+    "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 8"},
     "05_benchmark_evaluation": {"n_questions: int = 100": "n_questions: int = 40"},
 }
 
@@ -46,7 +51,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose run has trees: those of the first stage, one step of the first question being hostile."""
+    """A checkout with a small run; the first step of every path is hostile, and so are the pairs made of it."""
     folder = tmp_path_factory.mktemp("lab")
     for name in ("notebooks", "params"):
         shutil.copytree(root / name, folder / name)
@@ -58,16 +63,24 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert text.count(old) == 1, old
             text = text.replace(old, new)
         notebook.write_text(text)
-    command = [sys.executable, "-m", "medrefl_utils", "run", "params/smoke.yaml", "--only", "01"]
-    command += ["--set", "shared.run=interactive", "--set", "01_tree_rollout.n_questions=24"]
-    done = subprocess.run(command, cwd=folder, env=_environment(folder, root), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["run", "params/smoke.yaml", "--set", "shared.run=interactive"]
+    for name in ("01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=40"):
+        command += ["--set", name]
+    command += ["--set", "03_pair_construction.max_reflection_pairs=8", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
     run = RunFiles(folder / "runs" / "interactive")
+    medrefl(folder, root, *command, "--only", "01")
     for part in run.steps.glob("*.parquet"):
         steps = read_table(part, STEPS)
         steps["text"] = steps["text"].mask(steps["depth"] == 1, HOSTILE)
         write_table(part, steps, STEPS)
+    medrefl(folder, root, *command, "--from", "02")
     return folder
+
+
+def medrefl(folder: Path, root: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "medrefl_utils", *words]
+    done = subprocess.run(command, cwd=folder, env=_environment(folder, root), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _environment(folder: Path, root: Path) -> dict[str, str]:
@@ -89,18 +102,23 @@ class Lab:
     browser: Browser
     shots: Path
 
-    def run_all(self, notebook: str) -> Page:
-        """Open a notebook, run all its cells and wait until they are done; none may raise."""
-        page = self.browser.new_page(viewport={"width": 1440, "height": 1200})
-        name = Path(notebook).stem
-        page.goto(self.address.format(f"lab/workspaces/{name[:2]}/tree/{notebook}"))
+    def open(self, notebook: str) -> Page:
+        """Open a notebook and wait for its kernel."""
+        page = self.browser.new_page(viewport={"width": 1440, "height": 1800})
+        page.goto(self.address.format(f"lab/workspaces/{Path(notebook).stem}/tree/{notebook}?reset"))
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=90_000)
         # What is asked of a kernel that is just being connected may get lost.
         page.locator(".jp-StatusBar-Widget, #jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=90_000)
         page.wait_for_timeout(2000)
+        return page
+
+    def run_all(self, notebook: str) -> Page:
+        """Open a notebook, run all its cells and wait until they are done; none may raise."""
+        page = self.open(notebook)
         prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
         deadline = time.monotonic() + 300
-        while not any(text.strip() for text in prompts.all_inner_texts()):  # a menu that is not ready yet does nothing
+        # A menu that is not ready yet does nothing.
+        while not any(re.search(r"[\d*]", text) for text in prompts.all_inner_texts()):
             assert time.monotonic() < deadline
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).first.click()
@@ -138,7 +156,7 @@ def lab(checkout: Path, root: Path, browser: Browser) -> Iterator[Lab]:
             known = list((checkout / "jupyter/runtime").glob("jpserver-*.json"))
             time.sleep(0.2)
         time.sleep(0.5)
-        address = json.loads(known[0].read_text())["url"] + "{}?token=medrefl"
+        address = json.loads(known[0].read_text())["url"] + "{}&token=medrefl"
         shots = checkout.parent / "screenshots"
         shots.mkdir(exist_ok=True)
         yield Lab(address, browser, shots)
@@ -147,29 +165,191 @@ def lab(checkout: Path, root: Path, browser: Browser) -> Iterator[Lab]:
         server.wait(20)
 
 
-def test_the_pair_browser_in_notebook_03(lab: Lab) -> None:
+def cell_of(page: Page, call: str) -> Locator:
+    """The cell whose code is this call, its output with it."""
+    cell = page.locator(".jp-CodeCell", has=page.locator(".jp-InputArea", has_text=call))
+    cell.scroll_into_view_if_needed()
+    return cell
+
+
+def pane(cell: Locator, label: str) -> Locator:
+    return cell.locator(f'.medrefl-pane[aria-label="{label}"]')
+
+
+def nothing_ran(page: Page) -> None:
+    """The hostile text of a model is text: no script of it ran, no element of it exists, nothing became a formula."""
+    assert page.evaluate("window.gotcha") is None
+    assert page.locator("img[src=x]").count() == 0
+    assert page.locator(".medrefl mjx-container, .medrefl .MathJax, .medrefl strong").count() == 0
+
+
+def test_pairs_are_filtered_and_read_in_notebook_03(lab: Lab) -> None:
     page = lab.run_all("notebooks/03_pair_construction.ipynb")
-    lab.shot(page, "03")
-    page.wait_for_timeout(1000)
-    out = page.locator(".jp-Cell", has=page.locator(".medrefl-pane")).last
-    out.scroll_into_view_if_needed()
-    lab.shot(out, "03_pairs")
+    cell = cell_of(page, "explore.pairs")
+    pair, tree = pane(cell, "pair"), pane(cell, "tree")
+    expect(pair.locator("h4").first).to_contain_text(re.compile(r"Pair [0-9a-f]{16}, reasoning: S differs by \+"))
+    expect(pair).to_contain_text("<script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$")
+    nothing_ran(page)
+
+    cell.locator("select").first.select_option("reflection_post")
+    expect(pair.locator("h4").first).to_contain_text("reflection post")
+    expect(pair.locator(".reflection")).to_have_count(2)
+    shared, sides = pair.locator(".shared"), pair.locator(".side")
+    expect(shared).to_be_visible()
+    assert shared.evaluate("e => getComputedStyle(e).color") == "rgb(107, 107, 107)"
+    assert pair.locator(".parts").inner_text() == "◆ here the two part"
+    chosen, rejected = (sides.nth(side).bounding_box() for side in (0, 1))
+    assert chosen["y"] == rejected["y"] and chosen["x"] + chosen["width"] <= rejected["x"], "not side by side"
+    expect(tree.locator(".node.left").first).to_be_attached()
+    assert tree.locator(".node.chosen").count() and tree.locator(".node.rejected").count()
+    lab.shot(cell, "03_pairs")
+
+    before = cell.locator("select").nth(1).locator("option").count()
+    cell.get_by_placeholder("search pairs").fill("no pair says this")
+    expect(cell.get_by_text(f"0 of {before} pairs")).to_be_visible()
     page.close()
 
 
-def test_the_tree_explorer_in_notebook_02(lab: Lab) -> None:
+def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> None:
     page = lab.run_all("notebooks/02_step_valuation.ipynb")
-    page.wait_for_timeout(1000)
-    out = page.locator(".jp-Cell", has=page.locator(".medrefl-pane")).last
-    out.scroll_into_view_if_needed()
-    lab.shot(out, "02_trees")
+    cell = cell_of(page, "explore.trees")
+    tree, detail, pair = (pane(cell, name) for name in ("tree", "step", "pair"))
+    questions = cell.locator("select").nth(1)
+    expect(questions.locator("option")).to_have_count(24)
+    expect(detail).to_contain_text("Most confusing wrong path: S = ")
+
+    stem = questions.locator("option").nth(2).inner_text().split("✗")[1].split("…")[0].strip()
+    questions.select_option(index=2)
+    expect(detail.locator(".question").first).to_contain_text(stem)
+
+    leaf = tree.locator(".node", has_text="✗").first
+    leaf.click()
+    expect(detail.locator("h4").first).to_contain_text(leaf.get_attribute("data-pick").replace("node:", "Step "))
+    expect(detail).to_contain_text("Outcome −1, stop: answer")
+    expect(detail.locator("table.actions")).to_contain_text("✓ effective")
+    assert leaf.get_attribute("aria-selected") == "true"
+    first = tree.locator(".node").nth(1)
+    first.click()
+    expect(detail).to_contain_text(
+        "<script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$"
+    )
+    nothing_ran(page)
+
+    page.keyboard.press("Home")
+    expect(detail).to_contain_text("Best right path: S = ")
+    page.keyboard.press("ArrowRight")
+    expect(detail.locator("h4").first).to_contain_text("Step 1, depth 1")
+    page.keyboard.press("ArrowRight")
+    expect(detail.locator("h4").first).to_contain_text("depth 2")
+    page.keyboard.press("ArrowLeft")
+    expect(detail.locator("h4").first).to_contain_text("Step 1, depth 1")
+    assert page.evaluate("document.activeElement.dataset.pick") == "node:1"
+    page.keyboard.press("Home")
+
+    link = detail.locator("button.pick", has_text="reasoning").first
+    link.click()
+    expect(pair.locator("h4").first).to_contain_text(link.get_attribute("data-pick").replace("pair:", "Pair "))
+    expect(pair.locator(".side")).to_have_count(2)
+    assert tree.locator(".node.chosen").count() and tree.locator(".edge.rejected").count()
+    lab.shot(cell, "02_trees")
+
+    cell.get_by_placeholder("search questions").fill(stem[:20])
+    expect(cell.get_by_text(re.compile(r"^[1-9] of 24 questions"))).to_be_visible()
     page.close()
 
 
-def test_the_response_browser_in_notebook_05(lab: Lab) -> None:
+def test_a_tree_of_a_thousand_steps_answers_at_once(lab: Lab, checkout: Path) -> None:
+    thousand_steps(RunFiles(checkout / "runs" / "thousand"))
+    page = lab.run_all("notebooks/02_step_valuation.ipynb")
+    cell = cell_of(page, "explore.trees")
+    tree, detail = pane(cell, "tree"), pane(cell, "step")
+    cell.locator("select").first.select_option("thousand")
+    expect(tree.locator(".node")).to_have_count(1023)
+    seconds = []
+    for node in (900, 1000, 700):
+        start = time.monotonic()
+        tree.locator(f'[data-pick="node:{node}"]').click()
+        expect(detail.locator("h4").first).to_contain_text(f"Step {node}, depth 9")
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 2, seconds  # a click of the driver's own takes tenths of one
+    lab.shot(cell, "02_thousand")
+    page.close()
+
+
+def thousand_steps(run: RunFiles) -> None:
+    n = 1023
+    half = range(n // 2, n)
+    steps = pd.DataFrame({"question_id": "big", "node_id": range(n), "weight": 1, "n_tokens": 3, "logprob": -1.0})
+    steps["parent_id"] = [None, *[(i - 1) // 2 for i in range(1, n)]]
+    steps["depth"] = [(i + 1).bit_length() - 1 for i in range(n)]
+    steps["kind"] = ["root"] + ["step"] * (n // 2 - 1) + ["leaf"] * len(half)
+    steps["text"] = [f"Step {i} of many." for i in range(n)]
+    steps["answer"] = [None] * (n // 2) + ["AB"[i % 3 > 0] for i in half]
+    steps["outcome"] = [float("nan")] * (n // 2) + [1.0 - 2.0 * (i % 3 > 0) for i in half]
+    steps["stop"], steps["token_ids"] = [None] * (n // 2) + ["answer"] * len(half), None
+    write_table(run.questions, questions_table([Question("big", "How big?", {"A": "a", "B": "b"}, "A")]), QUESTIONS)
+    write_table(run.steps / "part-00000.parquet", steps, STEPS)
+    write_table(run.values, value_table(steps), VALUES)
+
+
+def test_what_changed_is_read_in_notebook_05(lab: Lab) -> None:
     page = lab.run_all("notebooks/05_benchmark_evaluation.ipynb")
-    page.wait_for_timeout(1000)
-    out = page.locator(".jp-Cell", has=page.locator(".medrefl-pane")).last
-    out.scroll_into_view_if_needed()
-    lab.shot(out, "05_responses")
+    cell = cell_of(page, "explore.responses")
+    answers = pane(cell, "answers")
+    changed = cell.get_by_role("button", name=re.compile(r"(wrong → right|right → wrong) \([1-9]\d*\)")).first
+    before, after = ("✗ base", "✓ Med-REFL") if "wrong → right" in changed.inner_text() else ("✓ base", "✗ Med-REFL")
+    changed.click()
+    expect(answers.locator(".side")).to_have_count(2)
+    expect(answers.locator(".side").nth(0).locator("h4")).to_contain_text(before)
+    expect(answers.locator(".side").nth(1).locator("h4")).to_contain_text(after)
+    expect(answers.locator(".question .gold")).to_contain_text("✓")
+    number = int(re.search(r"\d+", changed.inner_text()).group())
+    expect(cell.get_by_text(f"{number} of {number} responses")).to_be_visible()
+    cell.locator("select").first.select_option("greedy")
+    expect(cell.get_by_text(re.compile(r"\d+ of \d+ responses"))).to_be_visible()
+    lab.shot(cell, "05_responses")
+    page.close()
+
+
+def test_an_executed_notebook_has_the_twin_and_no_widget_box(lab: Lab, checkout: Path, root: Path) -> None:
+    command = [sys.executable, "-m", "papermill", "notebooks/02_step_valuation.ipynb", "notebooks/executed.ipynb"]
+    done = subprocess.run(command, cwd=checkout, env=_environment(checkout, root), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = lab.open("notebooks/executed.ipynb")
+    cell = cell_of(page, "explore.trees")
+    expect(cell.locator(".medrefl > details")).to_have_count(3)
+    expect(cell.locator(".medrefl .tree").first).to_be_visible()
+    expect(cell).to_contain_text("<script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$")
+    badge = cell.locator(".medrefl .v", has_text="✗").first
+    assert badge.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(217, 95, 2)"
+    assert page.locator(".jupyter-widgets").count() == 0 and page.get_by_text("Error displaying widget").count() == 0
+    nothing_ran(page)
+    lab.shot(cell, "02_executed")
+    page.close()
+
+
+@pytest.mark.parametrize(("name", "width"), [("phone", 390), ("desktop", 1280)])
+def test_the_report_fits_its_screen(checkout: Path, lab: Lab, name: str, width: int) -> None:
+    run = RunFiles(checkout / "runs" / "interactive")
+    page = lab.browser.new_page(viewport={"width": width, "height": 900})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(write_report(run, note="A note").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == width, "it scrolls sideways"
+    wide = "e => [...document.querySelectorAll('main *')].filter(e => !e.closest('figure, .scroll, pre')"
+    wide += " && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 200))"
+    assert page.evaluate(wide) == [], "cut off at the right"
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    expect(page.get_by_role("heading", name="A repaired answer")).to_be_visible()
+    for kind in ("reasoning", "reflection mid", "reflection post", "random cot"):
+        expect(page.get_by_role("heading", name=f"A pair: {kind}")).to_be_visible()
+    expect(page.locator("#examples")).to_contain_text("<script>window.gotcha=1</script> <img src=x onerror")
+    nothing_ran(page)
+    first = page.locator(".tree details:not([open]) > summary").first
+    if first.count():
+        first.click()
+        expect(first.locator("xpath=..")).to_have_attribute("open", "")
+    page.screenshot(path=lab.shots / f"report_{name}.png", full_page=True)
+    if name == "desktop":
+        page.pdf(path=lab.shots / "report.pdf", format="A4")
     page.close()

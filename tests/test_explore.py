@@ -136,6 +136,14 @@ class TestStatic:
         text = words(explore.pairs(run, first=narrow, live=False).data)
         assert "reasoning: 2 pairs reasoning: chosen S = +0.67; rejected S = −0.33" in text
 
+    def test_a_reflection_that_both_sides_share_is_highlighted_too(self, run: RunFiles) -> None:
+        pair = static.read_tables(run).pairs.iloc[2].to_dict() | {"chosen_reflection": "So I go on."}
+        for side in ("chosen", "rejected"):
+            pair[side] = [{"role": "assistant", "content": f"Answer: B\nSo I go on.\nThen.\nAnswer: {side}"}]
+        page = shown(static.piece("sides", static.pair_view(pair)))
+        assert len(page.all("span", "reflection")) == 1
+        assert page.text.split("◆")[0].strip() == "Answer: B\nSo I go on.Then."
+
     def test_responses_are_counted_by_how_they_changed(self, run: RunFiles) -> None:
         text = words(explore.responses(run, live=False).data)
         counts = "wrong → right: 1, right → wrong: 1, right → right: 0, wrong → wrong: 0"

@@ -111,6 +111,8 @@ def test_ci_calls_test_and_then_run() -> None:
     script = (ROOT / ".ci/run").read_text()
     assert script.rstrip().endswith("make test\nmake run")
     assert "set -euo pipefail" in script
+    # Without a browser its tests would be skipped, and nobody would see it.
+    assert "command -v chromium >/dev/null || missing+=(chromium)" in script
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 

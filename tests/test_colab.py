@@ -1,0 +1,81 @@
+"""The Colab notebook from start to end, as papermill runs it here; and the badges that lead there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from tests import toy
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+
+
+def sources(notebook: Path) -> list[str]:
+    return ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"]]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_notebook_opens_on_colab_and_fetches_the_package_from_there(notebook: Path) -> None:
+    here = ADDRESS.replace("https://github.com", "https://colab.research.google.com/github")
+    title = sources(notebook)[0]
+    badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({here}/blob/main/notebooks/{notebook.name})"
+    assert title.splitlines()[2] == badge
+    named = set(re.findall(r"https://github\.com/[\w.-]+/[\w.-]+", "\n".join(sources(notebook))))
+    assert named == {ADDRESS}  # what is cloned is what the badge opens
+
+
+def test_the_colab_notebook_runs_the_smoke_profile_and_shows_its_report(root: Path) -> None:
+    run = root / "runs" / "test_colab"
+    shutil.rmtree(run, ignore_errors=True)
+    small = ["01_tree_rollout.n_questions=16", "05_benchmark_evaluation.n_questions=24"]
+    small += ["03_pair_construction.max_reflection_pairs=4", "03_pair_construction.n_questions=100"]
+    parameters = {"profile": "smoke", "run": "test_colab", "overrides": small}
+    try:
+        book = papermill.execute_notebook(
+            root / "notebooks" / "colab.ipynb", None, parameters, cwd=root, kernel_name="python3", progress_bar=False
+        )
+        said = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
+        assert "fits in NF4" in said and "million parameters" in said  # the doctor, with the profile's model
+        assert "06_report … done in" in said and "Accuracy on clinic" in said
+        shown = book.cells[-1].outputs[0].data["text/html"]
+        assert shown.startswith("<div><iframe sandbox srcdoc=") and "Med-REFL run &lt;em&gt;test_colab" in shown
+        assert (run / "report.html").is_file()
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def test_a_machine_that_a_run_would_stop_on_ends_it_before_the_chain(root: Path, tmp_path: Path) -> None:
+    profile = root / "params" / "test_colab.yaml"
+    profile.write_text("shared:\n  model: nobody/none-7B\n")
+    try:
+        with pytest.raises(PapermillExecutionError, match="CalledProcessError"):
+            papermill.execute_notebook(
+                root / "notebooks" / "colab.ipynb",
+                tmp_path / "out.ipynb",
+                {"profile": "test_colab", "run": "test_colab_none"},
+                cwd=root,
+                kernel_name="python3",
+                progress_bar=False,
+            )
+        assert "no such folder, not in the hub's local cache" in " ".join((tmp_path / "out.ipynb").read_text().split())
+        assert not (root / "runs" / "test_colab_none").exists()
+    finally:
+        profile.unlink()
+
+
+def test_runs_may_lie_behind_a_link_as_on_drive(tmp_path: Path) -> None:
+    root, drive = toy.checkout(tmp_path / "checkout"), tmp_path / "drive"
+    drive.mkdir()
+    (root / "runs").symlink_to(drive)
+    assert toy.run(root)[0] == [stage.name for stage in toy.STAGES]
+    assert (drive / "t" / "manifest.json").is_file()
+    assert toy.run(root)[0] == [], "after a disconnect nothing runs twice"
