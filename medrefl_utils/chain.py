@@ -52,7 +52,7 @@ STAGES = (
     _stage("01_tree_rollout"),
     _stage("02_step_valuation", "questions", "steps"),
     _stage("03_pair_construction", "questions", "steps", "values"),
-    _stage("04_dpo_lora_4bit", "pairs"),
+    _stage("04_dpo_lora_4bit", "questions", "pairs"),
     _stage("05_benchmark_evaluation", "questions", "pairs", "adapter"),
     _stage("06_report", *(artifact for artifact, maker in MADE_BY.items() if maker < "06"), "figures"),
     _stage("07_ablation", "questions", "pairs"),

@@ -128,6 +128,37 @@ def doctor(
             raise typer.Exit(1)
 
 
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="A run's folder, such as runs/smoke, or an adapter's.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the merged model.")],
+    base: Annotated[str | None, typer.Option(help="The base, where it is not the one the adapter names.")] = None,
+) -> None:
+    """Merge an adapter into its 16-bit base, and check that both say the same."""
+    from medrefl_utils.adapters import find_adapter
+    from medrefl_utils.adapters import merge as merge_adapter
+
+    with _one_line_errors():
+        folder, pairs = find_adapter(adapter)
+        agreement = merge_adapter(folder, out, base=base, pairs=pairs)
+        typer.echo(f"{out}: {agreement.line()}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, an adapter's, or a merged model's.")],
+    hub_id: Annotated[str, typer.Argument(help="owner/name on the hub.")],
+    public: Annotated[bool, typer.Option("--public", help="For all to see; private without it.")] = False,
+) -> None:
+    """Put an adapter or a merged model on the hub; nothing else of medrefl ever does."""
+    from medrefl_utils.adapters import push as push_folder
+    from medrefl_utils.records import RunFiles
+
+    with _one_line_errors():
+        adapter = RunFiles(folder).adapter
+        typer.echo(push_folder(adapter if adapter.is_dir() else folder, hub_id, private=not public))
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:

@@ -7,6 +7,7 @@ a sign, a mark or a hatch says the same. Figures are made without pyplot, so not
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from io import BytesIO
@@ -71,6 +72,36 @@ def save(figure: Figure, path: Path) -> Path:
     with mpl.rc_context({"svg.hashsalt": "medrefl"}):
         figure.savefig(file.with_suffix(".svg"), format="svg", metadata={"Date": None})
     return file
+
+
+class Live:
+    """A figure of a growing table, drawn again in its place while a notebook's cell runs; elsewhere it does nothing.
+
+    ``draw`` makes the figure; it is drawn at most every ``seconds``, so that drawing costs a stage next to no time.
+    """
+
+    def __init__(self, draw: Callable[[pd.DataFrame], Figure], seconds: float = 5.0) -> None:
+        self.draw, self.seconds, self.drawn = draw, seconds, 0.0
+        self.handle: Any = None
+
+    def __call__(self, table: pd.DataFrame) -> None:
+        """Draw the table as it is now, unless it was drawn a moment ago."""
+        from IPython import get_ipython
+        from IPython.display import display
+
+        if getattr(get_ipython(), "kernel", None) is None or time.monotonic() - self.drawn < self.seconds:
+            return
+        figure = self.draw(table)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        self.drawn = time.monotonic()
+
+    def close(self) -> None:
+        """Take the figure away, where the cells below show the final one."""
+        if self.handle is not None:
+            self.handle.update({"text/plain": ""}, raw=True)
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -378,5 +379,5 @@ class _Watch(TrainerCallback):
             if finding.kind in self.upkeep.stop_on:
                 self.stopped, control.should_training_stop = finding, True
             elif finding.kind not in self.told:
-                self.bar.write(f"training, step {finding.step}: {finding.line}")
+                self.bar.write(f"training, step {finding.step}: {finding.line}", file=sys.stderr)
             self.told.add(finding.kind)

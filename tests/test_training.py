@@ -304,7 +304,7 @@ def test_a_training_that_breaks_is_stopped_and_one_that_stands_still_is_told(tin
     still, few = replace(SMALL, learning_rate=1e-12, batch_size=2, accumulation=1, epochs=33), PAIRS_24.head(2)
     log = train_dpo(few, tiny_student, tmp_path, dpo=still, seed=0)
     assert len(log) == 33
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count("training, step 31: the margin still is") == 1
     with pytest.raises(MedReflError, match="stopped at step 31: the margin still is"):
         train_dpo(few, tiny_student, tmp_path, dpo=still, seed=0, upkeep=Upkeep(stop_on=["flat_margin"]))
