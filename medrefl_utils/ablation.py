@@ -23,7 +23,7 @@ from medrefl_utils.records import ABLATION, REPAIRS, RESPONSES, TRAINING, MedRef
 from medrefl_utils.repair import continued
 from medrefl_utils.statistics import score_responses
 from medrefl_utils.store import read_table, table_key, write_table
-from medrefl_utils.training import Dpo, train_dpo
+from medrefl_utils.training import Dpo, Upkeep, train_dpo
 
 
 def equal_arms(pairs: pd.DataFrame, arms: Sequence[str], *, n: int = 0, seed: int = 0) -> dict[str, pd.DataFrame]:
@@ -81,14 +81,18 @@ def ask(
     return tuple(read_table(folder / name, schema) for name, schema in files.items())
 
 
-def train(pairs: pd.DataFrame, model: str, folder: Path, *, dpo: Dpo, seed: int, model_key: str) -> str:
+def train(
+    pairs: pd.DataFrame, model: str, folder: Path, *, dpo: Dpo, seed: int, model_key: str, references: Path
+) -> str:
     """Train an adapter into ``folder/adapter`` unless it is there from the same pairs, model and settings.
 
-    Returns the key of what it was made of.
+    The reference's log-probabilities are kept in ``references``, where the other seeds and arms find them. Returns the
+    key of what the adapter was made of.
     """
     key = _digest(model_key, asdict(dpo), seed, *pairs["pair_id"])
     if table_key(folder / "training.parquet") != key:
-        log = train_dpo(pairs, model, folder / "adapter", dpo=dpo, seed=seed)
+        upkeep = Upkeep(references=references)
+        log = train_dpo(pairs, model, folder / "adapter", dpo=dpo, seed=seed, upkeep=upkeep)
         write_table(folder / "training.parquet", log, TRAINING, key=key)
     return key
 
