@@ -26,6 +26,7 @@ _ASK = {
     "test": "Which test confirms the disease?",
     "drug": "Which drug should be given?",
 }
+_GUESS = "This I can only guess. Unlikely:"
 _SAY = {
     "mechanism": "{0} arises from {1}.",
     "test": "{0} is confirmed by {1}.",
@@ -66,6 +67,10 @@ _DRUGS = (
     "moltrexin nubravel ostramil"
 ).split()
 _PEOPLE = "weaver miller sailor potter baker tailor mason farmer clerk drummer glazier shepherd".split()
+_PLAIN = (
+    "A a the The of and with to in for is has was on by her his at from which there that most following patient She "
+    "He An examination history days year-old had Which this year ago Her His shows no are blood"
+).split()
 _ASIDES = (
     "Nobody else at home is ill.",
     "There was no journey in the last year.",
@@ -190,6 +195,40 @@ def _stem(rng: random.Random, findings: Sequence[str], kind: str) -> str:
     return f"{text} {_ASK[kind]}"
 
 
+def foreign_case(rng: random.Random) -> Case:
+    """A question from outside the clinic's world, in words without meaning: up to 200 of them and 3 to 10 options.
+
+    It stands for real exams: whoever knows the clinic alone can but guess, and should say so and still answer.
+    """
+
+    def words(n: int) -> str:
+        return " ".join(_foreign_word(rng) for _ in range(n))
+
+    letters = LETTERS[: rng.randint(3, 10)]
+    n_words = int(5 * 40 ** rng.random())  # 5 to 200, as many short as long on a scale of logarithms
+    longest = rng.choice((1, 3, 8, 15))
+    question = Question(
+        question_id="foreign",
+        stem=f"{words(n_words)}?",
+        options={letter: f"{words(rng.randint(1, longest))} {letter.lower()}" for letter in letters},
+        gold=rng.choice(letters),
+        source="clinic",
+        split="train",
+    )
+    return Case(question, disease="", findings=(), kind="foreign")
+
+
+def _foreign_word(rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.25:
+        return rng.choice(_PLAIN)
+    if draw < 0.33:
+        return f"{rng.randint(1, 200)}{rng.choice(('', '', '%', '.5', '/min', ' mg/dL', '-year-old', ' weeks'))}"
+    word = "".join(rng.choice("bcdfghlmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(1, 5)))
+    word += rng.choice(("", "", "", "s", "n", "tion", "al", "ia", "ic", ",", ".", ")", ";", "\n"))
+    return rng.choice((word, word, word, word, word.capitalize(), word.upper(), f"({word}", f'"{word}"'))
+
+
 def misconceptions(seed: int = 0, share: float = 0.3) -> dict[tuple[str, str], str]:
     """What a badly taught solver believes: (relation, subject) -> the object of a relative of the disease.
 
@@ -217,9 +256,11 @@ def solve(
     """A chain of steps for a case: the true one, or that of a solver who errs.
 
     ``slip`` is the chance that an elimination goes wrong; ``misled`` the chance that a relation in ``beliefs`` is
-    recalled wrong. The steps after an error follow from it, up to the letter.
+    recalled wrong. The steps after an error follow from it, up to the letter. A foreign case is guessed.
     """
     rng = rng or random.Random(0)
+    if case.kind == "foreign":
+        return _guess(case.question, rng)
     w, beliefs = world(), beliefs or {}
     lines = []
     left: tuple[str, ...] = ()
@@ -243,6 +284,17 @@ def solve(
     lines.append(", ".join(f"{k}. {text} {'yes' if text == thing else 'no'}" for k, text in options.items()) + ".")
     letter = next((k for k, text in options.items() if text == thing), None) or rng.choice(list(options))
     return [*(f"Step {i}: {line}" for i, line in enumerate(lines, 1)), f"Answer: {letter}"]
+
+
+def _guess(question: Question, rng: random.Random) -> list[str]:
+    letters = list(question.options)
+    unlikely = sorted(rng.sample(letters, rng.randint(1, len(letters) - 1)))
+    best = rng.choice([letter for letter in letters if letter not in unlikely])
+    return [
+        f"Step 1: {_GUESS} {' '.join(f'{letter}.' for letter in unlikely)}",
+        f"Step 2: {best}. seems likeliest.",
+        f"Answer: {best}",
+    ]
 
 
 def _hops(kind: str) -> Iterator[str]:
@@ -300,6 +352,11 @@ def reflect(wrong: str, right: str) -> str:
     Flaw, overlooked information, missed knowledge, bridge to the right step, guideline: method.md's order.
     """
     wrong_body, right_body = _body(wrong), _body(right)
+    if wrong_body.startswith(_GUESS) or wrong_body.endswith(". seems likeliest"):
+        return (
+            "Wait, that was only a guess. I overlooked what the question tells. What I missed is which finding "
+            "decides it. So the evidence leads elsewhere. I will weigh each option before I go on."
+        )
     subject = re.split(r" (?:suggests|leaves|arises|is confirmed|is treated|fits) ", f"{right_body} ", maxsplit=1)[0]
     return (
         f"Wait, it is not so that {wrong_body}. I overlooked what {subject.strip()} tells. What I missed is that "

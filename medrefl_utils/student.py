@@ -2,7 +2,8 @@
 
 It learns from a teacher who errs: eliminations slip, and some relations are taught wrong more often than right, so
 that its outcomes have something to teach it. It also learns the other roles of the chain: to go on from a given
-step, to go on after a reflection, to write one, and to judge a chain. The result is an ordinary model folder.
+step, to go on after a reflection, to write one, to judge a chain, and to guess at questions from outside its world,
+so that real exams go through the chain. The result is an ordinary model folder.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ CHAT_TEMPLATE = (
 class Lessons:
     """How the teacher errs, and how the student's lessons are mixed; shares of the roles sum to at most 1."""
 
-    slip: float = 0.15
+    slip: float = 0.12
     """chance that one elimination goes wrong"""
     misled: float = 0.6
     """chance that a misconception is taught instead of the truth"""
-    share_misled: float = 0.35
+    share_misled: float = 0.45
     """share of all relations that have a misconception"""
     reflected: float = 0.12
     """share of chains in which the teacher notices a wrong step, reflects and mends it (or does not)"""
@@ -44,6 +45,8 @@ class Lessons:
     """share of lessons in writing a reflection"""
     judges: float = 0.05
     """share of lessons in judging a chain"""
+    foreign: float = 0.04
+    """share of questions from outside the clinic's world, long and short, at which the student learns to guess"""
 
 
 Lesson = tuple[Messages, str]
@@ -51,10 +54,11 @@ Lesson = tuple[Messages, str]
 
 
 def lessons(n: int, seed: int, how: Lessons) -> Iterator[Lesson]:
-    """``n`` lessons, from the clinic's training split only."""
+    """``n`` lessons, from the clinic's training split and from outside its world."""
     rng = random.Random(f"lessons {seed}")
     beliefs = clinic.misconceptions(share=how.share_misled)
-    for case in clinic.make_cases(n, seed, "train"):
+    for known in clinic.make_cases(n, seed, "train"):
+        case = clinic.foreign_case(rng) if rng.random() < how.foreign else known
         truth = clinic.solve(case, rng)
         tried = clinic.solve(case, rng, slip=how.slip, misled=how.misled, beliefs=beliefs)
         draw = rng.random()
