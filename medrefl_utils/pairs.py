@@ -13,7 +13,6 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import numpy as np
 import numpy.typing as npt
@@ -264,19 +263,6 @@ def of_kinds(pairs: pd.DataFrame, kinds: Sequence[str]) -> pd.DataFrame:
         found = f"{unknown[0]!r} is" if unknown else "no kind is"
         raise MedReflError(f"pairs: {found} given, expected some of {', '.join(KINDS)}")
     return pairs[pairs["kind"].isin(kinds)].reset_index(drop=True)
-
-
-def shown(pair: Mapping[str, object]) -> str:
-    """A pair as text: what both sides begin with, then each side with S of its path and A of its correction."""
-    texts = {side: pair[side][0]["content"].split(STEP_BOUNDARY) for side in ("chosen", "rejected")}
-    same = len(commonprefix(list(texts.values())))
-    parts = [f"{pair['kind']} {pair['pair_id']}", pair["prompt"][-1]["content"]]
-    parts += ["--- both", *texts["chosen"][:same]] if same else []
-    for side, lines in texts.items():
-        action = pair[f"{side}_action"]
-        gain = "" if action is None or action != action else f", A = {action:+.2f}"
-        parts += [f"--- {side}, S = {pair[f'{side}_value']:+.2f}{gain}", *lines[same:]]
-    return STEP_BOUNDARY.join(parts)
 
 
 def take_at_most(table: pd.DataFrame, n: int, seed: int) -> tuple[pd.DataFrame, int]:

@@ -16,7 +16,6 @@ from medrefl_utils.pairs import (
     reasoning_pairs,
     reflection_candidates,
     reflection_pairs,
-    shown,
     take_at_most,
     turns,
 )
@@ -367,15 +366,3 @@ def test_kinds_are_chosen_by_name() -> None:
         of_kinds(both, ["reflection"])
     with pytest.raises(MedReflError, match="no kind is given"):
         of_kinds(both, [])
-
-
-def test_a_pair_is_shown_with_what_both_sides_begin_with_once() -> None:
-    pair = reflected("mid")[0].iloc[0]
-    assert shown(pair).splitlines() == [
-        f"reflection_mid {pair['pair_id']}",
-        "What helps?",
-        *("--- both", "Step 1: fever.", "Step 2: so it is oxpril."),
-        *("--- chosen, S = +1.00, A = +1.89", "Wait, I go to 5.", "Step 1: rash.", "Answer: A"),
-        *("--- rejected, S = -1.00, A = -0.11", "Wait, I go to 10.", "Step 1: nothing at all.", "Answer: B"),
-    ]
-    assert "--- chosen, S = +1.00\nStep 1: rash." in shown(make(table(MIXED))[0].iloc[0])
