@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -60,6 +61,10 @@ class TestNotebook:
 
     def test_has_no_outputs(self, notebook: Path) -> None:
         assert [cell.source for cell in code(notebook) if cell.outputs or cell.execution_count] == []
+
+    def test_every_cell_has_an_id_of_its_own(self, notebook: Path) -> None:
+        ids = [cell["id"] for cell in json.loads(notebook.read_text())["cells"]]
+        assert len(set(ids)) == len(ids)
 
     def test_cells_are_short(self, notebook: Path) -> None:
         # But for the parameters, which papermill wants in one cell.
