@@ -112,7 +112,7 @@ def kept_per_token(shape: Shape, rank: int, width: int) -> int:
     if width == 2:
         inputs = 2 * sum(i for i, _ in shape.linears)
     else:
-        inputs = 4 * (h + q + h + m)  # q, k, v and gate, up read the same tensor
+        inputs = 4 * (2 * h + m)  # q, k, v and gate, up read the same tensor; o reads what the attention keeps
     lora = 7 * rank * width
     attention = width * 4 * q + 4 * shape.heads  # q, k and v, repeated to all heads, and what comes out
     gated = 3 * m * width
@@ -155,7 +155,7 @@ def predict(
     # The backward pass of the gated map: its gradients, their 32-bit copies for the adapter, one dequantised weight.
     largest = max(i * o for i, o in shape.linears)
     working = (2 * width + 4) * shape.intermediate * tokens + width * largest
-    mask = 3 * rows * longest**2  # boolean, and as numbers
+    mask = (1 + width) * rows * longest**2  # boolean while it is made; as numbers, one for all layers
     head = 4 * shape.hidden * tokens + width * min(HEAD_TILE, tokens * shape.vocabulary)
     return Memory(
         weights=weights,

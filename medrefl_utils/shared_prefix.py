@@ -68,9 +68,9 @@ class SharedPrefixCollator:
     pad_token_id: int
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows padded on the right to the longest."""
+        """Rows padded on the right to the longest, and on to a multiple of 8, or CUDA would copy the mask to pad it."""
         rows = [self._row(e["prompt_ids"], e["chosen_ids"], e["rejected_ids"]) for e in examples]
-        width = max(len(row[0]) for row in rows)
+        width = -(-max(len(row[0]) for row in rows) // 8) * 8
         blank = (self.pad_token_id, 0, PAD, IGNORED)
         names = ("input_ids", "position_ids", "part", "shift_labels")
         batch = {
@@ -128,7 +128,7 @@ class SharedPrefixTrainer(PairTrainer):
         part, labels = batch["part"], batch["shift_labels"]
         logps = model(
             input_ids=batch["input_ids"],
-            attention_mask=attention_mask(part, self._unwrapped.config._attn_implementation, self._dtype()),
+            attention_mask=attention_mask(part, self._dtype()),
             position_ids=batch["position_ids"],
             shift_labels=labels,
             use_cache=False,
@@ -180,16 +180,15 @@ class SharedPrefixTrainer(PairTrainer):
             metrics[name].append(self.accelerator.gather(value.detach()).nanmean().item())
 
 
-def attention_mask(part: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor:
+def attention_mask(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What each token may read, [pairs, 1, tokens, tokens]: the prefix and its own side, up to itself.
 
-    Boolean for "sdpa"; for "eager", which adds it to the scores, 0 and the lowest number of ``dtype``.
+    0 where it may and the lowest number of ``dtype`` where not, to be added to the scores. Of a boolean mask each layer
+    would make and keep numbers of its own.
     """
     query, key = part[:, :, None], part[:, None, :]
     causal = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool, device=part.device).tril()
     allowed = (causal & ((key == PREFIX) | (key == query)))[:, None]
-    if implementation == "sdpa":
-        return allowed
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 

@@ -39,7 +39,7 @@ def adapter(tiny_student, tmp_path_factory):
     tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
-            parameter.data.normal_(std=0.1)
+            parameter.data.normal_(std=0.4)
     tuned.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_student).save_pretrained(folder)
     settings = {"beta": 0.1, "seed": 3}
@@ -67,7 +67,7 @@ def test_the_card_tells_data_settings_figures_and_licences(adapter, tiny_student
 
 def test_the_merged_model_is_16_bit_and_says_what_base_and_adapter_say(adapter, tiny_student, tmp_path):
     agreement = merge(adapter, tmp_path / "merged", pairs=PAIRS)
-    assert agreement.same >= 0.98 and agreement.difference < 0.05 and agreement.tokens > 100
+    assert agreement.same >= 0.98 and agreement.difference < 0.1 and agreement.tokens > 100
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     merged = load_model(str(tmp_path / "merged"), dtype=torch.float32)
     tuned = load_model(tiny_student, adapter=adapter, dtype=torch.float32)
