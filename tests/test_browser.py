@@ -150,7 +150,7 @@ def lab(checkout: Path, root: Path, browser: Browser) -> Iterator[Lab]:
         )
     try:
         known: list[Path] = []
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not known:
             assert server.poll() is None and time.monotonic() < deadline, (checkout / "lab.log").read_text()
             known = list((checkout / "jupyter/runtime").glob("jpserver-*.json"))
