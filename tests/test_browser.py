@@ -168,7 +168,7 @@ def lab(checkout: Path, root: Path, browser: Browser, shots: Path) -> Iterator[L
         yield Lab(address, browser, shots)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+        server.wait(120)
 
 
 def cell_of(page: Page, call: str) -> Locator:
