@@ -17,8 +17,10 @@ from medrefl_utils.profiles import code_cells
 PACKAGES = (
     "medrefl", "torch", "transformers", "trl", "peft", "bitsandbytes", "papermill", "pandas", "numpy"
 )  # fmt: skip
-# Modules that start and check the stages cannot change what a stage computes.
-ORCHESTRATION = frozenset({"__init__", "__main__", "cli", "chain", "profiles", "execution", "provenance", "doctor"})
+# Modules that start and check the stages, or only show in a notebook what it made, cannot change what a stage computes.
+ORCHESTRATION = frozenset(
+    {"__init__", "__main__", "cli", "chain", "profiles", "execution", "provenance", "doctor", "explore"}
+)
 
 
 def versions() -> dict[str, str | None]:

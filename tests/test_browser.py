@@ -94,6 +94,14 @@ def _environment(folder: Path, root: Path) -> dict[str, str]:
     return os.environ | jupyter | lab | {"PATH": path, "PYTHONPATH": str(root)}
 
 
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the screenshots go."""
+    folder = tmp_path_factory.getbasetemp() / "screenshots"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @dataclass
 class Lab:
     """A running JupyterLab, and where its screenshots go."""
@@ -135,7 +143,7 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def lab(checkout: Path, root: Path, browser: Browser) -> Iterator[Lab]:
+def lab(checkout: Path, root: Path, browser: Browser, shots: Path) -> Iterator[Lab]:
     config = checkout / "jupyter/config/labconfig/page_config.json"
     config.parent.mkdir(parents=True)
     config.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
@@ -150,19 +158,17 @@ def lab(checkout: Path, root: Path, browser: Browser) -> Iterator[Lab]:
         )
     try:
         known: list[Path] = []
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not known:
             assert server.poll() is None and time.monotonic() < deadline, (checkout / "lab.log").read_text()
             known = list((checkout / "jupyter/runtime").glob("jpserver-*.json"))
             time.sleep(0.2)
         time.sleep(0.5)
         address = json.loads(known[0].read_text())["url"] + "{}&token=medrefl"
-        shots = checkout.parent / "screenshots"
-        shots.mkdir(exist_ok=True)
         yield Lab(address, browser, shots)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
+        server.wait(120)
 
 
 def cell_of(page: Page, call: str) -> Locator:
@@ -329,9 +335,9 @@ def test_an_executed_notebook_has_the_twin_and_no_widget_box(lab: Lab, checkout:
 
 
 @pytest.mark.parametrize(("name", "width"), [("phone", 390), ("desktop", 1280)])
-def test_the_report_fits_its_screen(checkout: Path, lab: Lab, name: str, width: int) -> None:
+def test_the_report_fits_its_screen(checkout: Path, browser: Browser, shots: Path, name: str, width: int) -> None:
     run = RunFiles(checkout / "runs" / "interactive")
-    page = lab.browser.new_page(viewport={"width": width, "height": 900})
+    page = browser.new_page(viewport={"width": width, "height": 900})
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(write_report(run, note="A note").as_uri())
@@ -349,7 +355,7 @@ def test_the_report_fits_its_screen(checkout: Path, lab: Lab, name: str, width: 
     if first.count():
         first.click()
         expect(first.locator("xpath=..")).to_have_attribute("open", "")
-    page.screenshot(path=lab.shots / f"report_{name}.png", full_page=True)
+    page.screenshot(path=shots / f"report_{name}.png", full_page=True)
     if name == "desktop":
-        page.pdf(path=lab.shots / "report.pdf", format="A4")
+        page.pdf(path=shots / "report.pdf", format="A4")
     page.close()

@@ -16,6 +16,7 @@ from matplotlib.colors import to_hex
 from medrefl_utils import explore, plots, static
 from medrefl_utils.corrections import corrections, locate_errors
 from medrefl_utils.pairs import reasoning_pairs, reflection_candidates, reflection_pairs, turns
+from medrefl_utils.provenance import code_hashes
 from medrefl_utils.questions import questions_table
 from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, STEPS, VALUES, MedReflError, Question, RunFiles
 from medrefl_utils.store import write_table
@@ -324,6 +325,16 @@ def test_a_run_without_its_tables_is_an_error_that_names_the_maker(tmp_path: Pat
         explore.trees(RunFiles(tmp_path / "nothing"))
     with pytest.raises(MedReflError, match="responses is missing: 05_benchmark_evaluation makes it"):
         explore.responses(RunFiles(tmp_path / "nothing"))
+
+
+def test_another_look_of_the_explorer_runs_no_stage_again_but_the_report(root: Path) -> None:
+    hashed = {
+        name: set(code_hashes(root / "notebooks" / f"{name}.ipynb", root / "medrefl_utils"))
+        for name in ("02_step_valuation", "05_benchmark_evaluation", "06_report")
+    }
+    looks = {"explore.py", "explore.js", "explore.css", "static.py", "static.css", "static.html.j2"}
+    assert not hashed["02_step_valuation"] & looks and not hashed["05_benchmark_evaluation"] & looks
+    assert hashed["06_report"] & looks == {"static.py", "static.css", "static.html.j2"}
 
 
 def test_a_plain_papermill_gives_the_twin_and_no_widget(run: RunFiles, tmp_path: Path) -> None:

@@ -98,6 +98,15 @@ def test_every_import_is_a_declared_dependency() -> None:
                     assert owners & declared, f"{path.relative_to(ROOT)} imports {top}"
 
 
+def test_every_file_of_the_package_is_installed_with_it() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "medrefl_utils"
+    ]
+    package = ROOT / "medrefl_utils"
+    files = [p.relative_to(package) for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert files and [str(f) for f in files if not any(f.match(pattern) for pattern in patterns)] == []
+
+
 def test_version_is_told_once_in_each_place() -> None:
     assert PROJECT["version"] == medrefl_utils.__version__ == metadata.version("medrefl")
 
