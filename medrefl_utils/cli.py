@@ -129,6 +129,21 @@ def doctor(
 
 
 @app.command()
+def train(
+    profile: Annotated[Path, typer.Argument(help="A YAML profile; its run has made pairs already.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the profile; repeatable.")
+    ] = None,
+) -> None:
+    """Stage 04 without its notebook, for torchrun and accelerate launch on several GPUs."""
+    from medrefl_utils.launching import train_profile
+
+    with _one_line_errors():
+        log = train_profile(profile, root=repository_root(), overrides=overrides or ())
+        typer.echo(f"{len(log)} optimizer steps, last loss {log['loss'].iloc[-1]:.4f}")
+
+
+@app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="A run's folder, such as runs/smoke, or an adapter's.")],
     out: Annotated[Path, typer.Argument(help="A new folder for the merged model.")],

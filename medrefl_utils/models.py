@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def load_model(
         raise MedReflError(f"quantization is {quantization!r}, expected one of {', '.join(QUANTIZATIONS)}")
     name = resolve_model(model)
     dtype = dtype or compute_dtype()
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "device_map": device()}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "device_map": _placement()}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -105,6 +106,15 @@ class TokenCounter:
 def device() -> str:
     """Where models run: the GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _placement() -> str | dict[str, int] | None:
+    """Where weights are loaded: each process of a launcher has a GPU of its own; one that shards places them itself."""
+    if device() == "cpu" or "LOCAL_RANK" not in os.environ:
+        return device()
+    if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+        return None
+    return {"": int(os.environ["LOCAL_RANK"])}
 
 
 def compute_dtype() -> torch.dtype:

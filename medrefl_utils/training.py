@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import warnings
@@ -129,9 +130,12 @@ def train_dpo(
     The reference is the base with the adapter off. Returns the columns of ``records.TRAINING``, a row an optimizer
     step. A training that was interrupted goes on from its last whole checkpoint, if ``upkeep`` keeps any.
 
+    Under a launcher (torchrun, accelerate) the processes share each optimizer step's ``batch_size * accumulation``
+    pairs, so that they learn what one process would.
+
     Raises:
-        MedReflError: no pairs; not enough memory for the longest batch (with what to lower); a finding that
-            ``upkeep.stop_on`` names; or what ``load_model`` raises.
+        MedReflError: no pairs; an accumulation that the processes cannot share evenly; not enough memory for the
+            longest batch (with what to lower); a finding that ``upkeep.stop_on`` names; or what ``load_model`` raises.
     """
     economy, upkeep = economy or Economy(), upkeep or Upkeep()
     if pairs.empty:
@@ -164,7 +168,8 @@ def train_dpo(
         **({} if economy.shared_prefix else {"data_collator": DataCollatorForPreference(tokenizer.pad_token_id)}),
     )
     trainer.remove_callback(PrinterCallback)
-    keep_adapter_in_32_bit(trainer.model)
+    if trainer.args.deepspeed_plugin is None:  # which wants one type, and keeps 32-bit copies of its own
+        keep_adapter_in_32_bit(trainer.model)
     try_longest(trainer, train, dpo, economy)
     add_references(trainer, train, held_out, model_key(model, dpo.quantization), economy, upkeep.references)
     with watch.bar:
@@ -172,10 +177,11 @@ def train_dpo(
     if watch.stopped:
         raise MedReflError(f"training: stopped at step {watch.stopped.step}: {watch.stopped.line}")
     trainer.save_model(str(folder))
-    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
-    tokenizer.save_pretrained(folder)
-    if kept is not None and trainer.is_world_process_zero():
-        shutil.rmtree(kept, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+        tokenizer.save_pretrained(folder)
+        if kept is not None:
+            shutil.rmtree(kept, ignore_errors=True)
     return training_log(trainer.state.log_history)
 
 
@@ -321,7 +327,7 @@ def _arguments(
         num_train_epochs=dpo.epochs,
         per_device_train_batch_size=dpo.batch_size,
         per_device_eval_batch_size=dpo.batch_size,
-        gradient_accumulation_steps=dpo.accumulation,
+        gradient_accumulation_steps=_share(dpo.accumulation),
         max_grad_norm=1.0,
         max_length=None,  # cut already, and said so
         gradient_checkpointing=economy.gradient_checkpointing,
@@ -345,6 +351,17 @@ def _arguments(
         data_seed=seed,
         dataloader_pin_memory=gpu,
     )
+
+
+def _share(accumulation: int) -> int:
+    """The forward passes of an optimizer step that fall on each process."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if accumulation % processes:
+        raise MedReflError(
+            f"training: accumulation is {accumulation}, which {processes} processes cannot share evenly; "
+            f"expected a multiple of {processes}"
+        )
+    return accumulation // processes
 
 
 class _Watch(TrainerCallback):
