@@ -70,13 +70,21 @@ class Continuation:
     """What a generator wrote after a prefix.
 
     ``stop`` is why it ended: "boundary" (a step is complete), "end" (the model closed its turn) or "length".
-    ``logprob`` is the sum over the tokens, in nats, under the sampling distribution's untempered model.
+    ``logprob`` is the sum over the tokens, in nats, under the sampling distribution's untempered model; ``logprobs``
+    are its parts where the generator has them. ``n_tokens`` counts what was written where ``token_ids`` are not given.
     """
 
     text: str
     token_ids: tuple[int, ...]
-    logprob: float
+    logprob: float | None
     stop: str
+    n_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens written."""
+        return len(self.token_ids) or self.n_tokens
 
 
 def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:

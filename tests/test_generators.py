@@ -92,7 +92,7 @@ def test_a_prompt_beyond_the_context_is_refused(generator):
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(20_000, 1)
-    draw = _Draw(Sampling(1.0, 0.8, 1), [seed_of(i) for i in range(20_000)], torch.zeros(20_000, 1, dtype=int), 4)
+    draw = _Draw(Sampling(1.0, 0.8, 1), [seed_of(i) for i in range(20_000)], [()] * 20_000, logits)
     tokens, _ = draw(logits, list(range(20_000)), 0)
     shares = torch.bincount(tokens, minlength=4) / 20_000
     # top-p 0.8 keeps the two tokens that reach 0.8 together.
@@ -115,7 +115,7 @@ def test_kept_caches_change_nothing_but_the_cost(tiny_student):
             rows = generator.expand(frontier, 2, "\n", sampling, seeds)
             texts += [row.token_ids for pair in rows for row in pair]
             logprobs += [row.logprob for pair in rows for row in pair]
-            prefix_tokens.append(generator.prefilled)
+            prefix_tokens.append(generator.usage.prompt_tokens)
             frontier = [
                 Prefix(node.messages, node.token_ids + row.token_ids)
                 for node, pair in zip(frontier, rows, strict=True)
@@ -133,10 +133,10 @@ def test_kept_caches_change_nothing_but_the_cost(tiny_student):
 def test_caches_beyond_the_budget_are_read_again(tiny_student):
     generator = LocalGenerator(tiny_student, keep_gib=1e-3)  # some rows fit, not all
     rows = generator.expand([Prefix(p) for p in PROMPTS], 2, "\n", Sampling(1.0, 1.0, 80), [[1, 2]] * len(PROMPTS))
-    before, n = generator.prefilled, sum(row.stop == "boundary" for pair in rows for row in pair)
+    before, n = generator.usage.prompt_tokens, sum(row.stop == "boundary" for pair in rows for row in pair)
     held = len(generator._kept)
     assert 0 < held < n
     nodes = [Prefix(p, row.token_ids) for p, pair in zip(PROMPTS, rows, strict=True) for row in pair]
     generator.expand(nodes, 1, "\n", Sampling(0.0, 1.0, 80), [[0]] * len(nodes))
     expected = {tuple(generator.prompt_ids(node.messages)) + node.token_ids for node in nodes}
-    assert 0 < generator.prefilled - before < sum(map(len, expected)) * 2
+    assert 0 < generator.usage.prompt_tokens - before < sum(map(len, expected)) * 2

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol, TypeVar
 
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, Sampling
@@ -13,17 +13,46 @@ from medrefl_utils.records import Continuation, Sampling
 Progress = Callable[[int], object]
 """Called with the number of continuations that were just finished."""
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Prefix:
-    """Chat messages and the assistant's turn so far, as the tokens that the generator itself wrote."""
+    """Chat messages and the assistant's turn so far, as the tokens that the generator itself wrote and as their text.
+
+    A generator that gives no tokens goes by the text.
+    """
 
     messages: Messages
     token_ids: tuple[int, ...] = ()
+    text: str = ""
+
+
+@dataclass
+class Usage:
+    """What a generator has done so far: the ledger's lines."""
+
+    calls: int = 0
+    """continuations that were asked for"""
+    prompt_tokens: int = 0
+    """tokens of prompts and prefixes that were read (of an endpoint: as it counts them)"""
+    completion_tokens: int = 0
+    """tokens that were written, those of steps that were cut or merged included"""
+    requests: int = 0
+    """of an endpoint: HTTP requests that were answered"""
+    reused: int = 0
+    """of an endpoint: requests whose result was on disk, which cost nothing"""
+
+    def since(self, before: Usage) -> dict[str, int]:
+        """What was done after ``before`` (a copy of this)."""
+        return {name: value - getattr(before, name) for name, value in asdict(self).items()}
 
 
 class Generator(Protocol):
     """The interface that rollout and evaluation know; nothing asks which generator it is."""
+
+    usage: Usage
 
     def expand(
         self,
@@ -50,6 +79,22 @@ class Generator(Protocol):
     def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a text that is put into the assistant's turn, without any that stand for its begin or end."""
         ...
+
+    def steps(self, chain: Continuation, stop: str) -> list[Continuation]:
+        """A chain that was written in one go, as the steps that ``expand`` with ``stop`` would have made of it."""
+        ...
+
+    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterable[tuple[Item, Result]]:
+        """``work(generator, item)`` of each item, as the results come: here, or where the generator's workers are."""
+        ...
+
+
+def in_turn(
+    generator: Generator, work: Callable[[Generator, Item], Result], items: Sequence[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """``spread`` of a generator that is one worker."""
+    for item in items:
+        yield item, work(generator, item)
 
 
 def seed_of(*place: object) -> int:
