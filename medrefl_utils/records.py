@@ -118,6 +118,12 @@ STEPS = _schema(
     logprob=(pa.float32(), "sum of its tokens' log-probabilities, in nats"),
 )
 
+EASE = _schema(
+    question_id=(pa.string(), "the question"),
+    chains=(pa.int32(), "whole chains that were drawn to see whether it is worth a tree"),
+    right=(pa.int32(), "how many of them end at the gold letter"),
+)
+
 VALUES = _schema(
     question_id=(pa.string(), "the tree's question"),
     node_id=(pa.int32(), "the step"),
@@ -258,6 +264,16 @@ class RunFiles:
     @property
     def steps(self) -> Path:
         return self.root / "steps"
+
+    @property
+    def shards(self) -> Path:
+        """What rollout has grown, by content: kept over a change of parameters until the new trees are there."""
+        return self.root / "shards"
+
+    @property
+    def calls(self) -> Path:
+        """Replies of endpoints, one JSON line each, by the hash of their request: never removed by a run."""
+        return self.root / "calls.jsonl"
 
     @property
     def values(self) -> Path:

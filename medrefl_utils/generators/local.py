@@ -19,9 +19,10 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from medrefl_utils.generators import Item, Prefix, Progress, Result, Usage, in_turn
 from medrefl_utils.generators.trunk import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
-from medrefl_utils.models import load_model, load_tokenizer
+from medrefl_utils.models import load_model, load_tokenizer, model_key
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
+from medrefl_utils.store import content_hash
 
 _COMPACT = 0.75
 """Ended rows are dropped from the cache once fewer than this share are alive: dropping copies the cache."""
@@ -49,10 +50,12 @@ class LocalGenerator:
         Raises:
             MedReflError: what ``load_model`` and ``load_tokenizer`` raise.
         """
+        self.key = model_key(model, quantization) + (f" {content_hash(adapter)}" if adapter else "")
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, quantization, adapter)
         if self.model.device.type == "cpu" and self.model.num_parameters() < _SMALL:
             torch.set_num_threads(1)
+        self.about = {"model": model, "quantization": quantization, "device": self.model.device.type}
         self.max_rows = max_rows
         self.keep_bytes = int(keep_gib * 2**30)
         self.usage = Usage()
