@@ -275,9 +275,9 @@ class EndpointGenerator:
         self.usage.requests += 1
         text = reply.choices[0].message.content or ""
         if not text.strip():
-            reply_without_stop = await self._post(client, _probe_body(can, stop=False))
+            reply = await self._post(client, _probe_body(can, stop=False))
             self.usage.requests += 1
-            text, can = reply_without_stop.choices[0].message.content or "", replace(can, stop=False)
+            text, can = reply.choices[0].message.content or "", replace(can, stop=False)
         logprobs = reply.choices[0].logprobs
         can = replace(
             can,

@@ -154,7 +154,7 @@ def _speed(case: str, model: str, questions: Sequence[Question] | None, sampling
         batch = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
         tokens, seconds = _rate(generator, (batch[i] for i in rng.permutation(len(batch))), sampling)
         batches.append(tokens / seconds)
-        tokens, seconds = _rate(generator, ([asked[i]] * K for i in rng.permutation(len(asked))), sampling)
+        tokens, seconds = _rate(generator, ([rows[i]] for i in rng.permutation(len(rows))), sampling)
         singles.append(tokens / seconds)
     distinct = {ids[:end] for ids in asked for end in (len(ids),)}
     prompt_tokens = sum(map(len, {tuple(generator.prompt_ids(prompts.exam(q))) for q in exam}))
