@@ -74,7 +74,9 @@ def test_the_students_trees_over_http(tiny_student):
     with serving(LocalGenerator(tiny_student)) as server:
         generator = EndpointGenerator(server.url, "student")
         steps = grow(QUESTIONS[:1], generator, growth=Growth((2,)), sampling=SAMPLING, seed=0)
-        chain = EndpointGenerator(server.url, "student").chat([prompts.exam(QUESTIONS[0])], SAMPLING, [1])
+        chain = EndpointGenerator(server.url, "student").chat(
+            [prompts.exam(QUESTIONS[0])], Sampling(0.0, 1.0, 250), [1]
+        )
     assert steps.stop.isin(["answer"]).sum() >= 1 and "Answer:" in chain[0].text
 
 

@@ -209,7 +209,7 @@ class EndpointGenerator:
         line = self._log.get(key)
         if line is None:
             reply = await self._post(client, self._body(request, stop))
-            line = {"key": key, "reply": reply.model_dump(mode="json", exclude_none=True)}
+            line = {"key": key, "reply": reply.model_dump(mode="json", exclude_unset=True)}
             self._append(line)
             self.usage.requests += 1
         else:

@@ -47,7 +47,15 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 """
 
 
-def random_llama(folder: Path, hidden: int = 512, layers: int = 8, vocabulary: int = VOCABULARY) -> str:
+def random_llama(
+    folder: Path,
+    hidden: int = 512,
+    layers: int = 8,
+    vocabulary: int = VOCABULARY,
+    intermediate: int = 1408,
+    heads: int = 8,
+    shared_heads: int = 8,
+) -> str:
     """A Llama with random weights (34M parameters by default) and words for tokens, saved as a model folder."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -62,8 +70,8 @@ def random_llama(folder: Path, hidden: int = 512, layers: int = 8, vocabulary: i
     fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=11 * hidden // 4, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64, max_position_embeddings=4096,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=shared_heads, max_position_embeddings=4096,
         bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -76,7 +84,8 @@ def long_questions(generator: LocalGenerator, n: int, tokens: int = PROMPT) -> l
     rng = np.random.default_rng(0)
     blank = Question("", "w4", {"A": "w5", "B": "w6"}, "A")
     room = tokens - len(generator.prompt_ids(prompts.exam(blank)))
-    words = rng.integers(4, 4000, (n, room + 1)) * 2 + 1  # odd: never a line's end
+    # Odd ones: a line's end is even.
+    words = rng.integers(4, generator.model.config.vocab_size // 2, (n, room + 1)) * 2 - 1
     return [replace(blank, question_id=f"q{i}", stem=" ".join(f"w{w}" for w in row)) for i, row in enumerate(words)]
 
 
@@ -110,8 +119,9 @@ def generated(generator: LocalGenerator, rows: Sequence[Sequence[int]], sampling
     """Tokens that ``generate`` writes for one left-padded batch, each row up to its own stop."""
     width = max(map(len, rows))
     pad = generator.tokenizer.pad_token_id
-    tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    device = generator.model.device
+    tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     out = generator.model.generate(
         tokens,
         attention_mask=mask,
@@ -123,17 +133,20 @@ def generated(generator: LocalGenerator, rows: Sequence[Sequence[int]], sampling
         eos_token_id=stops,
         pad_token_id=pad,
     )[:, width:]
-    ended = torch.isin(out, torch.tensor(stops))
+    ended = torch.isin(out, torch.tensor(stops, device=device))
     length = torch.where(ended.any(1), ended.int().argmax(1) + 1, out.shape[1])
     return int(length.sum())
 
 
-def _rate(generator: LocalGenerator, calls: Iterator[Sequence[Sequence[int]]], sampling: Sampling) -> tuple[int, float]:
+def sampled_rate(
+    generator: LocalGenerator, batches: Sequence[Sequence[Sequence[int]]], sampling: Sampling, seconds: float
+) -> tuple[int, float]:
+    """Tokens and seconds of ``generate`` on batches drawn at random, for at least so many seconds or all of them."""
     stops = sorted(generator._tokens_with(prompts.STEP_BOUNDARY) | generator._ends)
     tokens, start = 0, time.perf_counter()
-    for rows in calls:
-        tokens += generated(generator, rows, sampling, stops)
-        if time.perf_counter() - start > SAMPLE_S:
+    for i in np.random.default_rng(0).permutation(len(batches)):
+        tokens += generated(generator, batches[i], sampling, stops)
+        if time.perf_counter() - start > seconds:
             break
     return tokens, time.perf_counter() - start
 
@@ -141,7 +154,6 @@ def _rate(generator: LocalGenerator, calls: Iterator[Sequence[Sequence[int]]], s
 def _speed(case: str, model: str, questions: Sequence[Question] | None, sampling: Sampling, goals: tuple[float, float]):
     generator = LocalGenerator(model)
     exam = questions or long_questions(generator, QUESTIONS)
-    rng = np.random.default_rng(0)
     ours, batches, singles = [], [], []
     for _ in range(ROUNDS):
         recorder = Recorder(generator, [])
@@ -152,11 +164,10 @@ def _speed(case: str, model: str, questions: Sequence[Question] | None, sampling
         asked = [(*generator.prompt_ids(p.messages), *p.token_ids) for p, k in recorder.prefixes]
         rows = [ids for ids, (_, k) in zip(asked, recorder.prefixes, strict=True) for _ in range(k)]
         batch = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-        tokens, seconds = _rate(generator, (batch[i] for i in rng.permutation(len(batch))), sampling)
-        batches.append(tokens / seconds)
-        tokens, seconds = _rate(generator, ([rows[i]] for i in rng.permutation(len(rows))), sampling)
-        singles.append(tokens / seconds)
-    distinct = {ids[:end] for ids in asked for end in (len(ids),)}
+        for found, calls in ((batches, batch), (singles, [[row] for row in rows])):
+            tokens, seconds = sampled_rate(generator, calls, sampling, SAMPLE_S)
+            found.append(tokens / seconds)
+    distinct = set(asked)
     prompt_tokens = sum(map(len, {tuple(generator.prompt_ids(prompts.exam(q))) for q in exam}))
     steps = sum(len(p.token_ids[_parent(p, distinct, generator) :]) for p, _ in recorder.prefixes)
     details = {
