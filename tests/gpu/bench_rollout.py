@@ -3,8 +3,8 @@
     python -m tests.gpu.bench_rollout [--questions 64] [--layers 32] [--rows 256] [--seconds 60]
 
 Prints, for each precision, tokens a second of the loop and of ``model.generate`` in left-padded batches of 64 on
-the same prefixes, and the share of the card's memory bandwidth that decoding reaches: weights and caches that one step has to
-read, over its time, over what copying a large tensor reaches on the same card. Figures: not yet measured.
+the same prefixes, and the share of the card's memory bandwidth that decoding reaches: weights and caches that a step
+has to read, over its time, over what copying a large tensor reaches on the same card. Figures: not yet measured.
 """
 
 from __future__ import annotations
