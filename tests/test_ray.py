@@ -17,7 +17,14 @@ SAMPLING = Sampling(1.0, 1.0, 80)
 
 @pytest.fixture(scope="module")
 def actors(tiny_student):
-    generator = open_generator(tiny_student, workers=2)
+    for attempt in range(3):
+        try:
+            generator = open_generator(tiny_student, workers=2)
+            break
+        except MedReflError as error:
+            ray.shutdown()
+            if attempt == 2 or "does not start" not in str(error):  # a machine too busy for Ray's own 30 seconds
+                raise
     yield generator
     generator.close()
     ray.shutdown()
@@ -26,8 +33,7 @@ def actors(tiny_student):
 @pytest.mark.timeout(600)
 def test_two_actors_give_the_trees_of_one_process_and_go_on_where_either_stopped(actors, tiny_student, tmp_path):
     questions = clinic.make_exam(6, seed=2)
-    settings = {"growth": Growth((2, 2)), "sampling": SAMPLING, "seed": 1, "shard_size": 2, "ease_chains": 1}
-    settings["ease_chains"] = 0
+    settings = {"growth": Growth((2, 2)), "sampling": SAMPLING, "seed": 1, "shard_size": 2}
     alone = LocalGenerator(tiny_student)
     steps, ledger = roll_out(questions, alone, tmp_path / "a", shards=tmp_path / "sa", **settings)
     files = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}

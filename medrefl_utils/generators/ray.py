@@ -29,9 +29,13 @@ class RayGenerator:
         """Start the actors. Raises MedReflError, of the actors, where the model cannot be had."""
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # An actor finds the package as this process does, which need not have it installed.
-            path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-            ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+            # An actor on this machine finds the package as this process does, which need not have it installed.
+            paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+            try:
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            except Exception as error:  # Ray raises Exception itself where its own processes are not up in 30 seconds
+                raise MedReflError(f"workers: Ray does not start: {' '.join(str(error).split())[:300]}") from error
         gpus = float(ray.cluster_resources().get("GPU", 0))
         needs_gpu = gpus > 0 and not settings.get("endpoint")
         cpus = min(1.0, ray.cluster_resources().get("CPU", 1) / workers)

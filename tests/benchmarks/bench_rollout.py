@@ -11,6 +11,7 @@ ours as a step boundary, ``generate`` as its ``eos_token_id``, which is the chea
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ QUESTIONS, PROMPT, K, DEPTH, OPEN = 64, 256, 3, 6, 9
 BATCH = 64  # rows of generate's batches
 VOCABULARY, EVERY = 8192, 16  # every so many-th token is a line's end
 STUDENT = str(ROOT / "medrefl_utils/tiny_student")
-ROUNDS = 3
+ROUNDS = 4
 SAMPLE_S = 20.0  # at least so long is each peer measured in each round
 
 _MEMORY = """
@@ -151,50 +152,56 @@ def sampled_rate(
     return tokens, time.perf_counter() - start
 
 
-def _speed(case: str, model: str, questions: Sequence[Question] | None, sampling: Sampling, goals: tuple[float, float]):
+def _speed(
+    case: str, model: str, questions: Sequence[Question] | None, sampling: Sampling, goals: tuple[float, float]
+) -> Iterator[Measurement]:
+    """Ours and both peers in turn, a quarter of the questions each time; the one whose ratio is the median counts."""
     generator = LocalGenerator(model)
     exam = questions or long_questions(generator, QUESTIONS)
     ours, batches, singles = [], [], []
-    for _ in range(ROUNDS):
-        recorder = Recorder(generator, [])
-        before = generator.usage.prompt_tokens
-        grow_tree(exam, recorder, sampling)
-        read = generator.usage.prompt_tokens - before
+    written = read = prompt_tokens = step_tokens = 0
+    for start in range(0, len(exam), len(exam) // ROUNDS):
+        part = exam[start : start + len(exam) // ROUNDS]
+        recorder, before = Recorder(generator, []), generator.usage.prompt_tokens
+        grow_tree(part, recorder, sampling)
         ours.append(recorder.written / recorder.seconds)
-        asked = [(*generator.prompt_ids(p.messages), *p.token_ids) for p, k in recorder.prefixes]
+        asked = [(*generator.prompt_ids(p.messages), *p.token_ids) for p, _ in recorder.prefixes]
         rows = [ids for ids, (_, k) in zip(asked, recorder.prefixes, strict=True) for _ in range(k)]
         batch = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
         for found, calls in ((batches, batch), (singles, [[row] for row in rows])):
             tokens, seconds = sampled_rate(generator, calls, sampling, SAMPLE_S)
             found.append(tokens / seconds)
-    distinct = set(asked)
-    prompt_tokens = sum(map(len, {tuple(generator.prompt_ids(prompts.exam(q))) for q in exam}))
-    steps = sum(len(p.token_ids[_parent(p, distinct, generator) :]) for p, _ in recorder.prefixes)
+        written += recorder.written
+        read += generator.usage.prompt_tokens - before
+        prompt_tokens += sum(map(len, {tuple(generator.prompt_ids(prompts.exam(q))) for q in part}))
+        step_tokens += sum(
+            len(p.token_ids) - _parent(ids, p, set(asked)) for ids, (p, _) in zip(asked, recorder.prefixes, strict=True)
+        )
     details = {
         "parameters": generator.model.num_parameters(),
+        "questions": len(exam),
         "prompt_tokens": prompt_tokens / len(exam),
-        "tokens_written": recorder.written,
-        "rounds": {"ours": ours, "generate_64": batches, "a_call_a_node": singles},
+        "tokens_written": written,
+        "rounds": {"ours": ours, f"generate_{BATCH}": batches, "a_call_a_node": singles},
         "threads": torch.get_num_threads(),
-        "sampled": f"each peer at least {SAMPLE_S:g} s a round, on batches and nodes drawn at random",
+        "load": os.getloadavg(),
+        "sampled": f"each peer for at least {SAMPLE_S:g} s a round, on batches and nodes drawn at random",
     }
-    yield Measurement(
-        f"{case}, generate in batches of {BATCH}", *_medians(ours, batches), goals[0], "/s", False, details
-    )
-    yield Measurement(f"{case}, a call a node", *_medians(ours, singles), goals[1], "/s", False, details)
-    computed, needed = read + steps, prompt_tokens + steps
-    details = {"computed": computed, "distinct": needed, "peer": "1.05 times the distinct prefix tokens"}
-    yield Measurement(f"{case}, prefix tokens computed", computed, 1.05 * needed, 1, "", True, details)
+    yield Measurement(f"{case}, generate by {BATCH}", *_middle(ours, batches), goals[0], "/s", False, details)
+    yield Measurement(f"{case}, a call a node", *_middle(ours, singles), goals[1], "/s", False, details)
+    # What a step's tokens cost was paid when it was written; whatever was read again comes on top of the prompts.
+    computed, distinct = read + step_tokens, prompt_tokens + step_tokens
+    details = {"computed": computed, "distinct": distinct, "peer": "1.05 times the distinct prefix tokens"}
+    yield Measurement(f"{case}, prefix tokens", computed, 1.05 * distinct, 1, "", True, details)
 
 
-def _parent(prefix: Prefix, distinct: set, generator: LocalGenerator) -> int:
-    """Where the last step of a prefix begins: at the end of the longest shorter prefix that was expanded too."""
-    ids = (*generator.prompt_ids(prefix.messages), *prefix.token_ids)
+def _parent(ids: tuple[int, ...], prefix: Prefix, asked: set[tuple[int, ...]]) -> int:
+    """How many tokens of the assistant's turn the longest shorter prefix has that was expanded too."""
     prompt = len(ids) - len(prefix.token_ids)
-    return next((end - prompt for end in range(len(ids) - 1, prompt - 1, -1) if ids[:end] in distinct), 0)
+    return next((end - prompt for end in range(len(ids) - 1, prompt, -1) if ids[:end] in asked), 0)
 
 
-def _medians(ours: list[float], peer: list[float]) -> tuple[float, float]:
+def _middle(ours: list[float], peer: list[float]) -> tuple[float, float]:
     """The round whose ratio is the median: both figures of one and the same round."""
     middle = sorted(range(len(ours)), key=lambda i: ours[i] / peer[i])[len(ours) // 2]
     return ours[middle], peer[middle]
