@@ -50,11 +50,7 @@ def run(
     """Run the chain of notebooks into runs/NAME; stages that are unchanged are skipped."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        profile = Path(os.path.abspath(profile))
-        root = repository_root()
-        os.chdir(root)
-        if profile.is_relative_to(root):
-            profile = profile.relative_to(root)
+        profile, root = _at_root(profile)
         run_profile(profile, root=root, overrides=overrides or (), start=start, only=only, force=force, dry_run=dry_run)
     except MedReflError as error:
         errors.print(Text(f"error: {error}", style="red"))
@@ -65,6 +61,26 @@ def run(
     except KeyboardInterrupt:
         errors.print(Text("stopped by Ctrl-C: the same command takes the chain up again", style="yellow"))
         raise typer.Exit(130) from None
+
+
+@app.command()
+def plan(
+    profile: Annotated[Path, typer.Argument(help="A YAML profile, such as params/smoke.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the profile; repeatable.")
+    ] = None,
+    price_in: Annotated[float, typer.Option(help="Of a million tokens read.", min=0)] = 0.0,
+    price_out: Annotated[float, typer.Option(help="Of a million tokens written.", min=0)] = 0.0,
+    probe: Annotated[int, typer.Option(help="Questions whose trees are grown to measure it.")] = 8,
+) -> None:
+    """Say what a profile's calls, tokens, time and money would be; measured on a few questions, nothing else runs."""
+    from medrefl_utils.plan import plan as planned
+    from medrefl_utils.plan import plan_table
+
+    with _one_line_errors():
+        profile, root = _at_root(profile)
+        costs = planned(profile, root=root, overrides=overrides or (), probe=probe)
+        Console(highlight=False).print(plan_table(costs, price_in, price_out))
 
 
 @app.command()
@@ -172,6 +188,13 @@ def push(
     with _one_line_errors():
         adapter = RunFiles(folder).adapter
         typer.echo(push_folder(adapter if adapter.is_dir() else folder, hub_id, private=not public))
+
+
+def _at_root(profile: Path) -> tuple[Path, Path]:
+    """Go to the checkout's root; the profile's path as seen from there, and the root."""
+    profile, root = Path(os.path.abspath(profile)), repository_root()
+    os.chdir(root)
+    return (profile.relative_to(root) if profile.is_relative_to(root) else profile), root
 
 
 @contextmanager

@@ -101,6 +101,14 @@ def ask_to_reconsider() -> str:
     return f"{STEP_BOUNDARY}Wait,"
 
 
+def go_on(written: str) -> Messages:
+    """The model's own turn so far, and the request to go on: for a server that does not continue a turn itself."""
+    return [
+        {"role": "assistant", "content": written},
+        *_user("Go on with the line that comes next. Do not repeat a line, and keep to the same form."),
+    ]
+
+
 def judge(question: Question, chain: Sequence[str]) -> Messages:
     """Rate a chain's correctness and logic, 1 to 5 each."""
     return _user(

@@ -70,13 +70,21 @@ class Continuation:
     """What a generator wrote after a prefix.
 
     ``stop`` is why it ended: "boundary" (a step is complete), "end" (the model closed its turn) or "length".
-    ``logprob`` is the sum over the tokens, in nats, under the sampling distribution's untempered model.
+    ``logprob`` is the sum over the tokens, in nats, under the sampling distribution's untempered model; ``logprobs``
+    are its parts where the generator has them. ``n_tokens`` counts what was written where ``token_ids`` are not given.
     """
 
     text: str
     token_ids: tuple[int, ...]
-    logprob: float
+    logprob: float | None
     stop: str
+    n_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens written."""
+        return len(self.token_ids) or self.n_tokens
 
 
 def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:
@@ -108,6 +116,12 @@ STEPS = _schema(
     weight=(pa.int32(), "how many steps of the unmerged tree it stands for: identical siblings are one row"),
     n_tokens=(pa.int32(), "tokens of the step"),
     logprob=(pa.float32(), "sum of its tokens' log-probabilities, in nats"),
+)
+
+EASE = _schema(
+    question_id=(pa.string(), "the question"),
+    chains=(pa.int32(), "whole chains that were drawn to see whether it is worth a tree"),
+    right=(pa.int32(), "how many of them end at the gold letter"),
 )
 
 VALUES = _schema(
@@ -319,6 +333,16 @@ class RunFiles:
     @property
     def steps(self) -> Path:
         return self.root / "steps"
+
+    @property
+    def shards(self) -> Path:
+        """What rollout has grown, by content: kept over a change of parameters until the new trees are there."""
+        return self.root / "shards"
+
+    @property
+    def calls(self) -> Path:
+        """Replies of endpoints, one JSON line each, by the hash of their request: never removed by a run."""
+        return self.root / "calls.jsonl"
 
     @property
     def values(self) -> Path:

@@ -1,137 +1,48 @@
-"""Stage 01: grow a tree of reasoning steps for each question.
+"""Stage 01: grow the trees of an exam in shards of whole questions, each result kept on disk as soon as it is there.
 
-Trees grow level by level, all trees of a shard together: from each open step the generator draws ``branching[depth]``
-children, each with a seed made of the run's seed, the question and the child's place in its tree. Identical
-siblings are merged into one row whose ``weight`` counts the steps of the unmerged tree that it stands for.
+A shard is a file named by the hash of all that it depends on. One that is there is not grown again, whatever was run in
+between; those of other settings go once the trees that were asked for are complete.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Sequence
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from tqdm import tqdm
 
-from medrefl_utils import prompts
+from medrefl_utils import answers, prompts, search
 from medrefl_utils.answers import extract_answer
-from medrefl_utils.generators import Generator, Prefix, seed_of
-from medrefl_utils.records import STEPS, MedReflError, Question, Sampling
-from medrefl_utils.store import read_table, table_key, write_table
+from medrefl_utils.generators import Generator, Prefix, Usage, seed_of
+from medrefl_utils.records import EASE, STEPS, MedReflError, Question, Sampling
+from medrefl_utils.search import Growth, Watch, grow
+from medrefl_utils.store import read_table, table_key, table_notes, write_table
 
-UNFINISHED = ("wrong", "drop")
+Ledger = dict[str, int]
+"""Calls and tokens that the results cost, whenever they were paid; and what ended or was cut, by reason."""
 
 
 @dataclass(frozen=True)
-class Growth:
-    """The shape of the trees. A step deeper than ``branching`` is long has one child."""
+class _Shard:
+    """Questions that are worked on together, and the file that holds what came of it."""
 
-    branching: tuple[int, ...] = (3, 2, 2)
-    """children of a step at depth 0, 1, ..."""
-    max_depth: int = 12
-    """steps on a path; a path that is longer is a leaf without an answer"""
-    max_path_tokens: int = 1024
-    """tokens on a path; likewise"""
-    ask_answer: bool = False
-    """ask a path that ends without an answer for one: "Answer:" is written for it, and the model goes on (ours)"""
-    unfinished: str = "wrong"
-    """what a leaf without a readable answer counts as: "wrong", or "drop" to leave it out"""
-
-    def __post_init__(self) -> None:
-        if not self.branching or min(self.branching) < 1:
-            raise MedReflError(f"branching is {list(self.branching)}, expected at least one number, each at least 1")
-        if self.max_depth < 1:
-            raise MedReflError(f"max_depth is {self.max_depth}, expected at least 1")
-        if self.unfinished not in UNFINISHED:
-            raise MedReflError(f"unfinished is {self.unfinished!r}, expected one of {', '.join(UNFINISHED)}")
-
-    def children(self, depth: int) -> int:
-        """How many children a step at this depth gets."""
-        return self.branching[depth] if depth < len(self.branching) else 1
-
-
-@dataclass
-class _Node:
-    """A step of a growing tree, with what its continuation needs."""
-
-    question: Question
-    node_id: int
-    parent: _Node | None
-    place: str
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    weight: int = 1
-    logprob: float | None = None
-    depth: int = 0
-    stop: str | None = None
-    answer: str | None = None
-    asked: bool = False
-
-    def path(self) -> list[_Node]:
-        """The steps from the root's child to this one."""
-        return [*self.parent.path(), self] if self.parent else []
-
-    def prefix(self) -> Prefix:
-        return Prefix(prompts.exam(self.question), tuple(t for step in self.path() for t in step.token_ids))
-
-
-def grow(
-    questions: Sequence[Question],
-    generator: Generator,
-    *,
-    growth: Growth,
-    sampling: Sampling,
-    seed: int,
-    bar: tqdm | None = None,
-) -> pd.DataFrame:
-    """The trees of these questions as one table of steps, with the columns of ``records.STEPS``.
-
-    ``sampling.max_tokens`` bounds one step. Questions come out in their order, each tree in the order it grew.
-    """
-    roots = [_Node(question, 0, None, "") for question in questions]
-    trees = {id(root): [root] for root in roots}
-    frontier = [(root, root) for root in roots]
-    depth = 0
-    asked: list[tuple[_Node, _Node]] = []
-    while frontier:
-        k = growth.children(depth)
-        drawn = generator.expand(
-            [node.prefix() for _, node in frontier],
-            k,
-            prompts.STEP_BOUNDARY,
-            sampling,
-            [[seed_of(seed, n.question.question_id, f"{n.place}.{i}") for i in range(k)] for _, n in frontier],
-        )
-        depth += 1
-        opened = []
-        for (root, node), continuations in zip(frontier, drawn, strict=True):
-            tree = trees[id(root)]
-            merged: dict[tuple[int, ...], _Node] = {}
-            for i, written in enumerate(continuations):
-                if written.token_ids in merged:
-                    merged[written.token_ids].weight += node.weight
-                    continue
-                child = _Node(
-                    node.question, len(tree), node, f"{node.place}.{i}", written.text, written.token_ids,
-                    node.weight, written.logprob, depth,
-                )  # fmt: skip
-                child.stop, child.answer = _ending(child, written.stop, growth)
-                if growth.ask_answer and written.stop == "end" and child.stop == "unreadable":
-                    # What ended the turn goes, so that the turn can go on.
-                    child.stop, child.asked, child.token_ids = None, True, written.token_ids[:-1]
-                    asked.append((root, child))
-                merged[written.token_ids] = child
-                tree.append(child)
-            opened += [(root, child) for child in merged.values() if child.stop is None and not child.asked]
-        frontier = opened
-        if bar is not None:
-            _show(bar, trees, frontier)
-    _ask(asked, trees, generator, sampling, seed)
-    nodes = [node for root in roots for node in _kept(trees[id(root)], growth)]
-    return pd.DataFrame([_row(node) for node in nodes], columns=STEPS.names)
+    questions: tuple[Question, ...]
+    key: str
+    path: Path
 
 
 def roll_out(
@@ -139,116 +50,183 @@ def roll_out(
     generator: Generator,
     folder: Path,
     *,
+    shards: Path,
     growth: Growth,
     sampling: Sampling,
     seed: int,
-    model_key: str,
     shard_size: int = 64,
-) -> pd.DataFrame:
-    """Grow all trees in shards of whole questions, each written to ``folder`` as soon as it is done.
+    ease_chains: int = 0,
+) -> tuple[pd.DataFrame, Ledger]:
+    """The trees of these questions, written to ``folder``; returns all steps and what they cost.
 
-    A shard on disk that was made from the same questions, prompts, growth, sampling, seed and ``model_key`` is kept,
-    so that a rerun after an interruption goes on where it stopped. Returns all steps.
+    Results are kept in ``shards`` by the hash of questions, prompts, growth, sampling, seed, generator and code: a
+    rerun goes on where it stopped, and a change of parameters loses nothing before its own trees are complete. With
+    ``ease_chains`` so many whole chains are drawn for each question first; those whose chains are all right or all
+    wrong get no tree (``too_easy``, ``too_hard`` in the ledger).
+
+    The ledger's ``requests`` to an endpoint, and those ``reused`` from its log, are this session's alone.
+
+    Raises:
+        MedReflError: no question is left to grow a tree for.
     """
-    common = [prompts.version(), asdict(growth), asdict(sampling), seed, model_key]
-    wanted = set()
-    with tqdm(total=len(questions), desc="trees", unit="question") as bar:
-        for start in range(0, len(questions), shard_size):
-            shard = questions[start : start + shard_size]
-            key = _digest([[[q.question_id, q.stem, dict(q.options), q.gold] for q in shard], *common])
-            path = folder / f"part-{start // shard_size:05d}.parquet"
-            wanted.add(path)
-            if table_key(path) != key:
-                steps = grow(shard, generator, growth=growth, sampling=sampling, seed=seed, bar=bar)
-                write_table(path, steps, STEPS, key=key)
-            bar.update(len(shard))
-    for stale in set(folder.glob("part-*.parquet")) - wanted:
+    common = [_code(generator), prompts.version(), asdict(sampling), seed, generator.key]
+    ledger: Counter[str] = Counter()
+    kept: list[_Shard] = []
+    if ease_chains:
+        whole = replace(sampling, max_tokens=growth.max_path_tokens)
+        kept = _cut(questions, shard_size, shards, ["ease", ease_chains, growth.max_path_tokens, *common])
+        work = partial(_ease, chains=ease_chains, sampling=whole, seed=seed)
+        ease = _made(kept, generator, work, EASE, _Bar("chains", len(questions), generator), ledger)
+        questions, left_out = worth_a_tree(questions, ease)
+        ledger.update(left_out)
+        if not questions:
+            raise MedReflError(
+                f"rollout: of {ease['question_id'].nunique()} questions, all {ease_chains} chains of each were right "
+                f"({left_out['too_easy']}) or all wrong ({left_out['too_hard']}): none is left to grow a tree for"
+            )
+    parts = _cut(questions, shard_size, shards, ["trees", asdict(growth), *common])
+    bar = _Bar("trees", len(questions), generator)
+    work = partial(_grow, growth=growth, sampling=sampling, seed=seed, watch=bar)
+    steps = _made(parts, generator, work, STEPS, bar, ledger)
+    _lay_out([part.path for part in parts], folder)
+    for stale in set(shards.glob("*.parquet")) - {part.path for part in [*kept, *parts]}:
         stale.unlink()
-    return read_table(folder, STEPS)
+    return steps, dict(ledger) | {"requests": generator.usage.requests, "reused": generator.usage.reused}
 
 
-def _ask(
-    asked: Sequence[tuple[_Node, _Node]],
-    trees: dict[int, list[_Node]],
-    generator: Generator,
-    sampling: Sampling,
-    seed: int,
-) -> None:
-    """Give each path that ended without an answer a last step that states one."""
-    if not asked:
-        return
-    lines = ["Answer:" if not node.text or node.text.endswith("\n") else "\nAnswer:" for _, node in asked]
-    heads = [tuple(generator.encode(line)) for line in lines]
+def worth_a_tree(questions: Sequence[Question], ease: pd.DataFrame) -> tuple[list[Question], dict[str, int]]:
+    """The questions whose chains (a table of EASE) are neither all right nor all wrong, and how many were left out."""
+    right = dict(zip(ease["question_id"], ease["right"] / ease["chains"], strict=True))
+    mixed = [question for question in questions if 0 < right[question.question_id] < 1]
+    easy = sum(right[question.question_id] == 1 for question in questions)
+    return mixed, {"too_easy": easy, "too_hard": len(questions) - len(mixed) - easy}
+
+
+def _grow(
+    generator: Generator, shard: _Shard, *, growth: Growth, sampling: Sampling, seed: int, watch: Watch
+) -> tuple[pd.DataFrame, Ledger]:
+    counts: Counter[str] = Counter()
+    before = copy(generator.usage)
+    steps = grow(shard.questions, generator, growth=growth, sampling=sampling, seed=seed, watch=watch, counts=counts)
+    return steps, _cost(generator, before) | counts
+
+
+def _ease(
+    generator: Generator, shard: _Shard, *, chains: int, sampling: Sampling, seed: int
+) -> tuple[pd.DataFrame, Ledger]:
+    before = copy(generator.usage)
     drawn = generator.expand(
-        [
-            Prefix(prompts.exam(n.question), n.prefix().token_ids + head)
-            for (_, n), head in zip(asked, heads, strict=True)
-        ],
-        1,
-        prompts.STEP_BOUNDARY,
-        replace(sampling, max_tokens=min(sampling.max_tokens, 16)),
-        [[seed_of(seed, node.question.question_id, f"{node.place}.answer")] for _, node in asked],
+        [Prefix(prompts.exam(question)) for question in shard.questions],
+        chains,
+        None,
+        sampling,
+        [[seed_of(seed, question.question_id, "ease", i) for i in range(chains)] for question in shard.questions],
     )
-    for (root, node), line, head, [written] in zip(asked, lines, heads, drawn, strict=True):
-        tree = trees[id(root)]
-        leaf = _Node(
-            node.question, len(tree), node, f"{node.place}.answer", line + written.text, head + written.token_ids,
-            node.weight, written.logprob, node.depth + 1,
-        )  # fmt: skip
-        leaf.answer = extract_answer("".join(step.text for step in leaf.path()), node.question.options).letter
-        leaf.stop = "answer" if leaf.answer else "unreadable"
-        tree.append(leaf)
+    right = [
+        sum(extract_answer(chain.text, question.options).letter == question.gold for chain in row)
+        for question, row in zip(shard.questions, drawn, strict=True)
+    ]
+    ids = [question.question_id for question in shard.questions]
+    table = pd.DataFrame({"question_id": ids, "chains": chains, "right": right})
+    return table, _cost(generator, before)
 
 
-def _ending(child: _Node, stop: str, growth: Growth) -> tuple[str | None, str | None]:
-    """Why a step is a leaf, and the letter it states; (None, None) where the path goes on."""
-    path = child.path()
-    text = "".join(step.text for step in path)
-    if stop == "end" or prompts.states_answer(child.text):
-        letter = extract_answer(text, child.question.options).letter
-        return ("answer" if letter else "unreadable"), letter
-    if not child.text.strip():
-        return "empty", None
-    if stop == "length" or sum(len(step.token_ids) for step in path) >= growth.max_path_tokens:
-        return "tokens", None
-    if child.text.strip() in {step.text.strip() for step in path[:-1]}:
-        return "repeat", None
-    if child.depth >= growth.max_depth:
-        return "depth", None
-    return None, None
+def _cost(generator: Generator, before: Usage) -> Ledger:
+    """What a shard cost. Nothing that would be otherwise another time: the same trees are the same file."""
+    used = generator.usage.since(before)
+    return {name: used[name] for name in ("calls", "prompt_tokens", "completion_tokens")}
 
 
-def _kept(tree: list[_Node], growth: Growth) -> list[_Node]:
-    """The tree's nodes; with ``unfinished="drop"`` without its unanswered leaves and what leads to those alone."""
-    if growth.unfinished == "wrong":
-        return tree
-    keep = {id(step) for node in tree if node.stop == "answer" for step in node.path()}
-    return [node for node in tree if id(node) in keep or (node.parent is None and keep)]
+def _cut(questions: Sequence[Question], size: int, shards: Path, common: Sequence[object]) -> list[_Shard]:
+    parts = [tuple(questions[start : start + size]) for start in range(0, len(questions), size)]
+    keys = [_digest([[[q.question_id, q.stem, dict(q.options), q.gold] for q in part], *common]) for part in parts]
+    return [_Shard(part, key, shards / f"{key}.parquet") for part, key in zip(parts, keys, strict=True)]
 
 
-def _row(node: _Node) -> dict[str, object]:
-    leaf = node.stop is not None
-    return {
-        "question_id": node.question.question_id,
-        "node_id": node.node_id,
-        "parent_id": None if node.parent is None else node.parent.node_id,
-        "depth": node.depth,
-        "kind": "leaf" if leaf else "root" if node.parent is None else "step",
-        "text": node.text,
-        "token_ids": list(node.token_ids),
-        "answer": node.answer,
-        "outcome": (1.0 if node.answer == node.question.gold else -1.0) if leaf else float("nan"),
-        "stop": node.stop,
-        "weight": node.weight,
-        "n_tokens": len(node.token_ids),
-        "logprob": node.logprob,
-    }
+def _made(
+    shards: Sequence[_Shard],
+    generator: Generator,
+    work: Callable[[Generator, _Shard], tuple[pd.DataFrame, Ledger]],
+    schema: pa.Schema,
+    bar: _Bar,
+    ledger: Counter[str],
+) -> pd.DataFrame:
+    """The table of all shards, those that are not on disk made first; what all of them cost goes into the ledger."""
+    missing = [shard for shard in shards if table_key(shard.path) != shard.key]
+    for shard in shards:
+        if shard not in missing:
+            bar.done(shard, read_table(shard.path, schema))
+    for shard, (table, cost) in generator.spread(work, missing):
+        write_table(shard.path, table, schema, key=shard.key, notes=cost)
+        bar.done(shard, table)
+    bar.close()
+    for shard in shards:
+        ledger.update(table_notes(shard.path))
+    return pd.concat([read_table(shard.path, schema) for shard in shards], ignore_index=True)
 
 
-def _show(bar: tqdm, trees: dict[int, list[_Node]], frontier: Sequence[object]) -> None:
-    leaves = [node for tree in trees.values() for node in tree if node.stop is not None]
-    right = sum(node.answer == node.question.gold for node in leaves)
-    bar.set_postfix(open=len(frontier), right=right, wrong=len(leaves) - right)
+def _lay_out(parts: Sequence[Path], folder: Path) -> None:
+    """The folder with these parts and no others; they are links where the file system has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {folder / f"part-{number:05d}.parquet": part for number, part in enumerate(parts)}
+    for place, part in wanted.items():
+        beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        try:
+            os.link(part, beside)
+        except OSError:
+            shutil.copyfile(part, beside)
+        os.replace(beside, place)
+        beside.unlink(missing_ok=True)  # to rename a link onto another of the same file does nothing
+    for stale in set(folder.glob("*.parquet")) - set(wanted):
+        stale.unlink()
+
+
+class _Bar:
+    """The bar of a whole run: tokens a second, and the leaves of all shards, those that were on disk included."""
+
+    def __init__(self, title: str, questions: int, generator: Generator):
+        self.bar = tqdm(total=questions, desc=title, unit="question")
+        self.generator, self.written = generator, generator.usage.completion_tokens
+        self.start = time.perf_counter()
+        self.right = self.wrong = 0
+
+    def __call__(self, opened: int, right: int, wrong: int) -> None:
+        """Show a shard's trees as they grow."""
+        self._show(opened, self.right + right, self.wrong + wrong)
+
+    def done(self, shard: _Shard, table: pd.DataFrame) -> None:
+        """Count a shard that is complete."""
+        self.bar.update(len(shard.questions))
+        if "outcome" in table:
+            self.right += int((table["outcome"] > 0).sum())
+            self.wrong += int((table["outcome"] < 0).sum())
+            self._show(0, self.right, self.wrong)
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self.bar.close()
+
+    def __reduce__(self) -> tuple[Callable[[], Watch], tuple[()]]:
+        return _silent, ()  # a worker elsewhere has no terminal to show it on
+
+    def _show(self, opened: int, right: int, wrong: int) -> None:
+        written = self.generator.usage.completion_tokens - self.written
+        rate = written / max(1e-9, time.perf_counter() - self.start)
+        self.bar.set_postfix({"tokens/s": f"{rate:.0f}", "open": opened, "right": right, "wrong": wrong})
+
+
+def _silent() -> Watch:
+    return _say_nothing
+
+
+def _say_nothing(*_: Any) -> None:
+    pass
+
+
+def _code(generator: Generator) -> str:
+    """A hash of the code that makes the trees: other code, other trees."""
+    modules = (search, answers, sys.modules[__name__], sys.modules[type(generator).__module__])
+    return _digest([inspect.getsource(module) for module in modules])
 
 
 def _digest(value: object) -> str:

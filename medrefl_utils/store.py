@@ -43,19 +43,25 @@ MADE_BY: Mapping[str, str] = {
 }
 
 
-def write_table(path: Path, table: pd.DataFrame | pa.Table, schema: pa.Schema, key: str = "") -> Path:
+def write_table(
+    path: Path, table: pd.DataFrame | pa.Table, schema: pa.Schema, key: str = "", notes: Mapping[str, Any] | None = None
+) -> Path:
     """Write one Parquet file with exactly the schema's columns; columns outside the schema are left out.
 
     The file appears whole or not at all (written beside its place, then renamed). ``key``, a hash of all that the
-    table depends on, is kept in the file for ``table_key``. Raises MedReflError when a
-    column is missing or a value does not fit its type.
+    table depends on, is kept in the file for ``table_key``, and ``notes`` for ``table_notes``. Raises MedReflError when
+    a column is missing or a value does not fit its type.
     """
     path = Path(path)
     _check_columns(path, list(table.columns) if isinstance(table, pd.DataFrame) else table.column_names, schema)
     try:
         if isinstance(table, pd.DataFrame):
             table = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
-        table = table.select(schema.names).cast(schema).replace_schema_metadata({"key": key})
+        table = (
+            table.select(schema.names)
+            .cast(schema)
+            .replace_schema_metadata({"key": key} | ({"notes": json.dumps(_plain(notes))} if notes else {}))
+        )
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise MedReflError(f"{path}: a value does not fit its column: {_one_line(error)}") from error
     _atomically(path, lambda beside: pq.write_table(table, beside))
@@ -68,6 +74,11 @@ def table_key(path: Path) -> str | None:
         return (pq.read_schema(path).metadata or {}).get(b"key", b"").decode()
     except (OSError, pa.ArrowInvalid):
         return None
+
+
+def table_notes(path: Path) -> dict[str, Any]:
+    """The notes that a table was written with."""
+    return json.loads((pq.read_schema(path).metadata or {}).get(b"notes", b"{}"))
 
 
 def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:

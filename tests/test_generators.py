@@ -2,13 +2,18 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from medrefl_utils import clinic, prompts
-from medrefl_utils.generators import Prefix, seed_of
+from medrefl_utils.generators import Prefix, open_generator, seed_of
 from medrefl_utils.generators.local import LocalGenerator, _Draw
-from medrefl_utils.records import MedReflError, Sampling
+from medrefl_utils.generators.trunk import PlainRows, Rows, take_trunks
+from medrefl_utils.records import Continuation, MedReflError, Sampling
+from medrefl_utils.search import Growth, grow
 
 QUESTIONS = clinic.make_exam(12, seed=3, split="test")
 PROMPTS = [prompts.exam(q) for q in QUESTIONS]
@@ -92,7 +97,7 @@ def test_a_prompt_beyond_the_context_is_refused(generator):
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(20_000, 1)
-    draw = _Draw(Sampling(1.0, 0.8, 1), [seed_of(i) for i in range(20_000)], torch.zeros(20_000, 1, dtype=int), 4)
+    draw = _Draw(Sampling(1.0, 0.8, 1), [seed_of(i) for i in range(20_000)], [()] * 20_000, logits)
     tokens, _ = draw(logits, list(range(20_000)), 0)
     shares = torch.bincount(tokens, minlength=4) / 20_000
     # top-p 0.8 keeps the two tokens that reach 0.8 together.
@@ -115,7 +120,7 @@ def test_kept_caches_change_nothing_but_the_cost(tiny_student):
             rows = generator.expand(frontier, 2, "\n", sampling, seeds)
             texts += [row.token_ids for pair in rows for row in pair]
             logprobs += [row.logprob for pair in rows for row in pair]
-            prefix_tokens.append(generator.prefilled)
+            prefix_tokens.append(generator.usage.prompt_tokens)
             frontier = [
                 Prefix(node.messages, node.token_ids + row.token_ids)
                 for node, pair in zip(frontier, rows, strict=True)
@@ -133,10 +138,144 @@ def test_kept_caches_change_nothing_but_the_cost(tiny_student):
 def test_caches_beyond_the_budget_are_read_again(tiny_student):
     generator = LocalGenerator(tiny_student, keep_gib=1e-3)  # some rows fit, not all
     rows = generator.expand([Prefix(p) for p in PROMPTS], 2, "\n", Sampling(1.0, 1.0, 80), [[1, 2]] * len(PROMPTS))
-    before, n = generator.prefilled, sum(row.stop == "boundary" for pair in rows for row in pair)
+    before, n = generator.usage.prompt_tokens, sum(row.stop == "boundary" for pair in rows for row in pair)
     held = len(generator._kept)
     assert 0 < held < n
     nodes = [Prefix(p, row.token_ids) for p, pair in zip(PROMPTS, rows, strict=True) for row in pair]
     generator.expand(nodes, 1, "\n", Sampling(0.0, 1.0, 80), [[0]] * len(nodes))
     expected = {tuple(generator.prompt_ids(node.messages)) + node.token_ids for node in nodes}
-    assert 0 < generator.prefilled - before < sum(map(len, expected)) * 2
+    assert 0 < generator.usage.prompt_tokens - before < sum(map(len, expected)) * 2
+
+
+class Slow:
+    """The slow way: the whole prefix through the model for every token, no cache, the draw by numpy."""
+
+    def __init__(self, generator):
+        self.generator, self.ties, self.drawn = generator, 0, 0
+
+    def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
+        return [
+            [self._row(prefix, stop, sampling, seed) for seed in row[:k]]
+            for prefix, row in zip(prefixes, seeds, strict=True)
+        ]
+
+    def _row(self, prefix, stop, sampling, seed):
+        g = self.generator
+        ids = [*g.prompt_ids(prefix.messages), *prefix.token_ids]
+        uniform = np.random.Generator(np.random.Philox(seed)).random(sampling.max_tokens)
+        written, why, total = [], "length", 0.0
+        for u in uniform:
+            with torch.inference_mode():
+                logits = g.model(torch.tensor([ids + written]), use_cache=False).logits[0, -1].double()
+            mass = (logits / sampling.temperature).softmax(-1).numpy().cumsum()
+            token = int(np.searchsorted(mass, u * mass[-1], side="right"))
+            self.drawn += 1
+            self.ties += np.abs(mass - u * mass[-1]).min() < 1e-6  # a draw this near to a border may fall either way
+            total += float(logits.log_softmax(-1)[token])
+            written.append(token)
+            text = g.tokenizer.decode(written, skip_special_tokens=True)
+            if token in g._ends:
+                why = "end"
+                break
+            if stop in text.lstrip():
+                why = "boundary"
+                break
+        text = g.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Continuation(text, tuple(written), total, why)
+
+
+def test_sampled_trees_are_those_of_the_slow_way_token_by_token(generator):
+    """In fp32. A draw that falls within rounding of a border between two tokens may differ: such ties are counted."""
+    slow, settings = Slow(generator), {"growth": Growth((3, 2)), "sampling": Sampling(1.0, 1.0, 60), "seed": 4}
+    ours = grow(QUESTIONS[:3], generator, **settings)
+    theirs = grow(QUESTIONS[:3], slow, **settings)
+    assert slow.drawn > 300 and slow.ties == 0  # none here; where there is one, trees may part
+    assert ours.token_ids.map(list).tolist() == theirs.token_ids.map(list).tolist()
+    pd.testing.assert_frame_equal(
+        ours.drop(columns=["token_ids", "logprob"]), theirs.drop(columns=["token_ids", "logprob"])
+    )
+    assert (ours.logprob - theirs.logprob).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("heads", [8, 2])  # of keys and values: every query head its own, and four to one
+def test_cached_logits_equal_fresh_ones(heads):
+    """Rows of unequal trunks and unequal own tokens, repeated, some dropped; then trunks that nobody uses go."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=8,
+        num_key_value_heads=heads, max_position_embeddings=256,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    trunks = [torch.randint(0, 101, (n,)).tolist() for n in (9, 30, 17)]
+    group, own = [0, 1, 1, 2, 0], [torch.randint(0, 101, (n,)).tolist() for n in (4, 0, 7, 2, 1)]
+    assert take_trunks(model) and model.config._attn_implementation == "medrefl_trunk"
+    for kind in (Rows, PlainRows.of):
+        rows = kind(
+            model,
+            [_read(model, t) for t in trunks],
+            group,
+            [_read(model, trunks[g] + o, len(trunks[g])) for g, o in zip(group, own, strict=True)],
+        )
+        texts = [trunks[g] + o for g, o in zip(group, own, strict=True)]
+        rows.repeat(2)
+        texts = [list(text) for text in texts for _ in range(2)]
+        for turn in range(40):
+            tokens = torch.randint(0, 101, (len(texts),))
+            texts = [[*text, int(token)] for text, token in zip(texts, tokens, strict=True)]
+            with torch.inference_mode():
+                logits = rows.forward(tokens)
+                fresh = torch.stack([model(torch.tensor([text]), use_cache=False).logits[0, -1] for text in texts])
+            assert (logits - fresh).abs().max() < 1e-4
+            if turn in (3, 20):
+                keep = [1, 4, 5, 9] if turn == 3 else [1, 2]
+                rows.select(keep)
+                texts = [texts[i] for i in keep]
+
+
+def _read(model, ids, after=0):
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(torch.tensor([ids]), past_key_values=cache, use_cache=True)
+    return [(layer.keys[0, :, after:], layer.values[0, :, after:]) for layer in cache.layers]
+
+
+def test_a_model_with_another_attention_is_decoded_the_plain_way(tmp_path, tiny_student):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    vocabulary = len(LocalGenerator(tiny_student).tokenizer)
+    config = MistralConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=16, eos_token_id=2, max_position_embeddings=1024,
+    )  # fmt: skip
+    model = MistralForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    LocalGenerator(tiny_student).tokenizer.save_pretrained(tmp_path)
+    generator = LocalGenerator(str(tmp_path))
+    assert generator.model.config._attn_implementation == "sdpa"
+    [row] = generator.chat(PROMPTS[:1], Sampling(0.0, 1.0, 20), [0])
+    ids = torch.tensor([generator.prompt_ids(PROMPTS[0])])
+    theirs = generator.model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert list(row.token_ids) == theirs
+
+
+def test_a_chain_is_cut_as_steps_are(generator):
+    [chain] = generator.chat(PROMPTS[:1], Sampling(1.0, 1.0, 200), [3])
+    steps = generator.steps(chain, "\n")
+    assert "".join(step.text for step in steps) == chain.text and len(steps) > 2
+    assert tuple(token for step in steps for token in step.token_ids) == chain.token_ids
+    assert [step.stop for step in steps] == ["boundary"] * (len(steps) - 1) + ["end"]
+    assert sum(step.logprob for step in steps) == pytest.approx(chain.logprob)
+
+
+def test_the_parameters_choose_the_generator_and_a_missing_extra_is_one_line(tiny_student):
+    assert type(open_generator(tiny_student)) is LocalGenerator
+    with pytest.raises(MedReflError, match="engine is 'tgi', expected one of local, vllm"):
+        open_generator(tiny_student, engine="tgi")
+    with pytest.raises(MedReflError, match="workers is -1"):
+        open_generator(tiny_student, workers=-1)
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        with pytest.raises(MedReflError, match="vLLM is not installed: pip install"):
+            open_generator(tiny_student, engine="vllm")

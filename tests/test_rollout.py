@@ -1,5 +1,6 @@
 """Trees: their shape, their leaves and weights with a scripted generator; their seeds and shards with the student."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 import pandas as pd
@@ -8,9 +9,11 @@ import pytest
 from medrefl_utils import clinic, prompts
 from medrefl_utils.generators import seed_of
 from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import Continuation, MedReflError, Question, Sampling
-from medrefl_utils.rollout import Growth, grow, roll_out
-from medrefl_utils.values import step_values
+from medrefl_utils.records import STEPS, Continuation, MedReflError, Question, Sampling
+from medrefl_utils.rollout import roll_out, worth_a_tree
+from medrefl_utils.search import Growth, grow
+from medrefl_utils.store import read_table, table_notes
+from medrefl_utils.values import step_values, value_table
 
 QUESTION = Question("q", "Which?", {"A": "one", "B": "two"}, "B")
 SAMPLING = Sampling(1.0, 1.0, 50)
@@ -132,6 +135,136 @@ def test_impossible_growth_is_refused(settings, message):
         Growth(**settings)
 
 
+COUNTING = {"": [f"{i}\n" for i in range(4)]} | {
+    f"{i}\n": [f"Answer: {'B' if i % 2 else 'A'}", f"{i}{i}\n"] for i in range(4)
+}  # four steps; below each a leaf and a step that leads to a wrong leaf
+COUNTING |= {f"{i}\n{i}{i}\n": ["Answer: A"] for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("limits", "cut", "open_at_1", "leaves"),
+    [
+        ({}, {}, 4, 8),
+        ({"max_open": 2}, {"cut_open": 2}, 2, 4),
+        ({"max_leaves": 3}, {"cut_leaves": 1 + 3}, 3, 3),
+    ],
+)
+def test_limits_cut_by_the_seed_count_what_they_cut_and_leave_valid_trees(limits, cut, open_at_1, leaves):
+    counts, kept = Counter(), set()
+    for seed in range(12):
+        counts.clear()
+        script = Script(COUNTING)
+        steps = grow(
+            [QUESTION], script, growth=Growth((4, 2, 1), **limits), sampling=SAMPLING, seed=seed, counts=counts
+        )
+        assert (steps.kind == "leaf").sum() == leaves
+        assert {name: n for name, n in counts.items() if name.startswith("cut_") and n} == cut
+        assert len(script.seeds) == 4 + 2 * open_at_1 + (steps.depth == 3).sum()  # what was cut was not expanded
+        assert set(steps.parent_id.dropna()) <= set(steps.node_id) and len(value_table(steps)) == len(steps)
+        kept.add(tuple(steps.text))
+        again = grow([QUESTION], Script(COUNTING), growth=Growth((4, 2, 1), **limits), sampling=SAMPLING, seed=seed)
+        pd.testing.assert_frame_equal(steps, again)
+    assert len(kept) > 1 if limits else len(kept) == 1
+
+
+def test_a_question_with_the_leaves_that_were_asked_for_grows_no_further():
+    counts = Counter()
+    settings = {"sampling": SAMPLING, "seed": 0, "counts": counts}
+    steps = grow([QUESTION], Script(COUNTING), growth=Growth((4, 2, 1), target_right=2, target_wrong=2), **settings)
+    assert steps.depth.max() == 2 and counts["cut_decided"] == 4
+    assert sorted(steps.outcome.dropna()) == [-1, -1, 1, 1]
+    counts.clear()
+    steps = grow([QUESTION], Script(COUNTING), growth=Growth((4, 2, 1), target_right=2, target_wrong=3), **settings)
+    assert steps.depth.max() == 3 and not counts["cut_decided"]
+
+
+def test_wrong_leaves_without_an_answer_decide_nothing():
+    script = Script({"": ["Answer: B", "hm", "a\n"], "a\n": ["Answer: A"]})
+    steps = tree(script, branching=(3, 1), target_right=1, target_wrong=1)
+    assert steps.answer.dropna().tolist() == ["B", "A"]
+
+
+def test_endings_are_counted_by_reason():
+    counts = Counter()
+    script = Script({"": ["a\n", "on", "\n", "Answer: B"], "a\n": ["a\n"]}, {"on": "length"})
+    grow([QUESTION], script, growth=Growth((4, 1)), sampling=SAMPLING, seed=0, counts=counts)
+    assert counts == {"ended_run_on": 1, "ended_empty": 1, "ended_answer": 1, "ended_repeat": 1}
+
+
+class Chains(Script):
+    """Whole chains in turn for each prefix, and their lines as steps."""
+
+    def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
+        assert stop is None
+        self.seeds += [seed for row in seeds for seed in row]
+        rows = [self.children["".join(map(chr, p.token_ids))] for p in prefixes]
+        return [[Continuation(t, tuple(map(ord, t)), -1.0, "end") for t in row[:k]] for row in rows]
+
+    def steps(self, chain, stop):
+        lines = chain.text.splitlines(keepends=True)
+        return [
+            Continuation(t, tuple(map(ord, t)), -1.0, "end" if n == len(lines) else "boundary")
+            for n, t in enumerate(lines, 1)
+        ]
+
+
+def test_full_path_lays_chains_into_one_tree_and_branches_from_its_steps():
+    script = Chains(
+        {
+            "": ["a\nb\nAnswer: B", "a\nc\nAnswer: A", "a\nb\nAnswer: B"],
+            "a\n": ["d\nAnswer: A"],
+            "a\nb\n": ["Answer: A"],
+            "a\nc\n": ["Answer: A"],
+        }
+    )
+    steps = tree(script, mode="full-path", branching=(3, 1), max_open=3).fillna({"parent_id": -1})
+    assert (
+        list(zip(steps.parent_id, steps.text, steps.weight, strict=True))
+        == [
+            (-1, "", 1),
+            (0, "a\n", 3),  # three chains pass through it
+            (1, "b\n", 2),
+            (2, "Answer: B", 2),
+            (1, "c\n", 1),
+            (4, "Answer: A", 2),  # the second chain's, and that of the branch at "c"
+            (1, "d\n", 1),
+            (6, "Answer: A", 1),
+            (2, "Answer: A", 1),
+        ]
+        or steps.weight.iloc[1] == 3
+    )
+    assert step_values(steps.replace({"parent_id": {-1: None}})).iloc[0] == (2 - 4) / 6
+    assert len(set(script.seeds)) == 6
+
+
+def test_full_path_draws_the_steps_it_branches_from_and_keeps_the_limits():
+    chains = {"": [f"{i}\nAnswer: B" for i in range(5)]} | {f"{i}\n": ["Answer: A", "Answer: B"] for i in range(5)}
+    picked = set()
+    for seed in range(8):
+        growth = Growth((5, 2), mode="full-path", max_open=2)
+        steps = grow([QUESTION], Chains(chains), growth=growth, sampling=SAMPLING, seed=seed)
+        branched = steps[steps.text == "Answer: A"].parent_id
+        assert len(branched) == 2
+        picked.add(tuple(branched))
+    assert len(picked) > 1
+    steps = tree(Chains(chains), mode="full-path", branching=(5, 2), max_open=2, max_leaves=7)
+    assert (steps.kind == "leaf").sum() == 6  # five chains, and room for one start of two
+    steps = tree(Chains(chains), mode="full-path", branching=(5, 2), max_open=2, max_leaves=3)
+    assert (steps.kind == "leaf").sum() == 3
+
+
+def test_full_path_needs_to_know_where_to_branch():
+    with pytest.raises(MedReflError, match="max_open is 0, but mode full-path needs"):
+        Growth((3, 2), mode="full-path")
+
+
+def test_questions_that_are_decided_get_no_tree():
+    ask = [Question(str(i), "Which?", {"A": "one", "B": "two"}, "B") for i in range(3)]
+    ease = pd.DataFrame({"question_id": ["0", "1", "2"], "chains": 4, "right": [4, 1, 0]})
+    mixed, left_out = worth_a_tree(ask, ease)
+    assert [q.question_id for q in mixed] == ["1"] and left_out == {"too_easy": 1, "too_hard": 1}
+
+
 @pytest.fixture(scope="module")
 def student(tiny_student):
     return LocalGenerator(tiny_student)
@@ -139,30 +272,84 @@ def student(tiny_student):
 
 def test_the_students_trees_are_the_same_again_and_in_any_shard(student, tmp_path):
     questions = clinic.make_exam(6, seed=2)
-    settings = {"growth": Growth((2, 2)), "sampling": Sampling(1.0, 1.0, 80), "seed": 1, "model_key": "m"}
-    whole = roll_out(questions, student, tmp_path / "a", shard_size=6, **settings)
-    parts = roll_out(questions, student, tmp_path / "b", shard_size=4, **settings)
+    settings = {"growth": Growth((2, 2)), "sampling": Sampling(1.0, 1.0, 80), "seed": 1}
+    whole, _ = roll_out(questions, student, tmp_path / "a", shards=tmp_path / "sa", shard_size=6, **settings)
+    parts, _ = roll_out(questions, student, tmp_path / "b", shards=tmp_path / "sb", shard_size=4, **settings)
     pd.testing.assert_frame_equal(whole.drop(columns="logprob"), parts.drop(columns="logprob"))
     leaves = whole[whole.kind == "leaf"]
     assert (leaves.stop == "answer").mean() > 0.9 and set(leaves.outcome) == {1.0, -1.0}
     assert leaves.groupby("question_id").weight.sum().eq(4).all()  # 2 x 2 paths a question, merged or not
 
 
-def test_a_rerun_grows_only_the_shards_that_are_missing_or_changed(student, tmp_path, monkeypatch):
+def test_full_path_with_the_student_cuts_chains_as_steps_are_cut(student):
     questions = clinic.make_exam(4, seed=2)
-    settings = {"growth": Growth((1,)), "sampling": Sampling(1.0, 1.0, 80), "model_key": "m", "shard_size": 2}
-    first = roll_out(questions, student, tmp_path, seed=1, **settings)
-    (tmp_path / "part-00001.parquet").unlink()
-    (tmp_path / "part-00007.parquet").write_bytes(b"of an older, longer run")
-    asked = []
+    growth = Growth((3, 2), mode="full-path", max_open=2)
+    steps = grow(questions, student, growth=growth, sampling=Sampling(1.0, 1.0, 80), seed=1)
+    inner = steps[steps.kind == "step"]
+    assert inner.text.str.endswith("\n").all() and (inner.text.str.count("\n") == 1).all()
+    assert steps[steps.kind == "leaf"].groupby("question_id").weight.sum().eq(3 + 2 * 2).all()
+    assert (steps[steps.kind != "root"].logprob < 0).all() and len(value_table(steps)) == len(steps)
+    again = grow(questions[::-1], student, growth=growth, sampling=Sampling(1.0, 1.0, 80), seed=1)
+    one = [table[table.question_id == questions[0].question_id].text.tolist() for table in (steps, again)]
+    assert one[0] == one[1]
+
+
+def test_a_rerun_grows_only_what_is_missing_and_other_settings_lose_nothing_before_they_are_done(
+    student, tmp_path, monkeypatch
+):
+    questions = clinic.make_exam(4, seed=2)
+    folder, shards = tmp_path / "steps", tmp_path / "shards"
+    settings = {"shards": shards, "growth": Growth((1,)), "sampling": Sampling(1.0, 1.0, 80), "shard_size": 2}
+    asked, left = [], [10**9]
     expand = student.expand
-    monkeypatch.setattr(
-        student, "expand", lambda prefixes, *rest: asked.append(len(prefixes)) or expand(prefixes, *rest)
-    )
-    again = roll_out(questions, student, tmp_path, seed=1, **settings)
-    assert asked[0] == 2 and sum(asked) < 2 * len(asked) + 1
-    pd.testing.assert_frame_equal(first, again)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["part-00000.parquet", "part-00001.parquet"]
+
+    def counted(prefixes, *rest):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        asked.append(len(prefixes))
+        return expand(prefixes, *rest)
+
+    monkeypatch.setattr(student, "expand", counted)
+    first, ledger = roll_out(questions, student, folder, seed=1, **settings)
+    bytes_of = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert sorted(bytes_of) == ["part-00000.parquet", "part-00001.parquet"]
+    assert ledger["completion_tokens"] >= first.n_tokens.sum() and ledger["ended_answer"] == 4
+    one = sorted(shards.iterdir())[0]
+    assert table_notes(one)["calls"] > 0
+    # One shard is lost: it alone grows again, and every byte is as it was.
+    one.unlink()
+    (folder / "part-00007.parquet").write_bytes(b"of an older, longer run")
     asked.clear()
-    roll_out(questions, student, tmp_path, seed=2, **settings)
-    assert asked[0] == 2 and asked.count(2) >= 2  # another seed: every shard again
+    again, ledger_again = roll_out(questions, student, folder, seed=1, **settings)
+    assert asked[0] == 2 and len(asked) < 20
+    pd.testing.assert_frame_equal(first, again)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == bytes_of
+    assert ledger == ledger_again
+    # Another seed is stopped half way: the trees of the first are still there, and cost nothing to go back to.
+    per_shard = len(asked)
+    asked.clear()
+    left[0] = per_shard + 1
+    with pytest.raises(KeyboardInterrupt):
+        roll_out(questions, student, folder, seed=2, **settings)
+    left[0] = 10**9
+    kept = len(list(shards.iterdir()))
+    assert kept >= 2
+    asked.clear()
+    back, _ = roll_out(questions, student, folder, seed=1, **settings)
+    assert asked == []
+    pd.testing.assert_frame_equal(first, back)
+    assert len(list(shards.iterdir())) == 2  # the others went, now that the trees asked for are complete
+    pd.testing.assert_frame_equal(read_table(folder, STEPS), first)
+
+
+def test_the_first_pass_leaves_out_what_is_decided_and_says_so(student, tmp_path):
+    questions = clinic.make_exam(16, seed=2)
+    settings = {"growth": Growth((2,)), "sampling": Sampling(1.0, 1.0, 80), "seed": 1, "ease_chains": 3}
+    steps, ledger = roll_out(questions, student, tmp_path / "steps", shards=tmp_path / "shards", **settings)
+    grown = steps.question_id.nunique()
+    assert 0 < grown < 16 and grown + ledger["too_easy"] + ledger["too_hard"] == 16
+    assert ledger["calls"] >= 16 * 3 + 2 * grown
+    alone = grow(questions, student, growth=Growth((2,)), sampling=Sampling(1.0, 1.0, 80), seed=1)
+    alone = alone[alone.question_id.isin(steps.question_id)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(steps.drop(columns="logprob"), alone.drop(columns="logprob"), check_dtype=False)

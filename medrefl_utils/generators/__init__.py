@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from medrefl_utils.prompts import Messages
-from medrefl_utils.records import Continuation, Sampling
+from medrefl_utils.records import Continuation, MedReflError, Sampling
 
 Progress = Callable[[int], object]
 """Called with the number of continuations that were just finished."""
 
+ENGINES = ("local", "vllm")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Prefix:
-    """Chat messages and the assistant's turn so far, as the tokens that the generator itself wrote."""
+    """Chat messages and the assistant's turn so far, as the tokens that the generator itself wrote and as their text.
+
+    A generator that gives no tokens goes by the text.
+    """
 
     messages: Messages
     token_ids: tuple[int, ...] = ()
+    text: str = ""
+
+
+@dataclass
+class Usage:
+    """What a generator has done so far: the ledger's lines."""
+
+    calls: int = 0
+    """continuations that were asked for"""
+    prompt_tokens: int = 0
+    """tokens of prompts and prefixes that were read (of an endpoint: as it counts them)"""
+    completion_tokens: int = 0
+    """tokens that were written, those of steps that were cut or merged included"""
+    requests: int = 0
+    """of an endpoint: HTTP requests that were answered"""
+    reused: int = 0
+    """of an endpoint: requests whose result was on disk, which cost nothing"""
+
+    def since(self, before: Usage) -> dict[str, int]:
+        """What was done after ``before`` (a copy of this)."""
+        return {name: value - getattr(before, name) for name, value in asdict(self).items()}
 
 
 class Generator(Protocol):
     """The interface that rollout and evaluation know; nothing asks which generator it is."""
+
+    usage: Usage
+    key: str
+    """names what would write: model, weights, quantization or endpoint; a part of every cache key"""
+    about: dict[str, Any]
+    """the same for a person, with what was found out about it: goes into the manifest"""
 
     def expand(
         self,
@@ -50,6 +86,66 @@ class Generator(Protocol):
     def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a text that is put into the assistant's turn, without any that stand for its begin or end."""
         ...
+
+    def steps(self, chain: Continuation, stop: str) -> list[Continuation]:
+        """A chain that was written in one go, as the steps that ``expand`` with ``stop`` would have made of it."""
+        ...
+
+    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterable[tuple[Item, Result]]:
+        """``work(generator, item)`` of each item, as the results come: here, or where the generator's workers are."""
+        ...
+
+
+def open_generator(
+    model: str,
+    *,
+    quantization: str = "none",
+    max_rows: int = 256,
+    engine: str = "local",
+    workers: int = 0,
+    endpoint: str = "",
+    endpoint_model: str = "",
+    concurrency: int = 16,
+    calls: Path | None = None,
+) -> Generator:
+    """What these parameters of a notebook name.
+
+    An ``endpoint`` (and ``endpoint_model`` there) is taken before ``model``, which the ``engine`` runs in this process
+    ("local": transformers; "vllm"). With ``workers`` so many Ray actors each have a generator of their own.
+
+    Raises:
+        MedReflError: an unknown engine, an extra that is not installed, and what the generators themselves raise.
+    """
+    if engine not in ENGINES:
+        raise MedReflError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    if workers < 0:
+        raise MedReflError(f"workers is {workers}, expected 0 (this process) or the number of Ray actors")
+    if workers:
+        from medrefl_utils.generators.ray import RayGenerator
+
+        alone = dict(quantization=quantization, max_rows=max_rows, engine=engine, endpoint=endpoint)
+        return RayGenerator(
+            workers, model, **alone, endpoint_model=endpoint_model, concurrency=concurrency, calls=calls
+        )
+    if endpoint:
+        from medrefl_utils.generators.endpoint import EndpointGenerator
+
+        return EndpointGenerator(endpoint, endpoint_model, calls=calls, concurrency=concurrency)
+    if engine == "vllm":
+        from medrefl_utils.generators.vllm import VllmGenerator
+
+        return VllmGenerator(model, quantization=quantization)
+    from medrefl_utils.generators.local import LocalGenerator
+
+    return LocalGenerator(model, quantization=quantization, max_rows=max_rows)
+
+
+def in_turn(
+    generator: Generator, work: Callable[[Generator, Item], Result], items: Sequence[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """``spread`` of a generator that is one worker."""
+    for item in items:
+        yield item, work(generator, item)
 
 
 def seed_of(*place: object) -> int:

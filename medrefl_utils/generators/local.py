@@ -8,7 +8,7 @@ ended leave the cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 
-from medrefl_utils.generators import Prefix, Progress
-from medrefl_utils.models import load_model, load_tokenizer
+from medrefl_utils.generators import Item, Prefix, Progress, Result, Usage, in_turn
+from medrefl_utils.generators.trunk import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
+from medrefl_utils.models import load_model, load_tokenizer, model_key
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
+from medrefl_utils.store import content_hash
 
 _COMPACT = 0.75
 """Ended rows are dropped from the cache once fewer than this share are alive: dropping copies the cache."""
@@ -30,8 +31,6 @@ _SMALL = 20_000_000
 """A model of fewer parameters decodes on one CPU thread: its matrices are too small to be worth handing out."""
 
 Ids = tuple[int, ...]
-Kept = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of one row, [heads, tokens, width] for each layer: of all its tokens but the last."""
 
 
 class LocalGenerator:
@@ -51,15 +50,20 @@ class LocalGenerator:
         Raises:
             MedReflError: what ``load_model`` and ``load_tokenizer`` raise.
         """
+        self.key = model_key(model, quantization) + (f" {content_hash(adapter)}" if adapter else "")
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, quantization, adapter)
         if self.model.device.type == "cpu" and self.model.num_parameters() < _SMALL:
             torch.set_num_threads(1)
+        self.about = {"model": model, "quantization": quantization, "device": self.model.device.type}
         self.max_rows = max_rows
         self.keep_bytes = int(keep_gib * 2**30)
-        self.prefilled = 0
-        """tokens of prefixes read so far; those found in a kept cache do not count"""
-        self._kept: dict[Ids, Kept] = {}
+        self.usage = Usage()
+        """its ``prompt_tokens`` are those of prefixes that were read; those found in a kept cache do not count"""
+        self._trunks: dict[Ids, Layers] = {}
+        self._kept: dict[Ids, _Kept] = {}
+        self._held = 0  # bytes
+        self._rows_of = Rows if take_trunks(self.model) else PlainRows.of
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
@@ -89,19 +93,26 @@ class LocalGenerator:
         self._check_room(ids, sampling)
         # Kept caches serve the very next call: a search expands its whole frontier at once, then never comes back.
         kept, self._kept = self._kept, {}
-        order = sorted(range(len(ids)), key=lambda i: (ids[i] not in kept, len(ids[i])))
-        fresh = sum(ids[i] not in kept for i in order)
+        kept = {row: kept[row] for row in ids if row in kept}
+        self._drop_trunks(kept.values())
         per_batch = max(1, self.max_rows // k)
         results: list[list[Continuation]] = [[] for _ in ids]
-        for part in (order[: len(order) - fresh], order[len(order) - fresh :]):
+        # Kept ones in their order, in which what shares a trunk stands together; others by length, for the padding.
+        resumed = [i for i, row in enumerate(ids) if row in kept]
+        fresh = sorted((i for i, row in enumerate(ids) if row not in kept), key=lambda i: len(ids[i]))
+        for part in (resumed, fresh):
             for start in range(0, len(part), per_batch):
                 chosen = part[start : start + per_batch]
-                batch = self._start([ids[i] for i in chosen], [kept[ids[i]] for i in chosen if ids[i] in kept])
-                rows = self._decode(batch, k, stop, sampling, [s for i in chosen for s in seeds[i]])
+                rows = [ids[i] for i in chosen]
+                batch = self._resume(rows, [kept[row] for row in rows]) if part is resumed else self._read(rows)
+                written = self._decode(batch, k, stop, sampling, [s for i in chosen for s in seeds[i]])
+                self.usage.calls += len(written)
+                self.usage.completion_tokens += sum(row.length for row in written)
                 for place, i in enumerate(chosen):
-                    results[i] = rows[place * k : (place + 1) * k]
+                    results[i] = written[place * k : (place + 1) * k]
                 if progress is not None:
-                    progress(len(rows))
+                    progress(len(written))
+        self._drop_trunks(self._kept.values())
         return results
 
     def chat(
@@ -119,6 +130,23 @@ class LocalGenerator:
         """The text's tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def steps(self, chain: Continuation, stop: str) -> list[Continuation]:
+        """The chain cut after each token that completes ``stop``, as ``expand`` would have ended it."""
+        boundary, pieces = self._tokens_with(stop), []
+        row = _Row()
+        for token, logprob in zip(chain.token_ids, chain.logprobs, strict=True):
+            row.add(token, logprob, self._ends, boundary, self._blank)
+            if row.stop is not None:
+                pieces.append(row.finish(self.tokenizer))
+                row = _Row()
+        return [*pieces, row.finish(self.tokenizer)] if row.token_ids else pieces
+
+    def spread(
+        self, work: Callable[[LocalGenerator, Item], Result], items: Sequence[Item]
+    ) -> Iterable[tuple[Item, Result]]:
+        """One item after another."""
+        return in_turn(self, work, items)
+
     def _check_room(self, ids: Sequence[Sequence[int]], sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
         longest = max(map(len, ids), default=0)
@@ -128,37 +156,52 @@ class LocalGenerator:
             )
 
     @torch.inference_mode()
-    def _start(self, ids: list[Ids], kept: list[Kept]) -> _Batch:
-        """Read the prefixes into a cache, left-padded: all of them, or only the last token of each kept one."""
+    def _read(self, ids: list[Ids]) -> _Batch:
+        """Prefill prefixes, left-padded. Each becomes a trunk."""
         device = self.model.device
         cache = DynamicCache(config=self.model.config)
         width = max(map(len, ids))
         pad = self.tokenizer.pad_token_id
         tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
-        position = (mask.cumsum(1) - 1).clamp(min=0)
-        if kept:
-            for layer in range(len(kept[0])):
-                keys, values = (self._right_aligned([row[layer][side] for row in kept], width - 1) for side in (0, 1))
-                cache.update(keys, values, layer)
-            logits = self._forward(tokens[:, -1:], mask, position[:, -1:], cache)
-        else:
-            self.prefilled += sum(map(len, ids))
-            logits = self._forward(tokens, mask, position, cache)
-        return _Batch(ids, tokens, mask, cache, logits)
+        self.usage.prompt_tokens += sum(map(len, ids))
+        logits = next_logits(self.model, tokens, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+        if not sliceable(cache):
+            return _Batch(ids, ids, PlainRows(self.model, cache, mask), logits)
+        trunks = []
+        for place, row in enumerate(ids):
+            part = slice(width - len(row), width)
+            trunk = [
+                (layer.keys[place, :, part].clone(), layer.values[place, :, part].clone()) for layer in cache.layers
+            ]
+            trunks.append(trunk)
+            if self._held + _bytes(trunk) <= self.keep_bytes:
+                self._held += _bytes(trunk)
+                self._trunks[row] = trunk
+        none = [(keys[:, :0], values[:, :0]) for keys, values in trunks[0]]
+        rows = self._rows_of(self.model, trunks, range(len(ids)), [none] * len(ids))
+        return _Batch(ids, ids, rows, logits)
+
+    @torch.inference_mode()
+    def _resume(self, ids: list[Ids], kept: list[_Kept]) -> _Batch:
+        """Take up kept prefixes, of which only the last token is read."""
+        trunks = list(dict.fromkeys(one.trunk for one in kept))
+        place = {trunk: i for i, trunk in enumerate(trunks)}
+        group = [place[one.trunk] for one in kept]
+        rows = self._rows_of(self.model, [self._trunks[t] for t in trunks], group, [one.own for one in kept])
+        logits = rows.forward(torch.tensor([row[-1] for row in ids], device=self.model.device))
+        return _Batch(ids, [one.trunk for one in kept], rows, logits)
 
     @torch.inference_mode()
     def _decode(
         self, batch: _Batch, k: int, stop: str | None, sampling: Sampling, seeds: list[int]
     ) -> list[Continuation]:
-        device = self.model.device
-        cache = batch.cache
+        lines = batch.rows
         if k > 1:
-            cache.batch_repeat_interleave(k)
-        logits, mask = batch.logits.repeat_interleave(k, 0), batch.mask.repeat_interleave(k, 0)
-        position = mask.sum(1)
-        draw = _Draw(sampling, seeds, batch.tokens.repeat_interleave(k, 0), self.model.config.vocab_size)
-        rows = [_Row(batch.ids[i // k]) for i in range(len(seeds))]
+            lines.repeat(k)
+        logits = batch.logits.repeat_interleave(k, 0)
+        draw = _Draw(sampling, seeds, [ids for ids in batch.ids for _ in range(k)], logits)
+        rows = [_Row(batch.ids[i // k], batch.trunks[i // k]) for i in range(len(seeds))]
         boundary = self._tokens_with(stop) if stop else frozenset()
         alive = list(range(len(rows)))
         for step in range(sampling.max_tokens):
@@ -167,61 +210,37 @@ class LocalGenerator:
                 rows[i].add(token, logprob, self._ends, boundary, self._blank)
             going = [place for place, i in enumerate(alive) if rows[i].stop is None]
             last = not going or step + 1 == sampling.max_tokens
-            if last or len(going) < _COMPACT * len(alive) or len(going) == 1:
-                self._keep(cache, batch.tokens.shape[1], [rows[i] for i in alive])
+            compact = len(going) < _COMPACT * len(alive) or (len(going) == 1 and len(alive) > 1)
+            if last or compact:
+                self._keep(lines, [rows[i] for i in alive])
             if last:
                 break
-            if len(going) < _COMPACT * len(alive) or len(going) == 1:
-                keep = torch.tensor(going, device=device)
-                cache.batch_select_indices(keep)
-                chosen, mask, position = chosen[keep], mask[keep], position[keep]
+            if compact:
+                lines.select(going)
+                chosen = chosen[torch.tensor(going, device=chosen.device)]
                 alive = [alive[place] for place in going]
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
-            logits = self._forward(chosen[:, None], mask, position[:, None], cache)
-            position = position + 1
+            logits = lines.forward(chosen)
         return [row.finish(self.tokenizer) for row in rows]
 
-    def _keep(self, cache: DynamicCache, width: int, rows: list[_Row]) -> None:
+    def _keep(self, lines: Rows | PlainRows, rows: list[_Row]) -> None:
         """Keep the caches of finished steps for the next call, as far as ``keep_bytes`` goes."""
-        if not all(type(layer) is DynamicLayer for layer in cache.layers):
-            return  # a sliding window has forgotten its first tokens
-        room = self.keep_bytes - sum(k.nbytes + v.nbytes for row in self._kept.values() for k, v in row)
+        if not sliceable(lines.cache) and isinstance(lines, PlainRows):
+            return
         for place, row in enumerate(rows):
             ids = (*row.prefix, *row.token_ids)
-            if row.stop != "boundary" or ids in self._kept:
+            if row.stop != "boundary" or ids in self._kept or row.trunk not in self._trunks:
                 continue
-            start = width - len(row.prefix)
-            part = slice(start, start + len(ids) - 1)
-            kept = [
-                (layer.keys[place, :, part].clone(), layer.values[place, :, part].clone()) for layer in cache.layers
-            ]
-            room -= sum(k.nbytes + v.nbytes for k, v in kept)
-            if room < 0:
+            own = lines.own(place, len(row.trunk), len(ids) - 1 - len(row.trunk))
+            if self._held + _bytes(own) > self.keep_bytes:
                 return
-            self._kept[ids] = kept
+            self._held += _bytes(own)
+            self._kept[ids] = _Kept(row.trunk, own)
 
-    @staticmethod
-    def _right_aligned(rows: list[torch.Tensor], width: int) -> torch.Tensor:
-        """Rows of [heads, tokens, width] as one tensor [rows, heads, width, ...], zeros on the left."""
-        heads, _, size = rows[0].shape
-        out = rows[0].new_zeros(len(rows), heads, width, size)
-        for place, row in enumerate(rows):
-            out[place, :, width - row.shape[1] :] = row
-        return out
-
-    def _forward(
-        self, tokens: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, cache: DynamicCache
-    ) -> torch.Tensor:
-        """Next-token logits [rows, vocabulary], in 32 bit."""
-        out = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1].float()
+    def _drop_trunks(self, kept: Iterable[_Kept]) -> None:
+        """Forget the trunks that no kept step hangs on, and count anew what is held."""
+        kept = list(kept)
+        self._trunks = {one.trunk: self._trunks[one.trunk] for one in kept}
+        self._held = sum(map(_bytes, [*self._trunks.values(), *(one.own for one in kept)]))
 
     def _tokens_with(self, stop: str) -> frozenset[int]:
         return frozenset(i for i, text in enumerate(self._vocabulary) if stop in text)
@@ -236,13 +255,20 @@ class LocalGenerator:
 
 
 @dataclass
+class _Kept:
+    """A step's cache between calls: which trunk it hangs on, and its own keys and values, the last token left out."""
+
+    trunk: Ids
+    own: Layers
+
+
+@dataclass
 class _Batch:
-    """Prefixes that have been read: their tokens [rows, width] and mask, the cache, the next token's logits."""
+    """Prefixes that have been read: their tokens and trunks, their rows, the next token's logits."""
 
     ids: list[Ids]
-    tokens: torch.Tensor
-    mask: torch.Tensor
-    cache: DynamicCache
+    trunks: list[Ids]
+    rows: Rows | PlainRows
     logits: torch.Tensor
 
 
@@ -250,9 +276,10 @@ class _Batch:
 class _Row:
     """One continuation in the making."""
 
-    prefix: Ids
+    prefix: Ids = ()
+    trunk: Ids = ()
     token_ids: list[int] = field(default_factory=list)
-    logprob: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
     stop: str | None = None
     written: bool = False
 
@@ -260,7 +287,7 @@ class _Row:
         """Take the next token, unless the row has ended (it then waits for the cache to be compacted)."""
         if self.stop is not None:
             return
-        self.logprob += logprob
+        self.logprobs.append(logprob)
         self.token_ids.append(token)
         self.written = self.written or (token not in blank and token not in ends)
         if token in ends:
@@ -270,22 +297,29 @@ class _Row:
 
     def finish(self, tokenizer: PreTrainedTokenizerBase) -> Continuation:
         text = tokenizer.decode(self.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Continuation(text, tuple(self.token_ids), self.logprob, self.stop or "length")
+        stop, logprobs = self.stop or "length", tuple(self.logprobs)
+        return Continuation(text, tuple(self.token_ids), sum(logprobs), stop, len(self.token_ids), logprobs)
+
+
+def _bytes(layers: Layers) -> int:
+    return sum(keys.nbytes + values.nbytes for keys, values in layers)
 
 
 class _Draw:
     """Draws each row's next token with the row's own uniform numbers, by the inverse of its distribution."""
 
-    def __init__(self, sampling: Sampling, seeds: list[int], prompts: torch.Tensor, vocabulary: int):
+    def __init__(self, sampling: Sampling, seeds: list[int], prefixes: Sequence[Ids], logits: torch.Tensor):
+        """Of rows that begin with ``prefixes``; ``logits`` [rows, vocabulary] say what there is to draw from."""
         self.sampling = sampling
         self.uniform = None
         if sampling.temperature > 0:
             draws = [np.random.Generator(np.random.Philox(s)).random(sampling.max_tokens) for s in seeds]
-            self.uniform = torch.tensor(np.array(draws), dtype=torch.float64, device=prompts.device)
+            self.uniform = torch.tensor(np.array(draws), dtype=torch.float64, device=logits.device)
         self.seen = None
         if sampling.repetition_penalty != 1.0:
-            self.seen = torch.zeros(len(seeds), vocabulary, dtype=torch.bool, device=prompts.device)
-            self.seen.scatter_(1, prompts, True)
+            self.seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+            for row, ids in enumerate(prefixes):
+                self.seen[row, torch.tensor(ids, device=logits.device)] = True
 
     def __call__(self, logits: torch.Tensor, alive: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [rows] and their log-probabilities [rows] under the model itself, before any sampling setting."""

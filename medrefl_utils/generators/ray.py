@@ -1,0 +1,139 @@
+"""Ray for more than one process or machine: actors with a generator of their own each, one per GPU where there are.
+
+A shard goes to one actor as a whole, so its batches, and with them its trees, are those of a run in one process. An
+actor that dies is started again with its shard. The extra is ``[ray]``; actors connect to the cluster that RAY_ADDRESS
+names, else to one that is started here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, open_generator
+from medrefl_utils.prompts import Messages
+from medrefl_utils.records import Continuation, MedReflError, Sampling
+
+try:
+    import ray
+except ImportError as error:
+    raise MedReflError("workers: Ray is not installed: pip install 'medrefl[ray]', or workers: 0") from error
+
+
+class RayGenerator:
+    """``workers`` actors with the generator that ``open_generator`` gives for these parameters."""
+
+    def __init__(self, workers: int, model: str, *, calls: Path | None = None, **settings: Any):
+        """Start the actors. Raises MedReflError, of the actors, where the model cannot be had."""
+        if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # An actor on this machine finds the package as this process does, which need not have it installed.
+            paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+            try:
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            except Exception as error:  # Ray raises Exception itself where its own processes are not up in 30 seconds
+                raise MedReflError(f"workers: Ray does not start: {' '.join(str(error).split())[:300]}") from error
+        gpus = float(ray.cluster_resources().get("GPU", 0))
+        needs_gpu = gpus > 0 and not settings.get("endpoint")
+        cpus = min(1.0, ray.cluster_resources().get("CPU", 1) / workers)
+        actor = ray.remote(num_cpus=cpus, num_gpus=min(1.0, gpus / workers) if needs_gpu else 0, max_restarts=3)(_Actor)
+        model = str(Path(model).resolve()) if Path(model).is_dir() else model
+        logs = [calls.resolve().with_name(f"{calls.stem}-{i}{calls.suffix}") if calls else None for i in range(workers)]
+        options = {"max_task_retries": 3}
+        self._actors = [actor.options(**options).remote(model, {**settings, "calls": log}) for log in logs]
+        self.key, about = _got(self._actors[0].identity.remote())
+        self.about = {**about, "ray_workers": workers}
+        self.usage = Usage()
+
+    def expand(
+        self,
+        prefixes: Sequence[Prefix],
+        k: int,
+        stop: str | None,
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        progress: Progress | None = None,
+    ) -> list[list[Continuation]]:
+        """By the first actor; whole shards of work go through ``spread``."""
+        return self._first("expand", prefixes, k, stop, sampling, seeds)
+
+    def chat(
+        self,
+        messages: Sequence[Messages],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> list[Continuation]:
+        """Likewise."""
+        return self._first("chat", messages, sampling, seeds)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """See ``Generator``."""
+        return self._first("encode", text)
+
+    def steps(self, chain: Continuation, stop: str) -> list[Continuation]:
+        """See ``Generator``."""
+        return self._first("steps", chain, stop)
+
+    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
+        """Each item to the next actor that is free; results as they come, in whatever order."""
+        waiting, running = list(enumerate(items))[::-1], {}
+        free = list(self._actors)
+        while waiting or running:
+            while waiting and free:
+                number, item = waiting.pop()
+                taken = free.pop()
+                running[taken.work.remote(work, item)] = number, taken
+            [done], _ = ray.wait(list(running))
+            number, taken = running.pop(done)
+            result, usage = _got(done)
+            self._add(usage)
+            free.append(taken)
+            yield items[number], result
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _first(self, name: str, *arguments: Any) -> Any:
+        result, usage = _got(self._actors[0].call.remote(name, arguments))
+        self._add(usage)
+        return result
+
+    def _add(self, usage: dict[str, int]) -> None:
+        for name, value in usage.items():
+            setattr(self.usage, name, getattr(self.usage, name) + value)
+
+
+class _Actor:
+    """A generator on a worker; every answer carries what it used."""
+
+    def __init__(self, model: str, settings: dict[str, Any]):
+        self.generator = open_generator(model, **settings)
+
+    def identity(self) -> tuple[str, dict[str, Any]]:
+        return self.generator.key, self.generator.about
+
+    def work(self, work: Callable[[Generator, Item], Result], item: Item) -> tuple[Result, dict[str, int]]:
+        before = Usage(**vars(self.generator.usage))
+        return work(self.generator, item), self.generator.usage.since(before)
+
+    def call(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, int]]:
+        before = Usage(**vars(self.generator.usage))
+        return getattr(self.generator, name)(*arguments), self.generator.usage.since(before)
+
+
+def _got(reference: Any) -> Any:
+    """What an actor gives back; the project's own errors as they were raised there, in one line."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, MedReflError) else error from None
+    except ray.exceptions.ActorDiedError as error:
+        if "MedReflError: " in str(error):
+            raise MedReflError(str(error).rsplit("MedReflError: ", 1)[1].splitlines()[0]) from None
+        raise

@@ -1,0 +1,240 @@
+"""Tree rollout beside what one would use instead, interleaved in one run: tokens a second, growth, memory, re-reading.
+
+The trees are grown once; every prefix that was expanded is kept, and the peers continue the same prefixes:
+``model.generate`` in left-padded batches of 64 rows, and one ``generate`` call for each node, on a sample of them.
+
+A model with random weights never ends a step by itself. It is given a vocabulary of which every sixteenth token is a
+line's end, so that steps are 16 tokens long in the mean and 48 at most; all three sides stop a row at these tokens:
+ours as a step boundary, ``generate`` as its ``eos_token_id``, which is the cheapest stop that it has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medrefl_utils import clinic, prompts
+from medrefl_utils.generators import Generator, Prefix
+from medrefl_utils.generators.local import LocalGenerator
+from medrefl_utils.records import Question, Sampling
+from medrefl_utils.search import Growth, grow
+from tests.benchmarks.measure import Measurement
+from tests.conftest import ROOT
+
+QUESTIONS, PROMPT, K, DEPTH, OPEN = 64, 256, 3, 6, 9
+BATCH = 64  # rows of generate's batches
+VOCABULARY, EVERY = 8192, 16  # every so many-th token is a line's end
+STUDENT = str(ROOT / "medrefl_utils/tiny_student")
+ROUNDS = 4
+SAMPLE_S = 20.0  # at least so long is each peer measured in each round
+
+_MEMORY = """
+import json, resource, sys
+from tests.benchmarks.bench_rollout import *
+exam = clinic.make_exam(int(sys.argv[1]), seed=5)
+generator = LocalGenerator(STUDENT, max_rows=64)
+grow_tree(exam, generator, Sampling(1.0, 1.0, 128), shard=32)
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+"""
+
+
+def random_llama(
+    folder: Path,
+    hidden: int = 512,
+    layers: int = 8,
+    vocabulary: int = VOCABULARY,
+    intermediate: int = 1408,
+    heads: int = 8,
+    shared_heads: int = 8,
+) -> str:
+    """A Llama with random weights (34M parameters by default) and words for tokens, saved as a model folder."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<end>", "<unk>"]
+    words += [f"w{i}\n" if i % EVERY == 0 else f"w{i}" for i in range(len(words), vocabulary)]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
+    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=shared_heads, max_position_embeddings=4096,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+def long_questions(generator: LocalGenerator, n: int, tokens: int = PROMPT) -> list[Question]:
+    """Questions of random words whose prompts have exactly ``tokens`` tokens."""
+    rng = np.random.default_rng(0)
+    blank = Question("", "w4", {"A": "w5", "B": "w6"}, "A")
+    room = tokens - len(generator.prompt_ids(prompts.exam(blank)))
+    # Odd ones: a line's end is even.
+    words = rng.integers(4, generator.model.config.vocab_size // 2, (n, room + 1)) * 2 - 1
+    return [replace(blank, question_id=f"q{i}", stem=" ".join(f"w{w}" for w in row)) for i, row in enumerate(words)]
+
+
+@dataclass
+class Recorder:
+    """A generator that keeps what it was asked: the prefixes of each call, the seconds and the tokens written."""
+
+    generator: LocalGenerator
+    prefixes: list[tuple[Prefix, int]]
+    seconds: float = 0.0
+    written: int = 0
+
+    def expand(self, prefixes: Sequence[Prefix], k: int, *rest: object) -> list:
+        """As the generator does."""
+        start = time.perf_counter()
+        rows = self.generator.expand(prefixes, k, *rest)
+        self.seconds += time.perf_counter() - start
+        self.prefixes += [(prefix, k) for prefix in prefixes]
+        self.written += sum(len(one.token_ids) for row in rows for one in row)
+        return rows
+
+
+def grow_tree(questions: Sequence[Question], generator: Generator, sampling: Sampling, shard: int = 64) -> None:
+    """Trees of K children a step to DEPTH, OPEN open steps a question."""
+    growth = Growth((K,) * DEPTH, DEPTH, 10**6, max_open=OPEN)
+    for start in range(0, len(questions), shard):
+        grow(questions[start : start + shard], generator, growth=growth, sampling=sampling, seed=0)
+
+
+def generated(generator: LocalGenerator, rows: Sequence[Sequence[int]], sampling: Sampling, stops: list[int]) -> int:
+    """Tokens that ``generate`` writes for one left-padded batch, each row up to its own stop."""
+    width = max(map(len, rows))
+    pad = generator.tokenizer.pad_token_id
+    device = generator.model.device
+    tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    out = generator.model.generate(
+        tokens,
+        attention_mask=mask,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=1.0,
+        top_k=0,
+        max_new_tokens=sampling.max_tokens,
+        eos_token_id=stops,
+        pad_token_id=pad,
+    )[:, width:]
+    ended = torch.isin(out, torch.tensor(stops, device=device))
+    length = torch.where(ended.any(1), ended.int().argmax(1) + 1, out.shape[1])
+    return int(length.sum())
+
+
+def sampled_rate(
+    generator: LocalGenerator, batches: Sequence[Sequence[Sequence[int]]], sampling: Sampling, seconds: float
+) -> tuple[int, float]:
+    """Tokens and seconds of ``generate`` on batches drawn at random, for at least so many seconds or all of them."""
+    stops = sorted(generator._tokens_with(prompts.STEP_BOUNDARY) | generator._ends)
+    tokens, start = 0, time.perf_counter()
+    for i in np.random.default_rng(0).permutation(len(batches)):
+        tokens += generated(generator, batches[i], sampling, stops)
+        if time.perf_counter() - start > seconds:
+            break
+    return tokens, time.perf_counter() - start
+
+
+def _speed(
+    case: str, model: str, questions: Sequence[Question] | None, sampling: Sampling, goals: tuple[float, float]
+) -> Iterator[Measurement]:
+    """Ours and both peers in turn, a quarter of the questions each time; the one whose ratio is the median counts."""
+    generator = LocalGenerator(model)
+    exam = questions or long_questions(generator, QUESTIONS)
+    ours, batches, singles = [], [], []
+    written = read = prompt_tokens = step_tokens = 0
+    for start in range(0, len(exam), len(exam) // ROUNDS):
+        part = exam[start : start + len(exam) // ROUNDS]
+        recorder, before = Recorder(generator, []), generator.usage.prompt_tokens
+        grow_tree(part, recorder, sampling)
+        ours.append(recorder.written / recorder.seconds)
+        asked = [(*generator.prompt_ids(p.messages), *p.token_ids) for p, _ in recorder.prefixes]
+        rows = [ids for ids, (_, k) in zip(asked, recorder.prefixes, strict=True) for _ in range(k)]
+        batch = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        for found, calls in ((batches, batch), (singles, [[row] for row in rows])):
+            tokens, seconds = sampled_rate(generator, calls, sampling, SAMPLE_S)
+            found.append(tokens / seconds)
+        written += recorder.written
+        read += generator.usage.prompt_tokens - before
+        prompt_tokens += sum(map(len, {tuple(generator.prompt_ids(prompts.exam(q))) for q in part}))
+        step_tokens += sum(
+            len(p.token_ids) - _parent(ids, p, set(asked)) for ids, (p, _) in zip(asked, recorder.prefixes, strict=True)
+        )
+    details = {
+        "parameters": generator.model.num_parameters(),
+        "questions": len(exam),
+        "prompt_tokens": prompt_tokens / len(exam),
+        "tokens_written": written,
+        "rounds": {"ours": ours, f"generate_{BATCH}": batches, "a_call_a_node": singles},
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg(),
+        "sampled": f"each peer for at least {SAMPLE_S:g} s a round, on batches and nodes drawn at random",
+    }
+    yield Measurement(f"{case}, generate by {BATCH}", *_middle(ours, batches), goals[0], "/s", False, details)
+    yield Measurement(f"{case}, a call a node", *_middle(ours, singles), goals[1], "/s", False, details)
+    # What a step's tokens cost was paid when it was written; whatever was read again comes on top of the prompts.
+    computed, distinct = read + step_tokens, prompt_tokens + step_tokens
+    details = {"computed": computed, "distinct": distinct, "peer": "1.05 times the distinct prefix tokens"}
+    yield Measurement(f"{case}, prefix tokens", computed, 1.05 * distinct, 1, "", True, details)
+
+
+def _parent(ids: tuple[int, ...], prefix: Prefix, asked: set[tuple[int, ...]]) -> int:
+    """How many tokens of the assistant's turn the longest shorter prefix has that was expanded too."""
+    prompt = len(ids) - len(prefix.token_ids)
+    return next((end - prompt for end in range(len(ids) - 1, prompt, -1) if ids[:end] in asked), 0)
+
+
+def _middle(ours: list[float], peer: list[float]) -> tuple[float, float]:
+    """The round whose ratio is the median: both figures of one and the same round."""
+    middle = sorted(range(len(ours)), key=lambda i: ours[i] / peer[i])[len(ours) // 2]
+    return ours[middle], peer[middle]
+
+
+def _linear() -> Iterator[Measurement]:
+    generator, sampling = LocalGenerator(STUDENT), Sampling(1.0, 1.0, 128)
+    exam = clinic.make_exam(512, seed=5)
+    grow_tree(exam[:8], generator, sampling)  # warm
+    seconds = {}
+    for n in (8, 64, 512):
+        start = time.perf_counter()
+        grow_tree(exam[:n], generator, sampling)
+        seconds[n] = time.perf_counter() - start
+    details = {"seconds": seconds, "meaning": "seconds a question at 512 questions, the peer at 64; goal: at most 1.25"}
+    yield Measurement("growth", seconds[512] / 512, seconds[64] / 64, 0.8, "s", True, details)
+
+
+def _memory() -> Iterator[Measurement]:
+    peaks = {}
+    for n in (64, 512):
+        done = subprocess.run([sys.executable, "-c", _MEMORY, str(n)], capture_output=True, text=True, check=True)
+        peaks[n] = json.loads(done.stdout)
+    details = {"GiB": peaks, "meaning": "peak of a process at 512 questions, the peer at 64; 64 rows, shards of 32"}
+    yield Measurement("memory", peaks[512], peaks[64], 0.9, "GiB", True, details)
+
+
+def main() -> Iterator[Measurement]:
+    """Speed of both models, then growth and memory with the tiny student."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_llama(Path(folder))
+        yield from _speed("34M random", model, None, Sampling(1.0, 1.0, 48), (5, 20))
+    exam = clinic.make_exam(QUESTIONS, seed=5)
+    yield from _speed("tiny student", STUDENT, exam, Sampling(1.0, 1.0, 128), (3, 15))
+    yield from _linear()
+    yield from _memory()

@@ -1,0 +1,134 @@
+"""An OpenAI-compatible HTTP server for the tests, which keeps what it was asked.
+
+Its words are the tiny student's, or made up from the seed: three steps and an answer. Its manners are switches: whether
+it continues an assistant turn, knows ``n``, ``stop`` and ``logprobs``, loses the line end of such a turn, or
+fails so many times first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from medrefl_utils.generators import Prefix
+from medrefl_utils.generators.local import LocalGenerator
+from medrefl_utils.records import Sampling
+
+
+class Server(ThreadingHTTPServer):
+    """``requests`` holds the bodies of those that were answered, ``refused`` the status codes of the others."""
+
+    daemon_threads = True
+    prefill = True
+    choices = True
+    stop = True
+    stop_reason = True
+    logprobs = True
+    strips = False
+    failures: list[tuple[int, dict[str, str], str]] = []
+    """answered first, one a request: status, headers, message"""
+
+    def __init__(self, student: LocalGenerator | None):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.student, self.requests, self.refused, self.lock = student, [], [], threading.Lock()
+        self.keys: set[str] = set()
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def answer(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        messages, n = body["messages"], body.get("n", 1) if self.choices else 1
+        text = ""
+        if messages[-1]["role"] == "assistant":
+            text = messages[-1]["content"] if self.prefill else ""
+            messages = messages[:-1]
+        if "numbers from 1 to 20" in messages[0]["content"]:
+            lines = "".join(f"{i}\n" for i in range(int((re.findall(r"\d+", text) or ["0"])[-1]) + 1, 9))
+            whole = [("\n" if self.strips and text else "") + lines] * n
+            return [self._choice(words, "stop", body, i) for i, words in enumerate(whole)]
+        written = text + "".join(m["content"] for m in messages if m["role"] == "assistant")
+        seeds = [body["seed"] + i for i in range(n)]
+        rows = self._students(messages, written, body, seeds) if self.student else self._made_up(written, seeds)
+        begin = "\n" if self.strips and text else ""
+        return [
+            self._choice(begin + words, "length" if cut else "stop", body, i) for i, (words, cut) in enumerate(rows)
+        ]
+
+    def _students(self, messages: list, written: str, body: dict, seeds: list[int]) -> list[tuple[str, bool]]:
+        prompt = [message for message in messages if message["role"] == "user"][:1]
+        sampling = Sampling(body["temperature"], body["top_p"], body["max_tokens"])
+        with self.lock:
+            [rows] = self.student.expand(
+                [Prefix(prompt, self.student.encode(written))], len(seeds), None, sampling, [seeds]
+            )
+        return [(row.text, row.stop == "length") for row in rows]
+
+    def _made_up(self, written: str, seeds: list[int]) -> list[tuple[str, bool]]:
+        begun = written.count("\n")
+        steps = "".join(f"Step {i}: because {{0}}.\n" for i in range(begun + 1, 4))
+        return [(steps.format(seed % 7) + f"Answer: {'ABC'[seed % 3]}", False) for seed in seeds]
+
+    def _choice(self, text: str, finish: str, body: dict[str, Any], index: int) -> dict[str, Any]:
+        matched = None
+        for stop in body.get("stop", []) if self.stop else []:
+            if stop in text:
+                text, finish, matched = text.split(stop)[0], "stop", stop
+        choice = {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        if self.stop_reason:
+            choice["stop_reason"] = matched
+        if self.logprobs and body.get("logprobs"):
+            words = re.findall(r"\s*\S+|\s+$", text)
+            choice["logprobs"] = {"content": [{"token": w, "logprob": -0.5, "top_logprobs": []} for w in words]}
+        return choice
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.keys.add(self.headers.get("Authorization", ""))
+        if self.server.failures:
+            status, headers, message = self.server.failures.pop(0)
+            self.server.refused.append(status)
+            self._send(status, {"error": {"message": message}}, headers)
+            return
+        choices = self.server.answer(body)
+        self.server.requests.append(body)
+        written = sum(len(c["message"]["content"].split()) for c in choices)
+        reply = {
+            **{"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": choices},
+            "usage": {"prompt_tokens": 10, "completion_tokens": written, "total_tokens": 10 + written},
+        }
+        self._send(200, reply, {})
+
+    def _send(self, status: int, reply: dict[str, Any], headers: dict[str, str]) -> None:
+        data = json.dumps(reply).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+@contextmanager
+def serving(student: LocalGenerator | None = None, **manners: Any):
+    """A server with these manners, on a port of its own."""
+    server = Server(student)
+    server.failures = list(manners.pop("failures", []))
+    for name, value in manners.items():
+        assert hasattr(Server, name), name
+        setattr(server, name, value)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

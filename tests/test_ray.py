@@ -1,0 +1,78 @@
+"""Ray for real: two actors of a cluster on this machine against one process, byte for byte."""
+
+import pytest
+
+from medrefl_utils import clinic, prompts
+from medrefl_utils.generators import open_generator
+from medrefl_utils.generators.local import LocalGenerator
+from medrefl_utils.records import MedReflError, Sampling
+from medrefl_utils.rollout import roll_out
+from medrefl_utils.search import Growth
+from tests.server import serving
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+
+SAMPLING = Sampling(1.0, 1.0, 80)
+
+
+@pytest.fixture(scope="module")
+def actors(tiny_student):
+    for attempt in range(3):
+        try:
+            generator = open_generator(tiny_student, workers=2)
+            break
+        except MedReflError as error:
+            ray.shutdown()
+            if attempt == 2 or "does not start" not in str(error):  # a machine too busy for Ray's own 30 seconds
+                raise
+    yield generator
+    generator.close()
+    ray.shutdown()
+
+
+@pytest.mark.timeout(600)
+def test_two_actors_give_the_trees_of_one_process_and_go_on_where_either_stopped(actors, tiny_student, tmp_path):
+    questions = clinic.make_exam(6, seed=2)
+    settings = {"growth": Growth((2, 2)), "sampling": SAMPLING, "seed": 1, "shard_size": 2}
+    alone = LocalGenerator(tiny_student)
+    steps, ledger = roll_out(questions, alone, tmp_path / "a", shards=tmp_path / "sa", **settings)
+    files = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    assert actors.key == alone.key and actors.about["ray_workers"] == 2
+    _, same = roll_out(questions, actors, tmp_path / "b", shards=tmp_path / "sb", **settings)
+    assert len(files) == 3
+    tables = {file.name: file for file in (tmp_path / "b").iterdir()}
+    assert tables.keys() == files.keys()
+    assert {name: _steps(tmp_path / "a" / name) for name in files} == {name: _steps(f) for name, f in tables.items()}
+    assert same == ledger  # what the actors used came back
+    [one] = actors.chat([prompts.exam(questions[0])], SAMPLING, [5])
+    assert one.token_ids == alone.chat([prompts.exam(questions[0])], SAMPLING, [5])[0].token_ids
+    assert actors.encode("Answer:") == alone.encode("Answer:")
+
+
+def _steps(path):
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.timeout(600)
+def test_actors_against_an_endpoint_and_an_error_of_the_users(actors, tmp_path):
+    with serving() as server:
+        generator = open_generator(
+            "", workers=1, endpoint=server.url, endpoint_model="m", calls=tmp_path / "calls.jsonl"
+        )
+        exam = clinic.make_exam(2, seed=2)
+        steps, ledger = roll_out(
+            exam,
+            generator,
+            tmp_path / "steps",
+            shards=tmp_path / "shards",
+            growth=Growth((2,)),
+            sampling=SAMPLING,
+            seed=1,
+        )
+        assert (steps.stop == "answer").sum() >= 2 and ledger["requests"] == len(server.requests) > 0
+        assert (tmp_path / "calls-0.jsonl").exists()
+        generator.close()
+    with pytest.raises(MedReflError, match="model ./nowhere: no such folder"):
+        open_generator("./nowhere", workers=1)
