@@ -186,7 +186,7 @@ def _written(
     if cut:
         asked = [prompts.ask_for_answer(written[i].text) for i in cut]
         prefixes = [
-            Prefix(messages[i], written[i].token_ids + generator.encode(text))
+            Prefix(messages[i], written[i].token_ids + generator.encode(text), written[i].text + text)
             for i, text in zip(cut, asked, strict=True)
         ]
         forced = replace(sampling, max_tokens=_FORCED_TOKENS)

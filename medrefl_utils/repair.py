@@ -72,7 +72,7 @@ def continued(
         for row in begun.itertuples()
     ]
     prefixes = [
-        Prefix(prompts.exam(questions[name]), tuple(generator.encode(text)))
+        Prefix(prompts.exam(questions[name]), tuple(generator.encode(text)), text)
         for name, text in zip(begun["question_id"], texts, strict=True)
     ]
     seeds = [[seed_of(seed, row.question_id, row.behind)] for row in begun.itertuples()]

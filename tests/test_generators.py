@@ -243,14 +243,14 @@ def test_a_model_with_another_attention_is_decoded_the_plain_way(tmp_path, tiny_
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
-    vocabulary = len(LocalGenerator(tiny_student).tokenizer)
+    tokenizer = LocalGenerator(tiny_student).tokenizer
     config = MistralConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=16, eos_token_id=2, max_position_embeddings=1024,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=16, eos_token_id=tokenizer.eos_token_id, max_position_embeddings=1024,
     )  # fmt: skip
     model = MistralForCausalLM(config)
     model.save_pretrained(tmp_path)
-    LocalGenerator(tiny_student).tokenizer.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     generator = LocalGenerator(str(tmp_path))
     assert generator.model.config._attn_implementation == "sdpa"
     [row] = generator.chat(PROMPTS[:1], Sampling(0.0, 1.0, 20), [0])

@@ -7,7 +7,7 @@ from medrefl_utils.claims import RIGHT_ANSWER, WRONG_ANSWER, WRONG_STEP
 from medrefl_utils.generators.local import LocalGenerator
 from medrefl_utils.records import REPAIRS, STEPS, Continuation, Question, Sampling
 from medrefl_utils.repair import beginnings, continued, example
-from medrefl_utils.rollout import Growth, grow
+from medrefl_utils.search import Growth, grow
 
 GREEDY = Sampling(0.0, 1.0, 256)
 QUESTION = Question("q", "Which?", {"A": "one", "B": "two", "C": "three"}, "B")

@@ -8,7 +8,8 @@ ended leave the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,8 +54,8 @@ class LocalGenerator:
         self.key = model_key(model, quantization) + (f" {content_hash(adapter)}" if adapter else "")
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, quantization, adapter)
-        if self.model.device.type == "cpu" and self.model.num_parameters() < _SMALL:
-            torch.set_num_threads(1)
+        small = self.model.device.type == "cpu" and self.model.num_parameters() < _SMALL
+        self._threads = 1 if small else torch.get_num_threads()
         self.about = {"model": model, "quantization": quantization, "device": self.model.device.type}
         self.max_rows = max_rows
         self.keep_bytes = int(keep_gib * 2**30)
@@ -89,6 +90,18 @@ class LocalGenerator:
         Raises:
             MedReflError: a prompt that leaves no room in the model's context.
         """
+        with _threads(self._threads):
+            return self._expand(prefixes, k, stop, sampling, seeds, progress)
+
+    def _expand(
+        self,
+        prefixes: Sequence[Prefix],
+        k: int,
+        stop: str | None,
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        progress: Progress | None,
+    ) -> list[list[Continuation]]:
         ids = [(*self.prompt_ids(p.messages), *p.token_ids) for p in prefixes]
         self._check_room(ids, sampling)
         # Kept caches serve the very next call: a search expands its whole frontier at once, then never comes back.
@@ -252,6 +265,17 @@ class LocalGenerator:
     @cached_property
     def _vocabulary(self) -> list[str]:
         return self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Torch with ``n`` CPU threads for a while; others in this process (a training) keep theirs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
