@@ -135,18 +135,19 @@ def responses(settings: Mapping[str, Any], answer: Rate) -> Cost:
 
 def plan_table(costs: Sequence[Cost], price_in: float, price_out: float) -> Table:
     """The costs for a terminal; prices are for a million tokens, read and written, and 0 is no price."""
-    table = Table(title="what it would cost", title_justify="left", box=None)
+    table = Table(title="what it would cost", title_justify="left", caption_justify="left", box=None)
     priced = bool(price_in or price_out)
-    for name in ("stage", "calls", "tokens read", "tokens written", "time", *(["money"] if priced else []), "how"):
-        table.add_column(name, justify="left" if name in ("stage", "how") else "right", no_wrap=name != "how")
+    for name in ("stage", "calls", "tokens read", "tokens written", "time", *(["money"] if priced else [])):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     total = 0.0
     for cost in costs:
         money = (price_in * cost.read + price_out * cost.written) / 1e6
         total += money
         figures = [f"{value:,.0f}" for value in (cost.calls, cost.read, cost.written)]
-        table.add_row(cost.stage, *figures, _time(cost.seconds), *([f"{money:,.2f}"] if priced else []), cost.how)
+        table.add_row(cost.stage, *figures, _time(cost.seconds), *([f"{money:,.2f}"] if priced else []))
     if priced:
-        table.add_row("all", "", "", "", _time(sum(cost.seconds for cost in costs)), f"{total:,.2f}", "")
+        table.add_row("all", "", "", "", _time(sum(cost.seconds for cost in costs)), f"{total:,.2f}")
+    table.caption = "\n".join(f"{cost.stage}: {cost.how}" for cost in costs)
     return table
 
 

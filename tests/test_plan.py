@@ -56,8 +56,8 @@ def test_stage_05_asks_both_models_each_run_of_each_protocol(root):
 def test_money_is_for_a_million_tokens():
     table = plan_table([Cost("01", 10, 2e6, 5e5, 7300, "")], price_in=0.5, price_out=2.0)
     cells = [list(column.cells)[0] for column in table.columns]
-    assert cells == ["01", "10", "2,000,000", "500,000", "2.0 h", "2.00", ""]
-    assert len(plan_table([Cost("01", 10, 2e6, 5e5, 7300, "")], 0, 0).columns) == 6
+    assert cells == ["01", "10", "2,000,000", "500,000", "2.0 h", "2.00"]
+    assert len(plan_table([Cost("01", 10, 2e6, 5e5, 7300, "")], 0, 0).columns) == 5
 
 
 def test_the_command_prints_a_row_a_stage_and_runs_nothing(root):
@@ -65,7 +65,7 @@ def test_the_command_prints_a_row_a_stage_and_runs_nothing(root):
     command += ["--set", "shared.run=test_plan", "--probe", "2", "--price-out", "1"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines() if line.strip()[:2] in ("01", "03", "05")] == [
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.strip()[:2] in ("01", "03", "05")][:3] == [
         "01_tree_rollout", "03_pair_construction", "05_benchmark_evaluation",
     ]  # fmt: skip
     assert "measured on 2 of 1000 questions" in done.stdout and not (root / "runs" / "test_plan").exists()
