@@ -33,14 +33,14 @@ def claims_table(claims: pd.DataFrame) -> Table:
         claims: rows of ``records.CLAIMS`` of the models "base" and "medrefl".
     """
     table = Table(title="Behind a wrong step, or a finished answer and 'Wait,'")
-    for column in ("figure", "base %", "Med-REFL %", "difference, points [95%]", "texts"):
+    for column in ("figure", "base %", "Med-REFL %", "difference [95%]", "texts"):
         table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
     for figure, rows in claims.groupby("figure", sort=False):
         models = {row.model: row for row in rows.itertuples()}
         shares = [_share(models.get(name), "share") for name in ("base", "medrefl")]
         ours = models.get("medrefl")
         counts = dict.fromkeys(f"{row.n:,}" for row in rows.itertuples())
-        table.add_row(figure, *shares, _between(ours, "difference", signed=True), " / ".join(counts))
+        table.add_row(figure, *shares, _between(ours, "difference", signed=True), "/".join(counts))
     return table
 
 
