@@ -322,7 +322,8 @@ def run_profile(
     asked = loaded.stages or (DEFAULT_STAGES if stages is STAGES else tuple(notebooks))
     stages = [stage for stage in stages if stage.name in asked]
     heading = {"profile": loaded.path, "overrides": list(overrides)}
-    chain = Chain(root, f"runs/{loaded.run}", loaded.parameters, stages=stages, package=package, heading=heading)
+    parameters = {stage.name: loaded.parameters[stage.name] for stage in stages}
+    chain = Chain(root, f"runs/{loaded.run}", parameters, stages=stages, package=package, heading=heading)
     selected = chain.select(start, only)
     if dry_run:
         console.print(_plan_table(chain, chain.plan(selected, force)))
