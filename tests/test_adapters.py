@@ -39,7 +39,7 @@ def adapter(tiny_student, tmp_path_factory):
     tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
-            parameter.data.normal_(std=0.4)
+            parameter.data.normal_(std=0.2)
     tuned.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_student).save_pretrained(folder)
     settings = {"beta": 0.1, "seed": 3}
