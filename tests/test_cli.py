@@ -28,7 +28,7 @@ rows = [
     dict(source='clinic', protocol='sampled', model=m, n=1000, runs=1, accuracy=a, gain=g, gain_low=0.05,
          gain_high=0.09, mcnemar_p=1e-9, fixed=100, broken=30, accuracy_low=a, accuracy_high=a, accuracy_published=a,
          unreadable=0.0, mean_tokens=50.0, clusters=1000, conflict=0.0, mean_tokens_right=50.0, mean_tokens_wrong=50.0,
-         tokens=50000, seconds=9.0, detectable=0.02, mcnemar_runs=[1e-9], holm_p=1e-9)
+         accuracy_judged=float('nan'), tokens=50000, seconds=9.0, detectable=0.02, mcnemar_runs=[1e-9], holm_p=1e-9)
     for m, a, g in (('base', 0.60, float('nan')), ('medrefl', 0.67, 0.07))
 ]
 write_table(files.scores, pd.DataFrame(rows), SCORES)"""
