@@ -66,7 +66,8 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["run", "params/smoke.yaml", "--set", "shared.run=interactive"]
     for name in ("01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=40"):
         command += ["--set", name]
-    command += ["--set", "03_pair_construction.max_reflection_pairs=8", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
+    # So few pairs must change some answers: the response browser has something to show.
+    command += ["--set", "03_pair_construction.max_reflection_pairs=8", "--set", "04_dpo_lora_4bit.epochs=6"]
     run = RunFiles(folder / "runs" / "interactive")
     medrefl(folder, root, *command, "--only", "01")
     for part in run.steps.glob("*.parquet"):
