@@ -178,6 +178,7 @@ def test_a_notebook_opened_alone_makes_what_it_needs(root):
         shutil.rmtree(files.root, ignore_errors=True)
 
 
+@pytest.mark.timeout(900)
 def test_real_medqa_questions_go_through_every_stage(root, shared_data):
     """Long vignettes, five options: the student, out of its world, guesses, and every artifact comes out whole."""
     files = RunFiles(root / "runs" / "test_medqa")

@@ -68,6 +68,6 @@ def test_the_command_prints_a_row_a_stage_and_runs_nothing(root):
     assert [line.split()[0] for line in done.stdout.splitlines() if line.strip()[:2] in ("01", "03", "05")][:3] == [
         "01_tree_rollout", "03_pair_construction", "05_benchmark_evaluation",
     ]  # fmt: skip
-    assert "measured on 2 of 1000 questions" in done.stdout and not (root / "runs" / "test_plan").exists()
+    assert "measured on 2 of 1800 questions" in done.stdout and not (root / "runs" / "test_plan").exists()
     bad = subprocess.run([*command[:-4], "--probe", "0"], cwd=root, capture_output=True, text=True, timeout=300)
     assert bad.returncode == 2 and bad.stderr.startswith("error: plan: the probe is 0 questions")
