@@ -346,7 +346,9 @@ def print_results(files: RunFiles, console: Console, written: Container[str]) ->
     if "scores" in written:
         console.print(headline.headline(read_table(files.scores, SCORES)))
     if "ablation" in written:
-        console.print(headline.ablation_table(read_table(files.ablation, ABLATION)))
+        found = read_table(files.ablation, ABLATION)
+        console.print(headline.ablation_claims_table(found))
+        console.print(headline.ablation_table(found))
 
 
 def upstream(

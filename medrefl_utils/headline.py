@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 
@@ -45,27 +46,38 @@ def claims_table(claims: pd.DataFrame) -> Table:
 
 
 def ablation_table(ablation: pd.DataFrame) -> Table:
-    """Base and arms of an ablation: accuracy, gain with interval and by seed, repair and fake reflection rate.
+    """Base and arms of an ablation: accuracy, gain with its 95% interval, and the gain of each seed.
 
     Args:
         ablation: rows of ``records.ABLATION``.
     """
     first = ablation.iloc[0]
-    table = Table(title=f"{first['n']:,} questions, {first['runs']} seeds; in brackets 95% intervals over questions")
-    names = ("arm", "pairs", "protocol", "accuracy %", "gain, points", "by seed", "repair %", "fake reflection %")
-    for column in names:
-        table.add_column(column, justify="left" if column in ("arm", "protocol") else "right", no_wrap=True)
+    pairs = ablation["n_pairs"].max()
+    title = f"{pairs:,} pairs an arm, {first['n']:,} questions, {first['runs']} seeds"
+    table = _plain(title, "arm", "protocol", "acc. %", "gain, points", "by seed")
     for row in ablation.itertuples():
-        table.add_row(
-            row.arm,
-            f"{row.n_pairs:,}" if row.n_pairs else "-",
-            row.protocol,
-            _share(row, "accuracy"),
-            _between(row, "gain", signed=True),
-            " ".join(f"{100 * gain:+.1f}" for gain in row.gains) or "-",
-            _between(row, "repair"),
-            _between(row, "fake"),
-        )
+        seeds = " ".join(f"{100 * gain:+.1f}" for gain in row.gains) or "-"
+        table.add_row(row.arm, row.protocol, _share(row, "accuracy"), _between(row, "gain", signed=True), seeds)
+    return table
+
+
+def ablation_claims_table(ablation: pd.DataFrame) -> Table:
+    """Base and arms of an ablation: repair rate and fake reflection rate in percent, with 95% intervals.
+
+    Args:
+        ablation: rows of ``records.ABLATION``.
+    """
+    table = _plain("Behind a wrong step; behind a wrong answer and 'Wait,'", "arm", "repair %", "fake reflection %")
+    for row in ablation.drop_duplicates("arm").itertuples():
+        table.add_row(row.arm, _between(row, "repair"), _between(row, "fake"))
+    return table
+
+
+def _plain(title: str, *columns: str) -> Table:
+    """A table that fits 80 characters: no lines between columns."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("arm", "protocol") else "right", no_wrap=True)
     return table
 
 

@@ -52,7 +52,8 @@ def test_the_ablations_profile_ends_with_the_table_and_goes_on_where_it_stopped(
     try:
         done = medrefl(root, *command)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "fake reflection %" in done.stdout and re.search(r"reflection\S* +│ +8 +│ sampled", done.stdout)
+        assert "8 pairs an arm, 40 questions, 2 seeds" in done.stdout and "fake reflection %" in done.stdout
+        assert re.search(r"^ *reflection +sampled +\d+\.\d +[+-]\d", done.stdout, re.MULTILINE)
         table = read_table(files.ablation, ABLATION)
         assert table["arm"].drop_duplicates().tolist() == ["base", "reasoning", "reflection"]
         assert set(table["protocol"]) == {"sampled", "greedy"} and set(table["n"]) == {40} and set(table["runs"]) == {2}
