@@ -67,7 +67,8 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=40"):
         command += ["--set", name]
     # So few pairs must change some answers: the response browser has something to show.
-    command += ["--set", "03_pair_construction.max_reflection_pairs=8", "--set", "04_dpo_lora_4bit.epochs=6"]
+    command += ["--set", "03_pair_construction.max_reflection_pairs=8"]
+    command += ["--set", "04_dpo_lora_4bit.epochs=4", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
     run = RunFiles(folder / "runs" / "interactive")
     medrefl(folder, root, *command, "--only", "01")
     for part in run.steps.glob("*.parquet"):
