@@ -1,5 +1,7 @@
 """Ray for real: two actors of a cluster on this machine against one process, byte for byte."""
 
+import time
+
 import pytest
 
 from medrefl_utils import clinic, prompts
@@ -56,7 +58,7 @@ def _steps(path):
 
 
 @pytest.mark.timeout(600)
-def test_actors_against_an_endpoint_and_an_error_of_the_users(actors, tmp_path):
+def test_actors_against_an_endpoint(actors, tmp_path):
     with serving() as server:
         generator = open_generator(
             "", workers=1, endpoint=server.url, endpoint_model="m", calls=tmp_path / "calls.jsonl"
@@ -74,5 +76,18 @@ def test_actors_against_an_endpoint_and_an_error_of_the_users(actors, tmp_path):
         assert (steps.stop == "answer").sum() >= 2 and ledger["requests"] == len(server.requests) > 0
         assert (tmp_path / "calls-0.jsonl").exists()
         generator.close()
-    with pytest.raises(MedReflError, match="model ./nowhere: no such folder"):
+
+
+@pytest.mark.timeout(120)
+def test_actors_that_would_wait_for_ever_are_refused_and_so_is_a_missing_model(actors, tiny_student):
+    there = ray.cluster_resources()["CPU"]
+    held = min(there, 2)  # the two actors that are up hold a CPU each, or all
+    workers = int(there)
+    needed = rf"{workers} actors need {workers} CPUs, Ray's cluster has {there - held:g} of {there:g} free: end what"
+    with pytest.raises(MedReflError, match=needed):
+        open_generator(tiny_student, workers=workers)
+    actors.close()
+    while ray.available_resources().get("CPU", 0) < there:  # Ray takes a moment to see that they are gone
+        time.sleep(0.1)
+    with pytest.raises(MedReflError, match=r"model \./nowhere: no such folder"):
         open_generator("./nowhere", workers=1)

@@ -26,7 +26,12 @@ class RayGenerator:
     """``workers`` actors with the generator that ``open_generator`` gives for these parameters."""
 
     def __init__(self, workers: int, model: str, *, calls: Path | None = None, **settings: Any):
-        """Start the actors. Raises MedReflError, of the actors, where the model cannot be had."""
+        """Start the actors, of which each but an endpoint's reserves a CPU or its share of them, and its share of GPUs.
+
+        Raises:
+            MedReflError: Ray does not start, or has too little that is free, for which Ray itself would wait without
+                a word; or, of the actors, where the model cannot be had.
+        """
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # An actor on this machine finds the package as this process does, which need not have it installed.
@@ -36,10 +41,9 @@ class RayGenerator:
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             except Exception as error:  # Ray raises Exception itself where its own processes are not up in 30 seconds
                 raise MedReflError(f"workers: Ray does not start: {' '.join(str(error).split())[:300]}") from error
-        gpus = float(ray.cluster_resources().get("GPU", 0))
-        needs_gpu = gpus > 0 and not settings.get("endpoint")
-        cpus = min(1.0, ray.cluster_resources().get("CPU", 1) / workers)
-        actor = ray.remote(num_cpus=cpus, num_gpus=min(1.0, gpus / workers) if needs_gpu else 0, max_restarts=3)(_Actor)
+        computes = not settings.get("endpoint")
+        cpus, gpus = (_share(kind, workers) if computes else 0 for kind in ("CPU", "GPU"))
+        actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=3)(_Actor)
         model = str(Path(model).resolve()) if Path(model).is_dir() else model
         logs = [calls.resolve().with_name(f"{calls.stem}-{i}{calls.suffix}") if calls else None for i in range(workers)]
         options = {"max_task_retries": 3}
@@ -125,6 +129,19 @@ class _Actor:
     def call(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, int]]:
         before = Usage(**vars(self.generator.usage))
         return getattr(self.generator, name)(*arguments), self.generator.usage.since(before)
+
+
+def _share(kind: str, workers: int) -> float:
+    """What each of so many actors reserves of the cluster's CPUs or GPUs: one, or an equal part of all."""
+    there = float(ray.cluster_resources().get(kind, 0))
+    free = float(ray.available_resources().get(kind, 0))
+    each = min(1.0, there / workers)
+    if each * workers > free + 1e-6:
+        raise MedReflError(
+            f"workers: {workers} actors need {each * workers:g} {kind}s, Ray's cluster has {free:g} of {there:g} free:"
+            " end what runs there, or take fewer workers"
+        )
+    return each
 
 
 def _got(reference: Any) -> Any:
