@@ -1,4 +1,5 @@
-# make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values] | clean
+# make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values]
+#      | faults [KILLS=100] | clean
 # A stamp in .venv says what was set up: another Python, another place, pyproject.toml or constraints.txt make it stale.
 # PIP_ARGS reaches pip: without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
 
@@ -6,6 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= params/smoke.yaml
 ARGS ?=
 PIP_ARGS ?=
+KILLS ?= 100
 
 IDENTITY := $(shell $(PYTHON) -c "import os, sys, zlib; print('%d.%d.%d-%08x' % (*sys.version_info[:3], zlib.crc32(os.getcwd().encode())))" 2>/dev/null)
 STAMP := .venv/.ready-$(IDENTITY)
@@ -15,7 +17,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup run test lab bench clean
+.PHONY: setup run test lab bench faults clean
 
 setup: $(STAMP)
 
@@ -33,6 +35,9 @@ bench: $(STAMP)
 	@# The peers that are measured beside us: nothing else needs them.
 	@$(BIN)/python -c 'import anytree' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,bench]'
 	@$(BIN)/python -m tests.benchmarks $(NAME)
+
+faults: $(STAMP)
+	@$(BIN)/python -m tests.faults --kills $(KILLS)
 
 clean:
 	@# runs/ holds results: it is not for this to delete.

@@ -17,7 +17,7 @@ from medrefl_utils.hub import one_line
 from medrefl_utils.models import load_model, load_tokenizer
 from medrefl_utils.preferences import end_of_turn, pair_ids
 from medrefl_utils.records import PAIRS, MedReflError, RunFiles
-from medrefl_utils.store import read_table
+from medrefl_utils.store import read_table, whole_folder, write_text
 
 AGREEMENT = 0.98
 """The share of tokens on which a merged model and its adapter must agree (ours): 16-bit rounding moves close ties."""
@@ -83,9 +83,7 @@ def write_card(
         end=end,
         held_out=None if held_out.empty else held_out.iloc[0],
     )
-    path = folder / "README.md"
-    path.write_text(card, encoding="utf-8")
-    return path
+    return write_text(folder / "README.md", card)
 
 
 def merge(adapter: Path, out: Path, *, base: str | None = None, pairs: pd.DataFrame | None = None) -> Agreement:
@@ -106,25 +104,23 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, pairs: pd.DataFr
     tuned = load_model(base, "none", adapter, dtype=torch.bfloat16)
     before = _read(tuned, ids)
     merged = tuned.merge_and_unload()
-    merged.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    del tuned, merged
-    after = _read(load_model(str(out), "none", dtype=torch.bfloat16), ids)
-    agreement = Agreement(
-        tokens=len(before),
-        same=float((before[:, 0] == after[:, 0]).float().mean()),
-        difference=float((before[:, 1] - after[:, 1]).abs().mean()),
-    )
-    if agreement.same < AGREEMENT:
-        raise MedReflError(f"merge: {agreement.line()}; expected at least {AGREEMENT:.0%}: do not use {out}")
-    if (adapter / "README.md").is_file():
-        card = (
-            (adapter / "README.md")
-            .read_text(encoding="utf-8")
-            .replace("library_name: peft", "library_name: transformers")
+    with whole_folder(out) as folder:
+        merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        del tuned, merged
+        after = _read(load_model(str(folder), "none", dtype=torch.bfloat16), ids)
+        agreement = Agreement(
+            tokens=len(before),
+            same=float((before[:, 0] == after[:, 0]).float().mean()),
+            difference=float((before[:, 1] - after[:, 1]).abs().mean()),
         )
-        merged_card = f"{card}\n## Merged\n\nThis is the 16-bit base with the adapter merged in: {agreement.line()}.\n"
-        (out / "README.md").write_text(merged_card, encoding="utf-8")
+        if agreement.same < AGREEMENT:
+            raise MedReflError(f"merge: {agreement.line()}; expected at least {AGREEMENT:.0%}: nothing is written")
+        if (adapter / "README.md").is_file():
+            card = (adapter / "README.md").read_text(encoding="utf-8")
+            card = card.replace("library_name: peft", "library_name: transformers")
+            told = f"This is the 16-bit base with the adapter merged in: {agreement.line()}."
+            write_text(folder / "README.md", f"{card}\n## Merged\n\n{told}\n")
     return agreement
 
 

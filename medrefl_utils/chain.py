@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medrefl_utils import provenance
-from medrefl_utils.execution import StageFailed, execute
+from medrefl_utils.execution import CHAIN, StageFailed, end_orphans, execute
 from medrefl_utils.hub import resolve_model
 from medrefl_utils.profiles import closest, load_profile, local_paths, notebook_parameters
 from medrefl_utils.records import ABLATION, CLAIMS, SCORES, MedReflError, RunFiles
@@ -330,6 +330,7 @@ def run_profile(
         return []
     chain.check_models(selected, force)
     with held(chain.files):
+        end_orphans(chain.files.root)
         executed = chain.run(selected, console, force)
     print_results(chain.files, console, {artifact for stage in selected for artifact in stage.writes})
     return executed
@@ -363,7 +364,7 @@ def upstream(
     folder = os.path.relpath(root / run, root)
     by_name = {s.name: s for s in stages}
     chain = Chain(root, folder, {}, stages=stages, package=package)
-    if "MEDREFL_CHAIN" in os.environ:
+    if CHAIN in os.environ:
         return chain._check_inputs([by_name[stage]])
     makers = {artifact: s for s in stages for artifact in s.writes}
     waiting, missing, first = [by_name[stage]], set(), None
@@ -383,6 +384,7 @@ def upstream(
     defaults = {s.name: {p.name: p.default for p in notebook_parameters(chain.notebook(s)).values()} for s in needed}
     parameters = {name: values | {"run": folder} for name, values in defaults.items()}
     with held(chain.files):
+        end_orphans(chain.files.root)
         Chain(root, folder, parameters, stages=stages, package=package).run(needed, console, force=True)
     return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -153,10 +152,10 @@ def respond(
     rows = []
     with tqdm(total=len(questions) * len(protocol.samplings), desc=f"{model}, {protocol.name}", unit="response") as bar:
         for run, sampling in enumerate(protocol.samplings):
-            start = time.perf_counter()
+            before = generator.usage.seconds
             messages = [prompts.FORMS[form](question) for question in questions]
             written = _written(questions, messages, generator, protocol, sampling, seed, run, bar.update)
-            seconds = (time.perf_counter() - start) / max(1, len(questions))
+            seconds = (generator.usage.seconds - before) / max(1, len(questions))
             rows += [
                 response_row(question, extract_answer(response.text, question.options))
                 | {

@@ -9,10 +9,17 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+
+from medrefl_utils.records import MedReflError
+
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+CHAIN = "MEDREFL_CHAIN"
+"""In a kernel's environment: the run's folder. There ``chain.upstream`` starts no other chain."""
 HEARTBEAT = 30.0  # seconds between two prints of a moving bar where the output is no terminal
 
 
@@ -69,15 +76,21 @@ class Progress:
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, cwd: Path, file: TextIO) -> float:
     """Execute a notebook into ``output`` with the parameters; returns seconds. Progress goes to ``file``.
 
-    Raises StageFailed with the notebook's own error. On KeyboardInterrupt the kernel is ended before it is passed on.
+    On KeyboardInterrupt the kernel is ended before it is passed on.
+
+    Raises:
+        StageFailed: the notebook's own error.
+        MedReflError: the executed notebook cannot be written.
     """
     progress, kernels, started = Progress(file), [], time.perf_counter()
-    output.parent.mkdir(parents=True, exist_ok=True)
     # In a thread of its own: nbclient would take Ctrl-C for itself, and inside JupyterLab an event loop runs already.
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(_papermill, notebook, output, dict(parameters), cwd, progress, kernels)
         try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            future = pool.submit(_papermill, notebook, output, dict(parameters), cwd, progress, kernels)
             future.result()
+        except OSError as error:
+            raise MedReflError(f"{output} cannot be written: {error.strerror or error}") from None
         except KeyboardInterrupt:
             for kernel in kernels:
                 if kernel.provisioner is not None and kernel.provisioner.pid:
@@ -87,6 +100,16 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, cwd:
         finally:
             progress.close()
     return time.perf_counter() - started
+
+
+def end_orphans(folder: Path) -> None:
+    """End the kernels that work in a run's folder, of a chain that was killed. Only for who holds the folder's lock."""
+    ours = os.path.abspath(folder)
+    orphans = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(CHAIN) == ours]
+    for process in orphans:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(orphans, timeout=10)
 
 
 def _papermill(
@@ -101,7 +124,7 @@ def _papermill(
     from papermill.exceptions import PapermillExecutionError
 
     environment = {
-        "MEDREFL_CHAIN": "1",  # chain.upstream: do not start another chain inside this one
+        CHAIN: os.path.abspath(output.parent.parent),
         # OpenMP threads that spin while they wait take the cores from those that work.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "0"),

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from medrefl_utils import __version__
 from medrefl_utils.records import PAIRS, MedReflError, Question
-from medrefl_utils.store import content_hash, write_table
+from medrefl_utils.store import content_hash, write_table, write_text
 
 TRL = "train.parquet"
 TRL_LINES = "train.jsonl"
@@ -51,12 +51,11 @@ def export_pairs(pairs: pd.DataFrame, folder: Path) -> list[Path]:
 
     Rows are in the table's order. Raises MedReflError for a message whose role LLaMA-Factory does not know.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [{name: _messages(pair[name]) for name in _TRL_COLUMNS} for pair in pairs.to_dict("records")]
     schema = pa.schema([PAIRS.field(name) for name in _TRL_COLUMNS])
     write_table(folder / TRL, pd.DataFrame(rows, columns=list(_TRL_COLUMNS)), schema)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / TRL_LINES).write_text(lines, encoding="utf-8")
+    write_text(folder / TRL_LINES, lines)
     _write_json(folder / SHAREGPT, [_sharegpt(row) for row in rows])
     for name, kinds in RELEASED.items():
         _write_json(
@@ -117,9 +116,7 @@ def write_card(
         settings=settings,
         files=files,
     )
-    path = folder / "README.md"
-    path.write_text(card, encoding="utf-8")
-    return path
+    return write_text(folder / "README.md", card)
 
 
 def _sharegpt(row: Mapping[str, list[dict[str, str]]]) -> dict[str, Any]:
@@ -169,4 +166,4 @@ def _size_category(n: int) -> str:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -41,9 +41,9 @@ def measured(pairs: pd.DataFrame, counter: Counter) -> pd.DataFrame:
 
 
 def within_limit(
-    pairs: pd.DataFrame, counter: Counter, *, max_tokens: int, over_limit: str
+    pairs: pd.DataFrame, counter: Counter, *, max_length: int, over_limit: str
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The measured pairs whose prompt and longer side fit into ``max_tokens``, the end of the turn counted.
+    """The measured pairs whose prompt and longer side fit into ``max_length``, the end of the turn counted.
 
     ``over_limit`` "drop" leaves the others out (``over_limit``). "cut" takes lines off the end of a side until it fits
     (``cut`` counts the pairs), and leaves out those of which nothing or no difference remains (``over_limit``); a side
@@ -51,16 +51,16 @@ def within_limit(
     """
     if over_limit not in OVER_LIMIT:
         raise MedReflError(f"pairs: over_limit is {over_limit!r}, expected one of {', '.join(OVER_LIMIT)}")
-    if max_tokens < 1:
-        raise MedReflError(f"pairs: max_tokens is {max_tokens}, expected at least 1")
+    if max_length < 1:
+        raise MedReflError(f"pairs: max_length is {max_length}, expected at least 1")
     longer = pairs[["chosen_tokens", "rejected_tokens"]].max(axis=1)
-    fits = pairs["prompt_tokens"] + longer + END <= max_tokens
+    fits = pairs["prompt_tokens"] + longer + END <= max_length
     dropped = {"over_limit": int((~fits).sum()), "cut": 0}
     if fits.all() or over_limit == "drop":
         return pairs[fits].reset_index(drop=True), dropped
     rows = []
     for fit, pair in zip(fits, pairs.to_dict("records"), strict=True):
-        room = max_tokens - END - pair["prompt_tokens"]
+        room = max_length - END - pair["prompt_tokens"]
         if not fit:
             texts = [_cut(pair[side][0]["content"], room, counter) for side in ("chosen", "rejected")]
             if not all(texts) or texts[0] == texts[1]:

@@ -196,7 +196,7 @@ def advice(
     shorter = min(fitting or settings["max_length"], int(lengths.sum(axis=1).max()) * 3 // 4)
     if settings["quantization"] == "none":
         return "set quantization to nf4"
-    return f"lower max_length to {max(64, shorter)}: longer pairs are cut, or left out by 03's max_tokens"
+    return f"lower max_length to {max(64, shorter)}: longer pairs are cut, or left out by 03's"
 
 
 def _card_gib() -> float | None:

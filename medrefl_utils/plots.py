@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -22,6 +22,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from medrefl_utils.store import write_whole
 
 RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
 VALUE_COLOURS = LinearSegmentedColormap.from_list("value", [WRONG, "#fdb863", "#f7f7f7", "#92c5de", RIGHT])
@@ -67,10 +69,9 @@ def save(figure: Figure, path: Path) -> Path:
     Returns the PNG's path. The same figure gives the same bytes.
     """
     file = path.with_name(f"{path.name}.png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="png", dpi=150)
     with mpl.rc_context({"svg.hashsalt": "medrefl"}):
-        figure.savefig(file.with_suffix(".svg"), format="svg", metadata={"Date": None})
+        for suffix, how in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 150})):
+            write_whole(file.with_suffix(suffix), partial(figure.savefig, format=suffix[1:], **how))
     return file
 
 

@@ -341,8 +341,8 @@ class RunFiles:
 
     @property
     def calls(self) -> Path:
-        """Replies of endpoints, one JSON line each, by the hash of their request: never removed by a run."""
-        return self.root / "calls.jsonl"
+        """What models replied, by the hash of what they were asked (``generators.calls``): never removed by a run."""
+        return self.root / "calls"
 
     @property
     def values(self) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pandas as pd
 from medrefl_utils.plots import signed
 from medrefl_utils.records import CLAIMS, RESPONSES, SCORES, Question, RunFiles
 from medrefl_utils.static import CHANGES, Tree, answer_view, answered, environment, pair_view, read_tables
-from medrefl_utils.store import read_manifest, read_table
+from medrefl_utils.store import read_manifest, read_table, write_text
 from medrefl_utils.tables import beside_published, model_of, ours_text
 
 _HIDDEN = ("ingredients", "key")  # of a stage's entry: what the chain compares, of no use to a reader
@@ -86,10 +85,7 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         outputs=[(f, digest) for entry in stages.values() for f, digest in entry.get("outputs", {}).items()],
         whole=json.dumps(_readable(manifest), indent=2, ensure_ascii=False),
     )
-    beside = run.report.with_suffix(".tmp")
-    beside.write_bytes(html.encode("utf-8", "replace"))
-    os.replace(beside, run.report)
-    return run.report
+    return write_text(run.report, html)
 
 
 def _claims(run: RunFiles) -> list[dict[str, Any]]:

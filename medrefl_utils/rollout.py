@@ -152,10 +152,12 @@ def _made(
     ledger: Counter[str],
 ) -> pd.DataFrame:
     """The table of all shards, those that are not on disk made first; what all of them cost goes into the ledger."""
-    missing = [shard for shard in shards if table_key(shard.path) != shard.key]
+    missing = []
     for shard in shards:
-        if shard not in missing:
-            bar.done(shard, read_table(shard.path, schema))
+        if (table := _found(shard, schema)) is None:
+            missing.append(shard)
+        else:
+            bar.done(shard, table)
     for shard, (table, cost) in generator.spread(work, missing):
         write_table(shard.path, table, schema, key=shard.key, notes=cost)
         bar.done(shard, table)
@@ -163,6 +165,24 @@ def _made(
     for shard in shards:
         ledger.update(table_notes(shard.path))
     return pd.concat([read_table(shard.path, schema) for shard in shards], ignore_index=True)
+
+
+def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
+    """A shard's table if it is on disk; one that is damaged is set aside under another name, and told."""
+    if not shard.path.exists():
+        return None
+    try:
+        table = read_table(shard.path, schema)
+        asked = {question.question_id for question in shard.questions}
+        if table_key(shard.path) == shard.key and set(table["question_id"]) <= asked:
+            return table
+        why = "it is of other questions or settings"
+    except MedReflError as error:
+        why = str(error)
+    aside = shard.path.with_suffix(".damaged")
+    shard.path.replace(aside)
+    tqdm.write(f"rollout: set aside as {aside}, its {len(shard.questions)} questions are done again: {why}", sys.stderr)
+    return None
 
 
 def _lay_out(parts: Sequence[Path], folder: Path) -> None:

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -64,7 +65,7 @@ def write_table(
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise MedReflError(f"{path}: a value does not fit its column: {_one_line(error)}") from error
-    _atomically(path, lambda beside: pq.write_table(table, beside))
+    write_whole(path, lambda beside: pq.write_table(table, beside, write_page_checksum=True))
     return path
 
 
@@ -95,7 +96,7 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     tables = []
     for file in files:
         try:
-            table = pq.ParquetFile(file).read()
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
             _check_columns(file, table.column_names, schema)
             tables.append(table.select(schema.names).cast(schema))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
@@ -153,7 +154,56 @@ def read_manifest(run: RunFiles) -> dict[str, Any]:
 def write_manifest(run: RunFiles, manifest: Mapping[str, Any]) -> None:
     """Replace the run's manifest; a NaN or infinity becomes null."""
     text = json.dumps(_plain(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _atomically(run.manifest, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text(run.manifest, text)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all. A lone surrogate becomes "?"."""
+    return write_whole(path, lambda beside: beside.write_bytes(text.encode("utf-8", "replace")))
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Let ``write`` make a file beside its place, then put it there: no reader ever sees a part of it.
+
+    Raises:
+        MedReflError: the disk is full, or the place may not be written to; what stood there stays.
+    """
+    # Hidden, so that a reader of a folder of shards never takes it for one.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{path.name}.*.tmp"):
+            stale.unlink(missing_ok=True)  # a killed process left it
+        write(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        raise MedReflError(f"{path} cannot be written: {error.strerror or _one_line(error)}") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, which takes its place once all is written.
+
+    Raises:
+        MedReflError: as ``write_whole``.
+    """
+    # Without a process's number: several processes write a sharded model into one folder.
+    beside = folder.with_name(f".{folder.name}.new")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(beside, folder)
+    except OSError as error:
+        raise MedReflError(f"{folder} cannot be written: {error.strerror or _one_line(error)}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextmanager
@@ -163,7 +213,10 @@ def held(run: RunFiles) -> Iterator[None]:
     Raises:
         MedReflError: another process holds the folder; the message says which.
     """
-    run.root.mkdir(parents=True, exist_ok=True)
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MedReflError(f"{run.root} cannot be written: {error.strerror}") from None
     lock, holder = FileLock(run.root / ".lock"), run.root / ".holder"
     try:
         lock.acquire(timeout=0)
@@ -184,17 +237,6 @@ def _check_columns(path: Path, found: Sequence[str], schema: pa.Schema) -> None:
     missing = [name for name in schema.names if name not in found]
     if missing:
         raise MedReflError(f"{path} lacks the column {missing[0]!r}: found {', '.join(map(str, found)) or 'none'}")
-
-
-def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden, so that a reader of a folder of shards never takes it for one.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _file_hash(path: Path) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from medrefl_utils.benchmarks import registry
 from medrefl_utils.plots import signed
 from medrefl_utils.records import SCORES, RunFiles
-from medrefl_utils.store import read_manifest, read_table
+from medrefl_utils.store import read_manifest, read_table, write_text
 
 NOT_RUN = "not run"
 _PREFERRED = ("published", "sampled", "self-consistency", "greedy", "budget")
@@ -84,10 +84,8 @@ def write_tables(run: RunFiles) -> list[Path]:
         ("published", published, _published_text(published)),
     ):
         csv, markdown = run.tables / f"{name}.csv", run.tables / f"{name}.md"
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        csv.write_text(table.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-        markdown.write_text(_markdown(text), encoding="utf-8")
-        files += [csv, markdown]
+        files.append(write_text(csv, table.to_csv(index=False, lineterminator="\n")))
+        files.append(write_text(markdown, _markdown(text)))
     return files
 
 

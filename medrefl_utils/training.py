@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -23,15 +24,18 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from medrefl_utils import health
+from medrefl_utils import health, shared_prefix
 from medrefl_utils.memory import advice
 from medrefl_utils.models import compute_dtype, device, load_model, load_tokenizer, model_key
 from medrefl_utils.preferences import end_of_turn, generation_ends, pair_ids, row_tokens
 from medrefl_utils.records import TRAINING, MedReflError
 from medrefl_utils.references import reference_logprobs
 from medrefl_utils.shared_prefix import PairTrainer, SharedPrefixTrainer
+from medrefl_utils.store import read_table, table_key, whole_folder, write_table
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TRAINED = "training.parquet"
+"""In an adapter's folder: the log of the training that made it, under the key of that training."""
 HELD_OUT_EVALUATIONS = 4
 """How often in a training the held-out pairs are asked: each quarter (ours)."""
 
@@ -128,7 +132,8 @@ def train_dpo(
     """Train an adapter on pairs (columns of ``records.PAIRS``) and save it, with the tokenizer, in ``folder``.
 
     The reference is the base with the adapter off. Returns the columns of ``records.TRAINING``, a row an optimizer
-    step. A training that was interrupted goes on from its last whole checkpoint, if ``upkeep`` keeps any.
+    step. A training that was interrupted goes on from its last whole checkpoint, if ``upkeep`` keeps any; one that is
+    complete in ``folder`` is not done again.
 
     Under a launcher (torchrun, accelerate) the processes share each optimizer step's ``batch_size * accumulation``
     pairs, so that they learn what one process would.
@@ -152,6 +157,8 @@ def train_dpo(
         )
     train, held_out = split(ids, dpo.held_out, seed)
     key = _key(model_key(model, dpo.quantization), dpo, economy, seed, ids)
+    if (log := _trained(folder, key)) is not None:
+        return log
     kept = None if upkeep.checkpoints is None else upkeep.checkpoints / key
     steps = dpo.epochs * math.ceil(len(train) / (dpo.batch_size * dpo.accumulation))
     watch = _Watch(steps, dpo, upkeep)
@@ -176,13 +183,23 @@ def train_dpo(
         trainer.train(resume_from_checkpoint=None if kept is None else last_checkpoint(kept))
     if watch.stopped:
         raise MedReflError(f"training: stopped at step {watch.stopped.step}: {watch.stopped.line}")
-    trainer.save_model(str(folder))
-    if trainer.is_world_process_zero():
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
-        tokenizer.save_pretrained(folder)
-        if kept is not None:
-            shutil.rmtree(kept, ignore_errors=True)
-    return training_log(trainer.state.log_history)
+    log = training_log(trainer.state.log_history)
+    if not trainer.is_world_process_zero():
+        trainer.save_model(str(folder))  # a sharded model is gathered by all, and written by the first
+        return log
+    with whole_folder(folder) as beside:
+        trainer.save_model(str(beside))
+        (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+        tokenizer.save_pretrained(beside)
+        write_table(beside / TRAINED, log, TRAINING, key=key)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
+    return log
+
+
+def _trained(folder: Path, key: str) -> pd.DataFrame | None:
+    """The log of the training that made the adapter in ``folder``, if it is the very one that is asked for."""
+    return read_table(folder / TRAINED, TRAINING) if table_key(folder / TRAINED) == key else None
 
 
 def split(ids: pd.DataFrame, held_out: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -308,9 +325,16 @@ def _dataset(ids: pd.DataFrame) -> Dataset:
 
 
 def _key(model: str, dpo: Dpo, economy: Economy, seed: int, ids: pd.DataFrame) -> str:
-    """What a checkpoint must agree in with the training that takes it up."""
+    """What a checkpoint, or an adapter that is there, must agree in with the training that takes it up."""
     tokens = ids[["prompt_ids", "chosen_ids", "rejected_ids"]].to_json(orient="values")
-    parts = [model, asdict(dpo), asdict(economy), seed, hashlib.sha256(tokens.encode()).hexdigest()]
+    code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], shared_prefix))
+    parts = [
+        model,
+        asdict(dpo),
+        asdict(economy),
+        seed,
+        *(hashlib.sha256(t.encode()).hexdigest() for t in (tokens, code)),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -29,13 +30,19 @@ class Server(ThreadingHTTPServer):
     stop_reason = True
     logprobs = True
     strips = False
-    failures: list[tuple[int, dict[str, str], str]] = []
-    """answered first, one a request: status, headers, message"""
+    failures: list[tuple[int, dict[str, str], str] | str] = []
+    """answered first, one a request: status, headers, message; or by name: "slow" (for longer than ``slow`` seconds),
+    "cut" (the connection ends amid the body), "truncated" (half of the JSON), "empty" (no choices), "error" (HTTP 200
+    with an error), "page" (HTML)"""
+    slow = 1.0
+    echoes = False
+    """it puts the key that it was asked with into what it says"""
 
     def __init__(self, student: LocalGenerator | None):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.student, self.requests, self.refused, self.lock = student, [], [], threading.Lock()
         self.keys: set[str] = set()
+        self.written = 0
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
     def answer(self, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -91,19 +98,53 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.keys.add(self.headers.get("Authorization", ""))
-        if self.server.failures:
-            status, headers, message = self.server.failures.pop(0)
+        fault = self.server.failures.pop(0) if self.server.failures else None
+        if isinstance(fault, tuple):
+            status, headers, message = fault
             self.server.refused.append(status)
-            self._send(status, {"error": {"message": message}}, headers)
+            self._send(status, {"error": {"message": message + self._echo()}}, headers)
             return
+        if fault is not None:
+            self.server.refused.append(fault)
+            return self._misbehave(fault)
         choices = self.server.answer(body)
-        self.server.requests.append(body)
+        for choice in choices:
+            choice["message"]["content"] += self._echo()
+        with self.server.lock:
+            number = len(self.server.requests)
+            self.server.requests.append(body)
         written = sum(len(c["message"]["content"].split()) for c in choices)
+        self.server.written += written
         reply = {
-            **{"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": choices},
+            **{
+                "id": f"reply-{number}",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": choices,
+            },
             "usage": {"prompt_tokens": 10, "completion_tokens": written, "total_tokens": 10 + written},
         }
         self._send(200, reply, {})
+
+    def _echo(self) -> str:
+        return f" (asked by {self.headers['Authorization']})" if self.server.echoes else ""
+
+    def _misbehave(self, fault: str) -> None:
+        error = {"error": {"message": f"overloaded{self._echo()}", "code": 529}}
+        empty = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": []}
+        body = {"error": error, "empty": empty}.get(fault, {"id": "x" * 200})
+        data = b"<html>gateway</html>" if fault == "page" else json.dumps(body).encode()
+        sent = data[: len(data) // 2] if fault in ("cut", "truncated") else data
+        if fault == "slow":
+            time.sleep(self.server.slow)
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if fault == "page" else "application/json")
+        self.send_header("Content-Length", str(len(data if fault == "cut" else sent)))
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(sent)
+        self.close_connection = True
 
     def _send(self, status: int, reply: dict[str, Any], headers: dict[str, str]) -> None:
         data = json.dumps(reply).encode()

@@ -12,6 +12,7 @@ import pytest
 
 from medrefl_utils import clinic, prompts
 from medrefl_utils.generators import Prefix, open_generator
+from medrefl_utils.generators.calls import CallLog
 from medrefl_utils.generators.endpoint import EndpointGenerator
 from medrefl_utils.generators.local import LocalGenerator
 from medrefl_utils.records import Continuation, MedReflError, Sampling
@@ -42,13 +43,13 @@ PLAIN = Growth((2, 2, 1))
 )
 def test_one_probe_finds_out_what_the_server_can_do_and_it_is_recorded(manners, found, tmp_path):
     with serving(**manners) as server:
-        generator = EndpointGenerator(server.url, "student", calls=tmp_path / "calls.jsonl")
+        generator = EndpointGenerator(server.url, "student", log=CallLog(tmp_path / "calls"))
         generator.chat([prompts.exam(QUESTIONS[0])], SAMPLING, [1])
         expected = {"prefill": True, "flags": True, "stop": True, "choices": True, "logprobs": True, "seed": True}
         assert asdict(generator._features) == expected | {"max_name": "max_tokens"} | found
         assert generator.about["prefill"] == found.get("prefill", True) and generator.about["endpoint"] == server.url
         probes = len(server.requests)
-        again = EndpointGenerator(server.url, "student", calls=tmp_path / "calls.jsonl")
+        again = EndpointGenerator(server.url, "student", log=CallLog(tmp_path / "calls"))
         again.chat([prompts.exam(QUESTIONS[0])], SAMPLING, [1])
         assert again._features == generator._features and len(server.requests) == probes
 
@@ -135,14 +136,14 @@ def test_what_fails_in_passing_is_tried_again_when_the_server_says():
         ([(404, {}, "no such model")] * 9, r"model student: HTTP 404: .*no such model", 1),
         (
             [(500, {}, "on fire")] * 9,
-            r"HTTP 500: .*on fire.* \(3 tries\); what was received is kept in .*calls.jsonl",
+            r"HTTP 500: .*on fire.* \(3 tries\); what was received is kept in .*calls: run the same again$",
             3,
         ),
     ],
 )
 def test_what_does_not_pass_is_one_line(failures, message, tries, tmp_path):
     with serving(failures=failures) as server:
-        generator = EndpointGenerator(server.url, "student", calls=tmp_path / "calls.jsonl", retries=2)
+        generator = EndpointGenerator(server.url, "student", log=CallLog(tmp_path / "calls"), retries=2)
         with pytest.raises(MedReflError, match=message) as raised:
             generator.chat([prompts.exam(QUESTIONS[0])], SAMPLING, [1])
         assert len(str(raised.value).splitlines()) == 1 and len(server.refused) == tries
@@ -160,7 +161,7 @@ import sys
 from tests.test_endpoint import *
 url, folder = sys.argv[1:]
 from pathlib import Path
-generator = EndpointGenerator(url, "student", calls=Path(folder) / "calls.jsonl", concurrency=2)
+generator = EndpointGenerator(url, "student", log=CallLog(Path(folder) / "calls"), concurrency=2)
 roll_out(clinic.make_exam(6, seed=3), generator, Path(folder) / "steps", shards=Path(folder) / "shards",
          growth=PLAIN, sampling=SAMPLING, seed=0, shard_size=3)
 """
@@ -177,10 +178,10 @@ def test_a_killed_run_pays_for_no_call_twice(tmp_path):
         run.wait()
         time.sleep(0.5)  # what the server is still working on
         paid = {json.dumps(body, sort_keys=True) for body in server.requests}
-        on_disk = (tmp_path / "calls.jsonl").read_text().count('"reply"')
+        on_disk = (tmp_path / "calls/main.jsonl").read_text().count('"reply"')
         assert 8 <= on_disk <= len(paid)
         before = len(server.requests)
-        generator = EndpointGenerator(server.url, "student", calls=tmp_path / "calls.jsonl")
+        generator = EndpointGenerator(server.url, "student", log=CallLog(tmp_path / "calls"))
         settings = {"growth": PLAIN, "sampling": SAMPLING, "seed": 0, "shard_size": 3}
         exam = clinic.make_exam(6, seed=3)
         steps, ledger = roll_out(exam, generator, tmp_path / "steps", shards=tmp_path / "shards", **settings)
@@ -198,13 +199,15 @@ def test_a_killed_run_pays_for_no_call_twice(tmp_path):
 
 
 def test_a_log_whose_last_line_was_cut_is_taken_up(tmp_path):
-    log = tmp_path / "calls.jsonl"
+    log = tmp_path / "calls/main.jsonl"
     with serving() as server:
-        EndpointGenerator(server.url, "student", calls=log).chat([prompts.exam(QUESTIONS[0])], SAMPLING, [1])
+        EndpointGenerator(server.url, "student", log=CallLog(log.parent)).chat(
+            [prompts.exam(QUESTIONS[0])], SAMPLING, [1]
+        )
         log.write_text(log.read_text()[:-20])
-        second = EndpointGenerator(server.url, "student", calls=log)
+        second = EndpointGenerator(server.url, "student", log=CallLog(log.parent))
         second.chat([prompts.exam(QUESTIONS[0])], SAMPLING, [1])
-        third = EndpointGenerator(server.url, "student", calls=log)
+        third = EndpointGenerator(server.url, "student", log=CallLog(log.parent))
         third.chat([prompts.exam(QUESTIONS[0])], SAMPLING, [1])
     assert (second.usage.requests, second.usage.reused) == (1, 0)
     assert (third.usage.requests, third.usage.reused) == (0, 1)

@@ -17,6 +17,7 @@ from medrefl_utils.evaluation import (
     published_top_p,
     respond,
 )
+from medrefl_utils.generators import Usage
 from medrefl_utils.generators.local import LocalGenerator
 from medrefl_utils.records import RESPONSES, Continuation, MedReflError, Question, Sampling
 from medrefl_utils.statistics import score_responses
@@ -144,6 +145,7 @@ class Scripted:
         self.texts = texts
         self.asked: dict[str, int] = {}
         self.prefixes: list[str] = []
+        self.usage = Usage()
 
     def chat(self, messages, sampling, seeds, progress=None):
         written = []
@@ -245,6 +247,8 @@ def test_a_judge_reads_what_the_rules_leave_and_both_figures_are_shown(responses
 
 def test_json_is_asked_for_and_read(student):
     class Says:
+        usage = Usage()
+
         def chat(self, messages, sampling, seeds, progress=None):
             assert all('"reason"' in message[0]["content"] for message in messages)
             return [Continuation('{"reason": "it fits", "answer": "B"}', (1,), -1.0, "end") for _ in messages]

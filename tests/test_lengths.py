@@ -57,27 +57,27 @@ def test_a_real_tokenizer_counts_the_template_too(tiny_student) -> None:
 def test_a_pair_over_the_limit_is_dropped_and_counted() -> None:
     pairs = table(SHORT, LONG)
     for limit, left in ((13, 2), (12, 1), (10, 1), (9, 0)):  # 5 + 7 + the end, 5 + 4 + the end
-        kept, dropped = within_limit(pairs, Words(), max_tokens=limit, over_limit="drop")
+        kept, dropped = within_limit(pairs, Words(), max_length=limit, over_limit="drop")
         assert len(kept) == left and dropped == {"over_limit": 2 - left, "cut": 0}
 
 
 def test_a_pair_over_the_limit_is_cut_at_a_lines_end() -> None:
     pairs = table(SHORT, LONG)
-    kept, dropped = within_limit(pairs, Words(), max_tokens=12, over_limit="cut")
+    kept, dropped = within_limit(pairs, Words(), max_length=12, over_limit="cut")
     assert dropped == {"over_limit": 0, "cut": 1}
     assert kept["chosen"][1][0]["content"] == "same\nso zelorin it is"
     assert kept["rejected"][1][0]["content"] == "same\nor rather oxpril\nAnswer: B"  # it fits
     assert kept["chosen_tokens"].tolist() == [3, 5] and kept["pair_id"][1] != pairs["pair_id"][1]
-    kept, dropped = within_limit(pairs, Words(), max_tokens=8, over_limit="cut")
+    kept, dropped = within_limit(pairs, Words(), max_length=8, over_limit="cut")
     assert kept["chosen"][0][0]["content"] == "one" and dropped == {"over_limit": 1, "cut": 1}  # "same" twice
-    assert within_limit(pairs, Words(), max_tokens=6, over_limit="cut")[1] == {"over_limit": 2, "cut": 0}
+    assert within_limit(pairs, Words(), max_length=6, over_limit="cut")[1] == {"over_limit": 2, "cut": 0}
 
 
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(MedReflError, match="over_limit is 'keep', expected one of drop, cut"):
-        within_limit(table(SHORT), Words(), max_tokens=9, over_limit="keep")
-    with pytest.raises(MedReflError, match="max_tokens is 0"):
-        within_limit(table(SHORT), Words(), max_tokens=0, over_limit="drop")
+        within_limit(table(SHORT), Words(), max_length=9, over_limit="keep")
+    with pytest.raises(MedReflError, match="max_length is 0"):
+        within_limit(table(SHORT), Words(), max_length=0, over_limit="drop")
     with pytest.raises(MedReflError, match="tolerance of lengths is -1"):
         length_matched(table(SHORT), -1)
 

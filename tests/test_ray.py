@@ -60,9 +60,7 @@ def _steps(path):
 @pytest.mark.timeout(600)
 def test_actors_against_an_endpoint(actors, tmp_path):
     with serving() as server:
-        generator = open_generator(
-            "", workers=1, endpoint=server.url, endpoint_model="m", calls=tmp_path / "calls.jsonl"
-        )
+        generator = open_generator("", workers=1, endpoint=server.url, endpoint_model="m", calls=tmp_path / "calls")
         exam = clinic.make_exam(2, seed=2)
         steps, ledger = roll_out(
             exam,
@@ -74,7 +72,7 @@ def test_actors_against_an_endpoint(actors, tmp_path):
             seed=1,
         )
         assert (steps.stop == "answer").sum() >= 2 and ledger["requests"] == len(server.requests) > 0
-        assert (tmp_path / "calls-0.jsonl").exists()
+        assert (tmp_path / "calls/main.jsonl").exists()
         generator.close()
 
 

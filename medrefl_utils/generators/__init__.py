@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from medrefl_utils.generators.budget import Budget
+from medrefl_utils.generators.calls import CallLog
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
 
@@ -45,9 +47,11 @@ class Usage:
     requests: int = 0
     """of an endpoint: HTTP requests that were answered"""
     reused: int = 0
-    """of an endpoint: requests whose result was on disk, which cost nothing"""
+    """requests to an endpoint, or batches of replies, that were on disk and cost nothing"""
+    seconds: float = 0.0
+    """of writing; what was on disk counts with the time that it took then"""
 
-    def since(self, before: Usage) -> dict[str, int]:
+    def since(self, before: Usage) -> dict[str, float]:
         """What was done after ``before`` (a copy of this)."""
         return {name: value - getattr(before, name) for name, value in asdict(self).items()}
 
@@ -107,11 +111,16 @@ def open_generator(
     endpoint_model: str = "",
     concurrency: int = 16,
     calls: Path | None = None,
+    budget: Budget | None = None,
 ) -> Generator:
     """What these parameters of a notebook name.
 
     An ``endpoint`` (and ``endpoint_model`` there) is taken before ``model``, which the ``engine`` runs in this process
     ("local": transformers; "vllm"). With ``workers`` so many Ray actors each have a generator of their own.
+
+    What was written is kept in the folder ``calls`` and not asked for again: every reply of an endpoint; of a model
+    in this process what ``chat`` wrote (of steps the rollout keeps its shards). The ``budget`` is, of an endpoint, for
+    all that is in ``calls``; in this process for the session.
 
     Raises:
         MedReflError: an unknown engine, an extra that is not installed, and what the generators themselves raise.
@@ -120,24 +129,44 @@ def open_generator(
         raise MedReflError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
     if workers < 0:
         raise MedReflError(f"workers is {workers}, expected 0 (this process) or the number of Ray actors")
+    here = dict(quantization=quantization, max_rows=max_rows, engine=engine)
+    there = dict(endpoint=endpoint, endpoint_model=endpoint_model, concurrency=concurrency)
     if workers:
         from medrefl_utils.generators.ray import RayGenerator
 
-        alone = dict(quantization=quantization, max_rows=max_rows, engine=engine, endpoint=endpoint)
-        return RayGenerator(
-            workers, model, **alone, endpoint_model=endpoint_model, concurrency=concurrency, calls=calls
-        )
+        return RayGenerator(workers, model, calls=calls, budget=budget, **here, **there)
+    return open_one(model, calls=calls, budget=budget, **here, **there)
+
+
+def open_one(
+    model: str,
+    *,
+    quantization: str,
+    max_rows: int,
+    engine: str,
+    endpoint: str,
+    endpoint_model: str,
+    concurrency: int,
+    calls: Path | None,
+    budget: Budget | None,
+    worker: int = 0,
+    workers: int = 1,
+) -> Generator:
+    """A generator of this process, as ``open_generator``; ``worker`` of ``workers`` that share calls and budget."""
+    log = CallLog(calls, f"worker-{worker}" if workers > 1 else "main")
     if endpoint:
         from medrefl_utils.generators.endpoint import EndpointGenerator
 
-        return EndpointGenerator(endpoint, endpoint_model, calls=calls, concurrency=concurrency)
+        limits = dict(budget=budget, workers=workers)
+        return EndpointGenerator(endpoint, endpoint_model, log=log, concurrency=concurrency, **limits)
+    budget = budget and budget.share(workers)
     if engine == "vllm":
         from medrefl_utils.generators.vllm import VllmGenerator
 
-        return VllmGenerator(model, quantization=quantization)
+        return VllmGenerator(model, quantization=quantization, budget=budget)
     from medrefl_utils.generators.local import LocalGenerator
 
-    return LocalGenerator(model, quantization=quantization, max_rows=max_rows)
+    return LocalGenerator(model, quantization=quantization, max_rows=max_rows, log=log, budget=budget)
 
 
 def in_turn(

@@ -11,45 +11,28 @@ a rerun the same here is the log.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
+import tenacity
 from openai.types.chat import ChatCompletion
 
 from medrefl_utils import prompts
 from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, in_turn
+from medrefl_utils.generators.budget import Budget, Spent
+from medrefl_utils.generators.calls import CallLog, digest
+from medrefl_utils.generators.features import COUNT, FLAGS, Features, probe_body, without
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-_COUNT: Messages = [
-    {"role": "user", "content": "Write the numbers from 1 to 20, one on each line and nothing else."},
-    {"role": "assistant", "content": "1\n2\n3\n4\n"},
-]
-
-
-@dataclass(frozen=True)
-class Features:
-    """What a server can do."""
-
-    prefill: bool = True
-    """it continues an assistant turn that is half written"""
-    flags: bool = True
-    """it takes vLLM's and SGLang's ``continue_final_message``, which that needs there"""
-    stop: bool = True
-    """a stop works there too: the turn's last line end is not lost in the chat template"""
-    choices: bool = True
-    """it gives ``n`` choices"""
-    logprobs: bool = True
-    seed: bool = True
-    max_name: str = "max_tokens"
 
 
 @dataclass(frozen=True)
@@ -70,31 +53,48 @@ class EndpointGenerator:
         url: str,
         model: str,
         *,
-        calls: Path | None = None,
+        log: CallLog | None = None,
         concurrency: int = 16,
         retries: int = 6,
         timeout: float = 600.0,
+        budget: Budget | None = None,
+        workers: int = 1,
     ):
-        """``calls`` is the log (JSON lines) that replies are appended to and taken from.
+        """Nothing is asked yet.
 
-        Requests that fail in passing (429, 5xx, no connection) are repeated ``retries`` times, after what the server's
-        Retry-After says or ever longer. Raises MedReflError for an address that is none, and for a log that is none.
+        Args:
+            url: http(s)://host/v1; no key in it.
+            model: its name there.
+            log: where replies are kept, and found again.
+            concurrency: requests under way at once.
+            retries: of a request that failed in passing (429, 5xx, no connection, a reply that is none), after what the
+                server's Retry-After says or ever longer.
+            timeout: of a request [s].
+            budget: what may be spent, with all that the log holds; requests under way are let end before it stops.
+            workers: how many generators like this one share the log and the budget.
+
+        Raises:
+            MedReflError: an address that is none or has a key in it, or no model.
         """
-        if not url.startswith(("http://", "https://")) or not model:
+        address = urlsplit(url)
+        if address.scheme not in ("http", "https") or not address.hostname or not model:
             raise MedReflError(
-                f"endpoint {url!r}, model {model!r}: expected http(s)://host/v1 and the model's name there"
+                f"endpoint {_plain(url)!r}, model {model!r}: expected http(s)://host/v1 and the model's name there"
             )
-        self.url, self.model, self.calls = url.rstrip("/"), model, calls
+        if address.password or address.username or address.query:
+            raise MedReflError(
+                f"endpoint {_plain(url)!r}: a key or a query in the address would be written into the run: "
+                f"give the bare address, and the key in {KEY_VARIABLE}"
+            )
+        self.url, self.model, self.log = url.rstrip("/"), model, log or CallLog(None)
         self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
         self.usage = Usage()
         self.key = f"{self.url} {model}"
-        self._log: dict[str, dict[str, Any]] = {}
-        self._writing = threading.Lock()
-        if calls is not None and calls.exists():
-            self._log = {line["key"]: line for line in _lines(calls)}
-            if not calls.read_bytes().endswith(b"\n"):
-                with open(calls, "a") as file:
-                    file.write("\n")  # what a killed run left half written stays a line of its own
+        self.budget = (budget or Budget()).share(workers)
+        paid = (Spent(**line["paid"]) for line in self.log.lines() if "paid" in line)
+        self._spent = sum(paid, Spent()).share(workers) if budget else Spent()
+        self._under_way = Spent()
+        """the most that the requests under way can cost"""
         self._features: Features | None = None
 
     @property
@@ -116,7 +116,11 @@ class EndpointGenerator:
         One request a prefix, with the seed of its first child, where the server gives several choices; else one a
         child. A step ends as the in-process generator ends it: at ``stop`` once there is more than white space.
         """
-        return _run(self._expand(prefixes, k, stop, sampling, seeds, progress))
+        start = time.perf_counter()
+        try:
+            return _run(self._expand(prefixes, k, stop, sampling, seeds, progress))
+        finally:
+            self.usage.seconds += time.perf_counter() - start
 
     def chat(
         self,
@@ -154,9 +158,11 @@ class EndpointGenerator:
         seeds: Sequence[Sequence[int]],
         progress: Progress | None,
     ) -> list[list[Continuation]]:
-        key = os.environ.get(KEY_VARIABLE) or "none"
-        limit = asyncio.Semaphore(self.concurrency)
-        client = openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout)
+        limit, self._settled = asyncio.Semaphore(self.concurrency), asyncio.Condition()
+        failed: list[MedReflError] = []
+        client = openai.AsyncOpenAI(
+            base_url=self.url, api_key=secret() or "none", max_retries=self.retries, timeout=self.timeout
+        )
         async with client:
             if self._features is None:
                 self._features = await self._probed(client)
@@ -169,19 +175,20 @@ class EndpointGenerator:
 
             async def one(request: _Request) -> list[Continuation]:
                 async with limit:
-                    written = await self._written(client, request)
+                    if failed:
+                        return []
+                    try:
+                        written = await self._written(client, request)
+                    except MedReflError as error:
+                        failed.append(error)  # nothing new begins, what is under way is paid for and comes in
+                        return []
                 if progress is not None:
                     progress(len(written))
                 return written
 
-            tasks = [asyncio.ensure_future(one(request)) for request in asked]
-            try:
-                rows = await asyncio.gather(*tasks)
-            except BaseException:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
+            rows = await asyncio.gather(*(one(request) for request in asked))
+        if failed:
+            raise failed[0]
         each = 1 if whole else k
         return [[c for row in rows[i : i + each] for c in row] for i in range(0, len(rows), each)]
 
@@ -205,13 +212,12 @@ class EndpointGenerator:
         self, client: openai.AsyncOpenAI, request: _Request, stop: str | None
     ) -> list[Continuation | None]:
         """What the server wrote, from the log or now; None for a choice that is blank before ``stop``."""
-        key = _digest([self.url, self.model, stop, asdict(request)])
-        line = self._log.get(key)
+        key = digest(self.url, self.model, stop, asdict(request))
+        line = self.log.get(key)
         if line is None:
-            reply = await self._post(client, self._body(request, stop))
-            line = {"key": key, "reply": reply.model_dump(mode="json", exclude_unset=True)}
-            self._append(line)
-            self.usage.requests += 1
+            reply = await self._paid_for(client, self._body(request, stop))
+            kept = {"reply": reply.model_dump(mode="json", exclude_unset=True), "paid": asdict(_paid(reply))}
+            self.log.append(key, kept)
         else:
             reply = ChatCompletion.model_validate(line["reply"])
             self.usage.reused += 1
@@ -225,7 +231,7 @@ class EndpointGenerator:
         messages, extra = list(request.messages), {}
         if request.text and can.prefill:
             messages.append({"role": "assistant", "content": request.text})
-            extra = _FLAGS if can.flags else {}
+            extra = FLAGS if can.flags else {}
         elif request.text:
             messages += prompts.go_on(request.text)
         if sampling.repetition_penalty != 1.0:
@@ -242,41 +248,88 @@ class EndpointGenerator:
             **({"extra_body": extra} if extra else {}),
         }
 
+    async def _paid_for(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
+        """The reply, if the budget has room for the most that it can cost."""
+        n, limit = body.get("n", 1), body.get("max_tokens") or body["max_completion_tokens"]
+        # A token is at least a byte of text, and a template adds a few to each message.
+        read = sum(len(message["content"].encode()) + 16 for message in body["messages"])
+        most = Spent(n, read, n * limit)
+        async with self._settled:
+            await self._settled.wait_for(
+                lambda: not self._under_way.calls or not self.budget.complaint(self._spent + self._under_way, most)
+            )
+            if complaint := self.budget.complaint(self._spent, most):
+                raise MedReflError(f"endpoint {self.url}: {complaint}")
+            self._under_way += most
+        paid = Spent()
+        try:
+            reply = await self._post(client, body)
+            paid = _paid(reply)
+            self.usage.requests += 1
+            return reply
+        finally:
+            async with self._settled:
+                self._under_way -= most
+                self._spent += paid
+                self._settled.notify_all()
+
     async def _post(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
         where = f"endpoint {self.url}, model {self.model}"
-        kept = f"; what was received is kept in {self.calls}: run the same again" if self.calls else ""
+        tries = f" ({self.retries + 1} tries)"
+        kept = f"; what was received is kept in {self.log.folder}: run the same again" if self.log.folder else ""
+        again = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_Garbled),
+            stop=tenacity.stop_after_attempt(self.retries + 1),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
+            reraise=True,
+        )
+        # Without causes: a notebook would print what they hold, which may be the key.
         try:
-            return await client.chat.completions.create(model=self.model, **body)
+            return await again(self._whole_reply, client, body)
+        except _Garbled as error:
+            raise MedReflError(f"{where}: {_one_line(error)}{tries}{kept}") from None
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise _Refused(f"{where}: HTTP {error.status_code}: {_one_line(error)}") from error
+            raise _Refused(f"{where}: HTTP {error.status_code}: {_one_line(error)}") from None
         except openai.APIStatusError as error:
             hint = {401: f"; the key is read from {KEY_VARIABLE}", 403: f"; the key is read from {KEY_VARIABLE}"}
             may_pass = error.status_code in (408, 409, 429) or error.status_code >= 500
-            tries = f" ({self.retries + 1} tries){kept}" if may_pass else hint.get(error.status_code, "")
-            raise MedReflError(f"{where}: HTTP {error.status_code}: {_one_line(error)}{tries}") from error
+            ending = tries + kept if may_pass else hint.get(error.status_code, "")
+            raise MedReflError(f"{where}: HTTP {error.status_code}: {_one_line(error)}{ending}") from None
         except openai.APIConnectionError as error:
-            cause = _one_line(error.__cause__ or error)
-            raise MedReflError(f"{where}: no connection ({self.retries + 1} tries): {cause}{kept}") from error
+            cause = _one_line(error.__cause__ or error) or _one_line(error)
+            raise MedReflError(f"{where}: no connection{tries}: {cause}{kept}") from None
+
+    async def _whole_reply(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
+        """One reply. Raises _Garbled for one with HTTP 200 that is none."""
+        try:
+            reply = await client.chat.completions.create(model=self.model, **body)
+        except (openai.APIResponseValidationError, ValueError) as error:
+            raise _Garbled(f"the reply is not JSON: {_one_line(error)}") from None
+        if told := getattr(reply, "error", None):
+            raise _Garbled(f"HTTP 200 with an error: {told}")
+        if not isinstance(reply, ChatCompletion) or not reply.choices:
+            shown = reply if isinstance(reply, str) else reply.model_dump_json()
+            raise _Garbled(f"the reply has no choices: {shown}")
+        text = reply.model_dump_json(exclude_unset=True)
+        return reply if (clean := _blotted(text)) == text else ChatCompletion.model_validate_json(clean)
 
     async def _probed(self, client: openai.AsyncOpenAI) -> Features:
         """Ask the server to go on counting; what it refuses is left out until it replies."""
-        key = _digest([self.url, self.model, "probe", _COUNT])
-        if key in self._log:
-            return Features(**self._log[key]["features"])
-        can = Features()
+        key = digest(self.url, self.model, "probe", COUNT)
+        if line := self.log.get(key):
+            return Features(**line["features"])
+        can, before = Features(), self._spent
         while True:
             try:
-                reply = await self._post(client, _probe_body(can, stop=True))
+                reply = await self._paid_for(client, probe_body(can, stop=True))
                 break
             except _Refused as refused:
-                can = _without(can, str(refused))
+                can = without(can, str(refused))
                 if can is None:
                     raise
-        self.usage.requests += 1
         text = reply.choices[0].message.content or ""
         if not text.strip():
-            reply = await self._post(client, _probe_body(can, stop=False))
-            self.usage.requests += 1
+            reply = await self._paid_for(client, probe_body(can, stop=False))
             text, can = reply.choices[0].message.content or "", replace(can, stop=False)
         logprobs = reply.choices[0].logprobs
         can = replace(
@@ -285,57 +338,16 @@ class EndpointGenerator:
             choices=can.choices and len(reply.choices) == 2,
             logprobs=can.logprobs and bool(logprobs and logprobs.content),
         )
-        self._append({"key": key, "features": asdict(can)})
+        self.log.append(key, {"features": asdict(can), "paid": asdict(self._spent - before)})
         return can
-
-    def _append(self, line: dict[str, Any]) -> None:
-        self._log[line["key"]] = line
-        if self.calls is None:
-            return
-        with self._writing:
-            self.calls.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.calls, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 class _Refused(MedReflError):
     """A request that the server will never take as it is."""
 
 
-_FLAGS = {"continue_final_message": True, "add_generation_prompt": False}
-_REFUSALS = (
-    ("max_completion_tokens", {"max_name": "max_completion_tokens"}),
-    ("logprobs", {"logprobs": False}),
-    ("continue_final_message", {"flags": False}),
-    ("add_generation_prompt", {"flags": False}),
-    ("seed", {"seed": False}),
-    ("", {"flags": False}),
-    ("", {"logprobs": False}),
-    ("", {"choices": False}),
-    ("", {"seed": False}),
-)
-"""A word of the server's complaint, and what is left out then; without such a word one after another."""
-
-
-def _without(can: Features, complaint: str) -> Features | None:
-    for word, change in _REFUSALS:
-        less = replace(can, **change)
-        if word in complaint and less != can:
-            return less
-    return None
-
-
-def _probe_body(can: Features, stop: bool) -> dict[str, Any]:
-    return {
-        "messages": _COUNT,
-        "temperature": 1.0 if can.choices else 0.0,
-        can.max_name: 6,
-        **({"n": 2} if can.choices else {}),
-        **({"stop": ["\n"]} if stop else {}),
-        **({"seed": 0} if can.seed else {}),
-        **({"logprobs": True} if can.logprobs else {}),
-        **({"extra_body": _FLAGS} if can.flags else {}),
-    }
+class _Garbled(Exception):
+    """A reply that is none; another try may bring one."""
 
 
 def _read(reply: ChatCompletion, choice: Any, request: _Request, stop: str | None) -> Continuation | None:
@@ -377,20 +389,35 @@ def _part(whole: Continuation, text: str) -> Continuation:
     return replace(whole, text=text, logprob=None, n_tokens=max(1, round(whole.n_tokens * len(text) / len(whole.text))))
 
 
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+def secret() -> str:
+    """The key: from the environment, or from the file that OPENAI_API_KEY_FILE names."""
+    if file := os.environ.get(f"{KEY_VARIABLE}_FILE"):
         try:
-            yield json.loads(line)
-        except ValueError:
-            continue  # the last line of a killed run
+            return Path(file).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MedReflError(f"{KEY_VARIABLE}_FILE names {file}, which cannot be read: {error}") from None
+    return os.environ.get(KEY_VARIABLE, "")
 
 
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _paid(reply: ChatCompletion) -> Spent:
+    usage = reply.usage
+    return Spent(len(reply.choices), usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
+
+
+def _plain(url: str) -> str:
+    """An address without what may be a key."""
+    address = urlsplit(url)
+    return f"{address.scheme}://{address.hostname}{address.path}" if address.hostname else url.split("?")[0]
+
+
+def _blotted(text: str) -> str:
+    """The text without the key, which some servers repeat."""
+    key = secret()
+    return text.replace(key, "[key]") if len(key) > 3 else text
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return _blotted(" ".join(str(error).split()))[:300]
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

@@ -8,17 +8,23 @@ ended leave the cache.
 
 from __future__ import annotations
 
+import inspect
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from medrefl_utils.generators import Item, Prefix, Progress, Result, Usage, in_turn
+from medrefl_utils.generators import Item, Prefix, Progress, Result, Usage, in_turn, trunk
+from medrefl_utils.generators.budget import Budget, Spent
+from medrefl_utils.generators.calls import CallLog, digest
 from medrefl_utils.generators.trunk import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
 from medrefl_utils.models import load_model, load_tokenizer, model_key
 from medrefl_utils.prompts import Messages
@@ -45,8 +51,13 @@ class LocalGenerator:
         adapter: Path | None = None,
         max_rows: int = 256,
         keep_gib: float = 4.0,
+        log: CallLog | None = None,
+        budget: Budget | None = None,
     ):
         """Load the model; ``max_rows`` bounds the rows decoded together, ``keep_gib`` the caches kept between calls.
+
+        What ``chat`` writes goes into the ``log`` batch by batch, and is taken from there. The ``budget`` is for what
+        this generator writes.
 
         Raises:
             MedReflError: what ``load_model`` and ``load_tokenizer`` raise.
@@ -59,6 +70,8 @@ class LocalGenerator:
         self.about = {"model": model, "quantization": quantization, "device": self.model.device.type}
         self.max_rows = max_rows
         self.keep_bytes = int(keep_gib * 2**30)
+        self.log, self.budget = log or CallLog(None), budget or Budget()
+        self._spent = Spent()
         self.usage = Usage()
         """its ``prompt_tokens`` are those of prefixes that were read; those found in a kept cache do not count"""
         self._trunks: dict[Ids, Layers] = {}
@@ -88,10 +101,10 @@ class LocalGenerator:
         something other than white space), at the model's end of turn, or at ``sampling.max_tokens``.
 
         Raises:
-            MedReflError: a prompt that leaves no room in the model's context.
+            MedReflError: a prompt that leaves no room in the model's context, or a budget that leaves none.
         """
         with _threads(self._threads):
-            return self._expand(prefixes, k, stop, sampling, seeds, progress)
+            return self._expand(prefixes, k, stop, sampling, seeds, progress, CallLog(None))
 
     def _expand(
         self,
@@ -101,6 +114,7 @@ class LocalGenerator:
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         progress: Progress | None,
+        log: CallLog,
     ) -> list[list[Continuation]]:
         ids = [(*self.prompt_ids(p.messages), *p.token_ids) for p in prefixes]
         self._check_room(ids, sampling)
@@ -116,11 +130,8 @@ class LocalGenerator:
         for part in (resumed, fresh):
             for start in range(0, len(part), per_batch):
                 chosen = part[start : start + per_batch]
-                rows = [ids[i] for i in chosen]
-                batch = self._resume(rows, [kept[row] for row in rows]) if part is resumed else self._read(rows)
-                written = self._decode(batch, k, stop, sampling, [s for i in chosen for s in seeds[i]])
-                self.usage.calls += len(written)
-                self.usage.completion_tokens += sum(row.length for row in written)
+                drawn = [seed for i in chosen for seed in seeds[i]]
+                written = self._logged(log, [ids[i] for i in chosen], kept, k, stop, sampling, drawn)
                 for place, i in enumerate(chosen):
                     results[i] = written[place * k : (place + 1) * k]
                 if progress is not None:
@@ -136,7 +147,9 @@ class LocalGenerator:
         progress: Progress | None = None,
     ) -> list[Continuation]:
         """The model's whole answer to each list of messages, in their order."""
-        rows = self.expand([Prefix(m) for m in messages], 1, None, sampling, [[s] for s in seeds], progress)
+        prefixes, each = [Prefix(m) for m in messages], [[seed] for seed in seeds]
+        with _threads(self._threads):
+            rows = self._expand(prefixes, 1, None, sampling, each, progress, self.log)
         return [row[0] for row in rows]
 
     def encode(self, text: str) -> Ids:
@@ -159,6 +172,38 @@ class LocalGenerator:
     ) -> Iterable[tuple[Item, Result]]:
         """One item after another."""
         return in_turn(self, work, items)
+
+    def _logged(
+        self,
+        log: CallLog,
+        rows: list[Ids],
+        kept: dict[Ids, _Kept],
+        k: int,
+        stop: str | None,
+        sampling: Sampling,
+        seeds: list[int],
+    ) -> list[Continuation]:
+        """One batch: from the log, or written now. Batches are whole, so that a rerun's are made of the same rows."""
+        key = log.folder and digest(self.key, _code(), rows, k, stop, asdict(sampling), seeds)
+        if line := key and log.get(key):
+            written, seconds = [_continuation(one) for one in line["written"]], line["seconds"]
+            self.usage.reused += 1
+        else:
+            self._check_budget(sum(len(row) for row in rows if row not in kept), len(seeds), sampling)
+            start, read = time.perf_counter(), self.usage.prompt_tokens
+            batch = self._resume(rows, [kept[row] for row in rows]) if rows[0] in kept else self._read(rows)
+            written = self._decode(batch, k, stop, sampling, seeds)
+            seconds = time.perf_counter() - start
+            self._spent += Spent(len(written), self.usage.prompt_tokens - read, sum(row.length for row in written))
+            log.append(key, {"written": [asdict(one) for one in written], "seconds": seconds})
+        self.usage.calls += len(written)
+        self.usage.completion_tokens += sum(row.length for row in written)
+        self.usage.seconds += seconds
+        return written
+
+    def _check_budget(self, read: int, rows: int, sampling: Sampling) -> None:
+        if complaint := self.budget.complaint(self._spent, Spent(rows, read, rows * sampling.max_tokens)):
+            raise MedReflError(f"model {self.about['model']}: {complaint}")
 
     def _check_room(self, ids: Sequence[Sequence[int]], sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
@@ -323,6 +368,16 @@ class _Row:
         text = tokenizer.decode(self.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         stop, logprobs = self.stop or "length", tuple(self.logprobs)
         return Continuation(text, tuple(self.token_ids), sum(logprobs), stop, len(self.token_ids), logprobs)
+
+
+@cache
+def _code() -> str:
+    """What writes, beside the model: other code, other replies."""
+    return digest(*(inspect.getsource(module) for module in (sys.modules[__name__], trunk)))
+
+
+def _continuation(kept: dict[str, Any]) -> Continuation:
+    return Continuation(**kept | {"token_ids": tuple(kept["token_ids"]), "logprobs": tuple(kept["logprobs"])})
 
 
 def _bytes(layers: Layers) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, open_generator
+from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, open_one
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
 
@@ -23,7 +23,7 @@ except ImportError as error:
 
 
 class RayGenerator:
-    """``workers`` actors with the generator that ``open_generator`` gives for these parameters."""
+    """``workers`` actors with the generator that ``open_one`` gives for these parameters."""
 
     def __init__(self, workers: int, model: str, *, calls: Path | None = None, **settings: Any):
         """Start the actors, of which each but an endpoint's reserves a CPU or its share of them, and its share of GPUs.
@@ -45,9 +45,9 @@ class RayGenerator:
         cpus, gpus = (_share(kind, workers) if computes else 0 for kind in ("CPU", "GPU"))
         actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=3)(_Actor)
         model = str(Path(model).resolve()) if Path(model).is_dir() else model
-        logs = [calls.resolve().with_name(f"{calls.stem}-{i}{calls.suffix}") if calls else None for i in range(workers)]
+        settings |= {"calls": calls and calls.resolve(), "workers": workers}
         options = {"max_task_retries": 3}
-        self._actors = [actor.options(**options).remote(model, {**settings, "calls": log}) for log in logs]
+        self._actors = [actor.options(**options).remote(model, settings | {"worker": i}) for i in range(workers)]
         self.key, about = _got(self._actors[0].identity.remote())
         self.about = {**about, "ray_workers": workers}
         self.usage = Usage()
@@ -117,7 +117,7 @@ class _Actor:
     """A generator on a worker; every answer carries what it used."""
 
     def __init__(self, model: str, settings: dict[str, Any]):
-        self.generator = open_generator(model, **settings)
+        self.generator = open_one(model, **settings)
 
     def identity(self) -> tuple[str, dict[str, Any]]:
         return self.generator.key, self.generator.about

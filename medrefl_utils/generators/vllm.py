@@ -7,10 +7,12 @@ and give its address as the ``endpoint``. Written against vLLM's documented inte
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, in_turn
+from medrefl_utils.generators.budget import Budget, Spent
 from medrefl_utils.hub import resolve_model
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
@@ -19,7 +21,7 @@ from medrefl_utils.records import Continuation, MedReflError, Sampling
 class VllmGenerator:
     """A model of a local folder or hub id, run by vLLM."""
 
-    def __init__(self, model: str, *, quantization: str = "none"):
+    def __init__(self, model: str, *, quantization: str = "none", budget: Budget | None = None):
         """Load the model. Raises MedReflError where vLLM is not installed or the model cannot be had."""
         name = resolve_model(model)
         try:
@@ -40,6 +42,7 @@ class VllmGenerator:
             **({"quantization": "bitsandbytes"} if quantization == "nf4" else {}),
         )
         self.usage = Usage()
+        self.budget = budget or Budget()
 
     def expand(
         self,
@@ -69,8 +72,14 @@ class VllmGenerator:
             for row in seeds
             for seed in row[:k]
         ]
+        used = Spent(self.usage.calls, self.usage.prompt_tokens, self.usage.completion_tokens)
+        most = Spent(len(rows), sum(map(len, asked)), len(rows) * sampling.max_tokens)
+        if complaint := self.budget.complaint(used, most):
+            raise MedReflError(f"engine vllm: {complaint}")
+        start = time.perf_counter()
         outputs = self.engine.generate(rows, ways, use_tqdm=False)
         written = [_continuation(output.outputs[0], stop) for output in outputs]
+        self.usage.seconds += time.perf_counter() - start
         self.usage.calls += len(written)
         self.usage.prompt_tokens += sum(len(ids) for ids in asked)
         self.usage.completion_tokens += sum(one.length for one in written)

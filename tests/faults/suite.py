@@ -1,0 +1,278 @@
+"""The fault suite: real chains in processes of their own, SIGKILL at moments drawn by a seed, and the comparison.
+
+A series begins before one stage. The stage is started and killed, several times in a row; then it is let end, and its
+artifacts are compared with those of an undisturbed run. Killed is the chain, its kernel, or both. Trees and reflections
+are also asked of a real HTTP server, which counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import yaml
+from safetensors.numpy import load_file
+
+from tests.conftest import ROOT
+from tests.server import Server, serving
+
+STAGES = (
+    "01_tree_rollout",
+    "02_step_valuation",
+    "03_pair_construction",
+    "04_dpo_lora_4bit",
+    "05_benchmark_evaluation",
+    "06_report",
+)
+ASKING = ("01_tree_rollout", "03_pair_construction")
+"""The stages that can ask an endpoint."""
+PROFILE = {
+    "01_tree_rollout": {"n_questions": 16, "branching": [2, 1, 2], "shard_size": 4},
+    "03_pair_construction": {"max_reflection_pairs": 8, "n_questions": 16, "max_rows": 4},
+    "04_dpo_lora_4bit": {"batch_size": 2, "accumulation": 1, "checkpoint_every": 2, "epochs": 1},
+    "05_benchmark_evaluation": {"n_questions": 16, "max_rows": 4, "repair_questions": 4},
+}
+VICTIMS = ("chain", "kernel", "both")
+TOLERANCE = 1e-4  # of a resumed training's figures
+TIMED = {"seconds"}  # columns that no two runs agree in
+
+
+@dataclass(frozen=True)
+class Place:
+    """A series begins here: the run's folder as it is before a stage, what the stage makes, and how long it takes."""
+
+    stage: str
+    endpoint: bool
+    before: Path
+    after: Path
+    seconds: float
+
+
+@dataclass
+class Outcome:
+    """What the suite counts, and every difference in words."""
+
+    kills: int = 0
+    reruns: int = 0
+    repeated: int = 0
+    lost: int = 0
+    doubled: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+
+
+def make_checkout(folder: Path) -> Path:
+    """A checkout whose runs are its own; notebooks and package are those of this one."""
+    folder.mkdir(parents=True)
+    for name in ("notebooks", "medrefl_utils", "params"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "faults.yaml").write_text(yaml.safe_dump(PROFILE))
+    return folder
+
+
+def command(run: str, stage: str, server: Server | None) -> list[str]:
+    """One stage of the chain, as a user would type it."""
+    words = [sys.executable, "-m", "medrefl_utils", "run", "faults.yaml", "--only", stage, "--set", f"shared.run={run}"]
+    if server is not None:
+        told = {"endpoint": server.url, "endpoint_model": "m", "concurrency": 2}
+        words += [word for key, value in told.items() if key != "concurrency" or stage == ASKING[0]
+                  for word in ("--set", f"{stage}.{key}={value}")]  # fmt: skip
+    return words
+
+
+def start(checkout: Path, words: Sequence[str]) -> subprocess.Popen:
+    """In a session of its own, with one thread: two series share the machine."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log = open(checkout / "log.txt", "ab")  # noqa: SIM115 (the process holds it)
+    return subprocess.Popen(
+        words, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def prepare(checkout: Path) -> list[Place]:
+    """Run everything once, undisturbed, and keep the run's folder before and after each stage."""
+    places = []
+    with serving() as server:
+        for endpoint in (False, True):
+            run = checkout / "runs" / f"reference-{'endpoint' if endpoint else 'local'}"
+            run.mkdir(parents=True)
+            for stage in ASKING if endpoint else STAGES:
+                if endpoint and stage == ASKING[1]:  # of the local run's trees: made-up words give no pairs
+                    shutil.rmtree(run)
+                    shutil.copytree(next(place.before for place in places if place.stage == stage), run)
+                before, after = (checkout / when / f"{stage}-{endpoint}" for when in ("before", "after"))
+                shutil.copytree(run, before)
+                begun = time.monotonic()
+                if start(checkout, command(run.name, stage, server if endpoint else None)).wait(300):
+                    raise RuntimeError(f"{stage} fails undisturbed:\n{(checkout / 'log.txt').read_text()[-3000:]}")
+                places.append(Place(stage, endpoint, before, after, time.monotonic() - begun))
+                shutil.copytree(run, after)
+    return places
+
+
+def kill(process: subprocess.Popen, victim: str) -> bool:
+    """SIGKILL; False where there was nothing left to kill."""
+    with suppress(psutil.NoSuchProcess):
+        chain = psutil.Process(process.pid)
+        kernels = [
+            child for child in chain.children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())
+        ]
+        if process.poll() is not None:
+            return False
+        chosen = {"chain": [chain], "kernel": kernels or [chain], "both": [chain, *kernels]}[victim]
+        for one in chosen:
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+        process.wait(60)
+        return True
+    return False
+
+
+class Series:
+    """One place, disturbed again and again; ``outcome`` is what was counted."""
+
+    def __init__(self, checkout: Path, place: Place, name: str, server: Server) -> None:
+        self.checkout, self.place, self.server = checkout, place, server
+        self.run = checkout / "runs" / name
+        self.words = command(name, place.stage, server if place.endpoint else None)
+        self.outcome = Outcome()
+        self.begin()
+
+    def begin(self) -> None:
+        """Put the run's folder back to where it was before the stage."""
+        shutil.rmtree(self.run, ignore_errors=True)
+        shutil.copytree(self.place.before, self.run)
+        self.received, self.shards, self.asked = set(), {}, len(self.server.requests)
+
+    def disturb(self, seconds: float, victim: str) -> bool:
+        """Run the stage, and kill it after so many seconds; False where it had ended by then."""
+        process = start(self.checkout, self.words)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        killed = kill(process, victim)
+        time.sleep(0.2 * self.place.endpoint)  # what the server was answering
+        self._count()
+        self.outcome.kills += killed
+        return killed
+
+    def finish(self) -> None:
+        """Run the stage to its end, and compare."""
+        status = start(self.checkout, self.words).wait(300)
+        self.outcome.reruns += 1
+        if status:
+            told = (self.checkout / "log.txt").read_text()[-500:]
+            self.outcome.differences.append(f"{self.place.stage} fails: {told}")
+            return
+        self._count()
+        keys = Counter(line["key"] for line in _log_lines(self.run))
+        self.outcome.repeated += (keys - Counter(keys.keys())).total()
+        for difference in compare(self.place.after, self.run, self.place.stage):
+            self.outcome += difference
+
+    def _count(self) -> None:
+        """What was asked again although its reply was there, and shards that were grown again."""
+        known = {json.dumps(body) for n, body in enumerate(self.server.requests) if f"reply-{n}" in self.received}
+        self.outcome.repeated += sum(json.dumps(body) in known for body in self.server.requests[self.asked :])
+        now = {path: path.stat().st_mtime_ns for path in (self.run / "shards").rglob("*.parquet")}
+        self.outcome.repeated += sum(path in now and now[path] != when for path, when in self.shards.items())
+        self.received |= {line["reply"]["id"] for line in _log_lines(self.run) if "reply" in line}
+        self.shards, self.asked = now, len(self.server.requests)
+
+
+def one_series(checkout: Path, place: Place, name: str, kills: int, rng: random.Random) -> Outcome:
+    """So many kills in a row, then the end. Where a stage ends before it is killed, the series begins anew."""
+    with serving() as server:  # of its own: another series' requests would be counted
+        one = Series(checkout, place, name, server)
+        while one.outcome.kills < kills:
+            # Two series share the machine, so that a stage takes longer than it did alone.
+            if not one.disturb(rng.uniform(0.05, 1.4) * place.seconds, rng.choice(VICTIMS)):
+                one.finish()
+                one.begin()
+        one.finish()
+        shutil.rmtree(one.run)
+        return one.outcome
+
+
+def run_suite(
+    checkout: Path, places: Sequence[Place], *, kills: int, seed: int, in_a_row: int = 4, jobs: int = 2
+) -> Iterator[tuple[Place, Outcome]]:
+    """Series of up to ``in_a_row`` kills until there are so many, over all places in turn; each one's outcome."""
+    rng, wanted = random.Random(seed), []
+    while (left := kills - sum(n for _, n in wanted)) > 0:
+        wanted.append((places[len(wanted) % len(places)], min(left, rng.randint(1, in_a_row))))
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [
+            pool.submit(one_series, checkout, place, f"series-{number}", n, random.Random(f"{seed} {number}"))
+            for number, (place, n) in enumerate(wanted)
+        ]
+        for (place, _), future in zip(wanted, futures, strict=True):
+            yield place, future.result()
+
+
+def compare(reference: Path, run: Path, stage: str) -> Iterator[Outcome]:
+    """Each artifact of a stage that differs from the undisturbed run's."""
+    outputs = json.loads((reference / "manifest.json").read_text())["stages"][stage]["outputs"]
+    found = json.loads((run / "manifest.json").read_text())["stages"][stage].get("outputs", {})
+    if outputs.keys() != found.keys():
+        yield Outcome(differences=[f"{stage}: outputs {sorted(found)}, expected {sorted(outputs)}"])
+    for name in outputs.keys() & found.keys():
+        for path in sorted(reference.joinpath(name).rglob("*")) if (reference / name).is_dir() else [reference / name]:
+            if path.is_file() and not path.name.startswith("."):
+                yield from _compare_file(path, run / path.relative_to(reference))
+
+
+def _compare_file(expected: Path, found: Path) -> Iterator[Outcome]:
+    name = "/".join(expected.parts[-2:])
+    if not found.exists():
+        yield Outcome(differences=[f"{name} is missing"])
+    elif expected.suffix == ".parquet" and expected.name != "training.parquet":
+        rows = [_rows(path) for path in (expected, found)]
+        if rows[0] != rows[1]:
+            counts = [Counter(some) for some in rows]
+            lost, doubled = ((counts[a] - counts[b]).total() for a, b in ((0, 1), (1, 0)))
+            words = f"{name}: {lost} rows lost, {doubled} too many" if lost or doubled else f"{name}: another order"
+            yield Outcome(lost=lost, doubled=doubled, differences=[words])
+    elif expected.suffix in (".parquet", ".safetensors"):
+        tables = [_numbers(path) for path in (expected, found)]
+        if [a.shape for a in tables[0]] != [a.shape for a in tables[1]]:
+            yield Outcome(lost=1, differences=[f"{name}: other shapes"])
+        elif not all(np.allclose(a, b, atol=TOLERANCE, equal_nan=True) for a, b in zip(*tables, strict=True)):
+            yield Outcome(differences=[f"{name}: figures differ by more than {TOLERANCE}"])
+    elif expected.suffix in (".json", ".jsonl", ".jinja", ".csv") and expected.read_bytes() != found.read_bytes():
+        yield Outcome(differences=[f"{name} differs"])
+
+
+def _rows(path: Path) -> list[str]:
+    table = pq.read_table(path)
+    return [repr(row) for row in table.drop_columns([c for c in table.column_names if c in TIMED]).to_pylist()]
+
+
+def _numbers(path: Path) -> list[np.ndarray]:
+    if path.suffix == ".safetensors":
+        return [value.astype(np.float64) for _, value in sorted(load_file(path).items())]
+    table = pq.read_table(path)
+    return [table[name].to_numpy().astype(np.float64) for name in table.column_names]
+
+
+def _log_lines(run: Path) -> Iterator[dict]:
+    for path in run.glob("calls/*.jsonl"):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):
+                yield json.loads(line)
