@@ -36,6 +36,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }
 _OPTION_COLUMNS = ("op{}", "option_{}", "{}")  # medmcqa's opa; a spreadsheet's option_a or A
 _YES_NO_MAYBE = {"A": "yes", "B": "no", "C": "maybe"}
+_LONGEST = 200_000  # characters of a stem or an option: about 50,000 tokens, more than an exam asks anyone to read
 
 Row = tuple[int, dict[str, Any] | Exception]
 
@@ -74,7 +75,7 @@ def read_questions(
     path = Path(source).expanduser()
     reader = _READERS.get(path.suffix.lower())
     if path.is_file() and reader is not None:
-        rows, label = reader(path), path.stem
+        rows, label = read_rows(path), path.stem
     elif path.is_file() or (reader is None and source.startswith((".", "/", "~")) and not path.is_dir()):
         found = "not a kind of file that is read" if path.is_file() else "no such file"
         raise MedReflError(f"{source}: {found}, expected {', '.join(_READERS)}")
@@ -233,15 +234,31 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise MedReflError(f"{path}: no such file")
     if path.suffix.lower() not in _READERS:
         raise MedReflError(f"{path}: not a kind of file that is read, expected {', '.join(_READERS)}")
-    return _READERS[path.suffix.lower()](path)
+    try:
+        yield from _READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise MedReflError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
-def _hub_rows(name: str, split: str, config: str | None) -> Iterator[Row]:
+def is_file(source: str) -> bool:
+    """Whether a source is a file, there or not: no folder, and no id of a hub dataset."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return False
+    return path.is_file() or not source or source.startswith((".", "/", "~")) or path.suffix.lower() in _READERS
+
+
+def check_dataset(name: str) -> None:
+    """Raise MedReflError where ``name`` is neither a folder nor a dataset that the hub, if it can be asked, has."""
     if not Path(name).is_dir() and not offline() and (error := refusal("dataset", name)) is not None:
         raise MedReflError(f"{name}: neither a file nor a dataset that the hub gives out ({one_line(error)})")
+
+
+def _hub_rows(name: str, split: str, config: str | None) -> Iterator[Row]:
+    check_dataset(name)
     # Imported here: a file or the clinic needs no datasets.
     import datasets
 
@@ -316,6 +333,9 @@ def question_of(
     gold = _gold(gold, options)
     if context := _context(field("context")):
         stem = f"{context}\n\n{stem}"
+    for name, text in {"stem": stem, **{f"option {letter}": text for letter, text in options.items()}}.items():
+        if len(text) > _LONGEST:
+            raise ValueError(f"{name} has {len(text):,} characters, expected at most {_LONGEST:,}")
     own = field("question_id")
     content = json.dumps([stem, list(options.items())])  # ASCII, so that any text has a hash
     try:
