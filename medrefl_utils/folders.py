@@ -111,7 +111,7 @@ def _check_architecture(config: Mapping[str, Any], where: str) -> None:
 
     kind, classes = config.get("model_type"), config.get("architectures") or []
     if kind not in CONFIG_MAPPING_NAMES:
-        own = " and its code is its own (auto_map), which is never run" if config.get("auto_map") else ""
+        own = "; the code beside it (auto_map) is never run" if config.get("auto_map") else ""
         raise MedReflError(f"{where}: its model_type {kind!r} is none that transformers knows{own}")
     if config.get("is_encoder_decoder") or (classes and not any(_WRITES_ON.search(str(name)) for name in classes)):
         found = ", ".join(map(str, classes)) or kind

@@ -59,16 +59,15 @@ def check_room(folder: Path) -> None:
     standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not standing.is_dir():
         raise MedReflError(f"{standing}: is a file, expected the run's folder, or none")
-    free = shutil.disk_usage(standing).free
-    if free < LEAST_FREE:
-        raise MedReflError(f"{folder}: {free / 1e6:,.0f} MB are free there, expected at least {LEAST_FREE / 1e6:,.0f}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"medrefl")
     except OSError as error:
         raise MedReflError(f"{folder}: cannot be written: {error.strerror}") from None
-
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE:
+        raise MedReflError(f"{folder}: {free / 1e6:,.0f} MB are free there, expected at least {LEAST_FREE / 1e6:,.0f}")
 
 def _check_settings(stage: str, values: Parameters) -> None:
     """What more than one parameter decides, or the machine."""

@@ -26,7 +26,7 @@ from medrefl_utils.records import MedReflError
 
 TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict)} | {"Literal": Literal}
 DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".yaml")
-MOST_BYTES = 1_000_000  # of a profile
+MOST_BYTES = 100_000  # of a profile
 MOST_VALUES = 10_000  # of a profile, each alias counted as all that it stands for
 
 
@@ -315,6 +315,8 @@ def _expected(name: str, names: Iterable[str]) -> str:
 
 
 def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     return " ".join(problem.split()) + (f" (line {mark.line + 1})" if mark else "")

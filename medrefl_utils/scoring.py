@@ -96,7 +96,7 @@ def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path) -> lis
             raise MedReflError(
                 f"{path}: {others} of {len(rows)} responses have the id of a question that says otherwise"
             )
-        found = [_as_shown(row, question) for row, question in _zip(rows, found)]
+        found = [_as_shown(row, question, f"{path}: row {n}") for n, (row, question) in enumerate(_zip(rows, found), 1)]
         _check_gold(rows, found, path, f"tied to {benchmark.label} by id")
         return found
     if shown := _said(rows):
@@ -133,11 +133,14 @@ def _gold_of(row: Mapping[str, Any]) -> str | None:
     return next((str(row[name]).strip().upper() for name in _GOLD if row.get(name)), None)
 
 
-def _as_shown(row: Mapping[str, Any], question: Question) -> Question:
+def _as_shown(row: Mapping[str, Any], question: Question, where: str) -> Question:
     """The question with the row's own options and gold letter, which may have been shuffled."""
     if not row.get("options"):
         return question
-    return question_of({"stem": question.stem, **row, "question_id": question.question_id})
+    try:
+        return question_of({"stem": question.stem, **row, "question_id": question.question_id})
+    except ValueError as error:
+        raise MedReflError(f"{where}: {error}") from None
 
 
 def _said(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
