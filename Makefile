@@ -1,4 +1,4 @@
-# make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values] | clean
+# make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values] | audit | clean
 # A stamp in .venv says what was set up: another Python, another place, pyproject.toml or constraints.txt make it stale.
 # PIP_ARGS reaches pip: without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
 
@@ -15,7 +15,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup run test lab bench clean
+.PHONY: setup run test lab bench audit clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,12 @@ bench: $(STAMP)
 	@# The peers that are measured beside us: nothing else needs them.
 	@$(BIN)/python -c 'import anytree' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,bench]'
 	@$(BIN)/python -m tests.benchmarks $(NAME)
+
+audit: $(STAMP)
+	@$(BIN)/python -c 'import pip_audit, piplicenses' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,audit]'
+	@$(BIN)/python -m piplicenses --from=mixed --order=license
+	@# Strict: a package that could not be looked up is not a clean one.
+	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 clean:
 	@# runs/ holds results: it is not for this to delete.

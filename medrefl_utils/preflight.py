@@ -69,6 +69,7 @@ def check_room(folder: Path) -> None:
     if free < LEAST_FREE:
         raise MedReflError(f"{folder}: {free / 1e6:,.0f} MB are free there, expected at least {LEAST_FREE / 1e6:,.0f}")
 
+
 def _check_settings(stage: str, values: Parameters) -> None:
     """What more than one parameter decides, or the machine."""
     if "branching" in values:

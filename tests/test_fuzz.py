@@ -208,10 +208,11 @@ RESPONSE = st.dictionaries(
     max_size=6,
 )
 TIED = st.builds(
-    lambda question, response, row: row | {"question_id": question.question_id, "response": response},
+    lambda question, response, name, value: {"question_id": question.question_id, "response": response, name: value},
     st.sampled_from(QUESTIONS),
     WRITTEN,
-    RESPONSE,
+    st.sampled_from(["model", "protocol", "run", "options", "stop", "n_tokens", "seconds", "response", "gold"]),
+    VALUE,
 )
 
 
