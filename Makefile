@@ -1,5 +1,5 @@
 # make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values]
-#      | faults [KILLS=100] | clean
+#      | faults [KILLS=100] | audit | clean
 # A stamp in .venv says what was set up: another Python, another place, pyproject.toml or constraints.txt make it stale.
 # PIP_ARGS reaches pip: without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
 
@@ -17,7 +17,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup run test lab bench faults clean
+.PHONY: setup run test lab bench faults audit clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,12 @@ bench: $(STAMP)
 
 faults: $(STAMP)
 	@$(BIN)/python -m tests.faults --kills $(KILLS)
+
+audit: $(STAMP)
+	@$(BIN)/python -c 'import pip_audit, piplicenses' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,audit]'
+	@$(BIN)/python -m piplicenses --from=mixed --order=license
+	@# Strict: a package that could not be looked up is not a clean one.
+	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 clean:
 	@# runs/ holds results: it is not for this to delete.

@@ -129,7 +129,10 @@ def adapter_base(adapter: Path) -> str:
     file = adapter / "adapter_config.json"
     if not file.is_file():
         raise MedReflError(f"{adapter}: no adapter_config.json there: expected an adapter's folder, or a run's")
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        raise MedReflError(f"{file}: is not a JSON object, so no adapter's config") from None
     if not base:
         raise MedReflError(f"{file}: names no base model; give it with --base")
     return base

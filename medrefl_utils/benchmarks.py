@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medrefl_utils.lint import lint
-from medrefl_utils.questions import Rows, distinct, load_questions, read_questions
+from medrefl_utils.questions import Rows, check_dataset, distinct, is_file, load_questions, read_questions
 from medrefl_utils.records import MedReflError, Question
 
 REGISTRY = Path(__file__).parents[1] / "params" / "benchmarks.yaml"
@@ -114,6 +114,20 @@ def load_benchmark(
     if not chosen:
         raise MedReflError(f"{source}: offset {offset} leaves none of {len(questions)} questions")
     return chosen
+
+
+def check_source(source: str) -> bool:
+    """Whether a source's rows can be read here without the hub; raises MedReflError where the hub does not have them.
+
+    A benchmark's name without a file or a hub id, and a file that is missing, count as readable: reading tells best.
+    """
+    benchmark = registry().benchmarks.get(source)
+    if benchmark is None and (source == "clinic" or is_file(source)):
+        return True
+    if benchmark and (benchmark.hub is None or _file(benchmark.files)):
+        return True
+    check_dataset(benchmark.hub.id if benchmark else source)
+    return False
 
 
 def lint_counts(source: str, split: str = "") -> dict[str, int]:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from rich.text import Text
 
 from medrefl_utils import provenance
 from medrefl_utils.execution import CHAIN, StageFailed, end_orphans, execute
-from medrefl_utils.hub import resolve_model
 from medrefl_utils.profiles import closest, load_profile, local_paths, notebook_parameters
 from medrefl_utils.records import ABLATION, CLAIMS, SCORES, MedReflError, RunFiles
 from medrefl_utils.store import MADE_BY, content_hash, held, read_manifest, read_table, write_manifest
@@ -61,6 +60,9 @@ FOLLOWS = {"03_pair_construction": ("05_benchmark_evaluation", ("questions", "sp
 """What 03 compares the training questions with is what 05 will ask, unless the profile says otherwise."""
 DEFAULT_STAGES = tuple(stage.name for stage in STAGES[:6])
 """What runs where a profile does not name its own ``stages``."""
+
+Preflight = Callable[[Mapping[str, Mapping[str, Any]], RunFiles, Container[str]], object]
+"""Called with {stage that will run: its parameters}, the run's files, and the artifacts that are taken as they are."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,6 @@ class Chain:
                 pending |= dict.fromkeys(stage.writes, stage.name)
             decisions.append(decision)
         return decisions
-
-    def check_models(self, selected: Sequence[Stage], force: bool = False) -> None:
-        """Find every model that a stage which will run loads: one line now beats a failed notebook later."""
-        running = [decision.stage.name for decision in self.plan(selected, force) if decision.run]
-        for model in {self.parameters[name]["model"] for name in running if "model" in self.parameters[name]}:
-            local = self.root / model
-            resolve_model(str(local) if local.is_dir() else model)
 
     def decide(self, stage: Stage) -> Decision:
         """Compare the stage's key and outputs with its last run. Its inputs must exist."""
@@ -306,11 +301,14 @@ def run_profile(
     force: bool = False,
     dry_run: bool = False,
     console: Console | None = None,
+    preflight: Preflight | None = None,
 ) -> list[str]:
     """Check the profile, run (or with ``dry_run`` only list) its stages; returns the names of those executed.
 
-    Ends with the report's path and the result table. Raises MedReflError before anything starts when the profile, an
-    option or an input is wrong, and StageFailed when a notebook fails.
+    Ends with the report's path and the result table. ``preflight`` looks at the inputs of the stages that will run; the
+    command hands it in, as every notebook imports this module and would depend on all that it looks with. Raises
+    MedReflError before anything starts when the profile, an option or an input is wrong, and StageFailed when a
+    notebook fails.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in stages}
@@ -328,7 +326,11 @@ def run_profile(
     if dry_run:
         console.print(_plan_table(chain, chain.plan(selected, force)))
         return []
-    chain.check_models(selected, force)
+    running = {decision.stage.name: decision.stage for decision in chain.plan(selected, force) if decision.run}
+    if running and preflight:
+        made = {artifact for stage in running.values() for artifact in stage.writes}
+        given = {artifact for stage in running.values() for artifact in stage.reads} - made
+        preflight({name: parameters[name] for name in running}, chain.files, given)
     with held(chain.files):
         end_orphans(chain.files.root)
         executed = chain.run(selected, console, force)

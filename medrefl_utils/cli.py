@@ -14,7 +14,7 @@ from rich.text import Text
 
 from medrefl_utils import __version__
 from medrefl_utils.chain import STAGES, repository_root, run_profile
-from medrefl_utils.execution import StageFailed
+from medrefl_utils.execution import CONTROL, StageFailed
 from medrefl_utils.profiles import load_profile
 from medrefl_utils.records import MedReflError
 
@@ -48,13 +48,14 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and why; run nothing.")] = False,
 ) -> None:
     """Run the chain of notebooks into runs/NAME; stages that are unchanged are skipped."""
+    from medrefl_utils.preflight import preflight
+
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    options = {"start": start, "only": only, "force": force, "dry_run": dry_run}
     try:
-        profile, root = _at_root(profile)
-        run_profile(profile, root=root, overrides=overrides or (), start=start, only=only, force=force, dry_run=dry_run)
-    except MedReflError as error:
-        errors.print(Text(f"error: {error}", style="red"))
-        raise typer.Exit(2) from None
+        with _one_line_errors():
+            profile, root = _at_root(profile)
+            run_profile(profile, root=root, overrides=overrides or (), preflight=preflight, **options)
     except StageFailed as error:
         _explain(error, errors)
         raise typer.Exit(1) from None
@@ -202,7 +203,9 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except MedReflError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {error}", style="red"))
+        # What it quotes from a file may hold line ends, and codes that a terminal obeys.
+        line = CONTROL.sub("", " ".join(str(error).split()))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {line}", style="red"))
         raise typer.Exit(2) from None
 
 

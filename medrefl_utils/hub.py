@@ -18,6 +18,15 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
+def has_cached_dataset(name: str) -> bool:
+    """Whether the hub's cache, or that of the library datasets, has a folder for this dataset."""
+    from huggingface_hub import constants
+
+    prepared = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")
+    downloaded = Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
+    return downloaded.is_dir() or Path(prepared, name.replace("/", "___")).is_dir()
+
+
 def refusal(kind: Literal["model", "dataset"], name: str) -> Exception | None:
     """What the hub, or the way to it, raises when asked for ``name``; None where it gives it out."""
     from huggingface_hub import HfApi

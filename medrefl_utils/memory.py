@@ -135,7 +135,9 @@ def predict(
     Raises:
         MedReflError: a model that cannot be had, or whose config lacks a size.
     """
-    config = AutoConfig.from_pretrained(resolve_model(model)) if isinstance(model, str) else model
+    config = (
+        AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False) if isinstance(model, str) else model
+    )
     shape, rank = Shape.of(config), settings["rank"]
     rows, longest = _largest_batch(lengths, settings)
     tokens = rows * longest

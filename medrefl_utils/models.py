@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,6 +20,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from medrefl_utils.folders import check_adapter, checked_model
 from medrefl_utils.hub import resolve_model
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import MedReflError
@@ -35,15 +37,20 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; left padding is the generator's own affair, not the tokenizer's.
 
     Raises:
-        MedReflError: no such folder or hub id, no tokenizer in it, or no chat template.
+        MedReflError: no such folder or hub id, a folder that ``folders.check_model`` refuses, no tokenizer, no chat
+            template, or one that does not render a user's turn.
     """
-    name = resolve_model(model)
+    name = checked_model(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # its readers of other formats raise what they like
         raise MedReflError(f"model {model}: its tokenizer does not load: {_first_line(error)}") from error
     if tokenizer.chat_template is None:
         raise MedReflError(f"model {model}: its tokenizer has no chat template, which every prompt goes through")
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise MedReflError(f"model {model}: its chat template fails: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise MedReflError(f"model {model}: its tokenizer has no end-of-sequence token, which ends every answer")
     if tokenizer.pad_token_id is None:
@@ -61,12 +68,14 @@ def load_model(
     is not 4-bit and of the computation, is ``compute_dtype()`` unless given.
 
     Raises:
-        MedReflError: unknown quantization, missing folder or hub id, weights that do not load, or an adapter that
-            is missing.
+        MedReflError: unknown quantization, missing folder or hub id, a folder that ``folders.check_model`` refuses,
+            weights that do not load or lack some of the model's, or an adapter that is missing or another model's.
     """
     if quantization not in QUANTIZATIONS:
         raise MedReflError(f"quantization is {quantization!r}, expected one of {', '.join(QUANTIZATIONS)}")
-    name = resolve_model(model)
+    name = checked_model(model)
+    if adapter is not None:
+        check_adapter(adapter, model)
     dtype = dtype or compute_dtype()
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "device_map": _placement()}
     if quantization == "nf4":
@@ -77,9 +86,14 @@ def load_model(
             bnb_4bit_compute_dtype=dtype,
         )
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+        loaded, told = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MedReflError(f"model {model}: its weights do not load: {_first_line(error)}") from error
+    if missing := sorted(told["missing_keys"]):  # transformers would draw them at random, and warn
+        found = f"its weights lack {len(missing)} of the tensors of a {type(loaded).__name__}"
+        raise MedReflError(f"model {model}: {found}, such as {missing[0]}: expected the weights of that model")
     keep_backward_right(loaded)
     if adapter is not None:
         loaded = _with_adapter(loaded, adapter)
@@ -141,14 +155,12 @@ def model_key(model: str, quantization: str) -> str:
         return f"{content_hash(Path(name))} {quantization}"
     from transformers import AutoConfig
 
-    return f"{name}@{AutoConfig.from_pretrained(name)._commit_hash} {quantization}"
+    return f"{name}@{AutoConfig.from_pretrained(name, trust_remote_code=False)._commit_hash} {quantization}"
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     from peft import PeftModel
 
-    if not (adapter / "adapter_config.json").is_file():
-        raise MedReflError(f"adapter {adapter}: no adapter_config.json there, so no adapter was trained into it")
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError) as error:

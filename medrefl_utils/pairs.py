@@ -265,6 +265,22 @@ def of_kinds(pairs: pd.DataFrame, kinds: Sequence[str]) -> pd.DataFrame:
     return pairs[pairs["kind"].isin(kinds)].reset_index(drop=True)
 
 
+def check_texts(pairs: pd.DataFrame) -> None:
+    """Raise MedReflError, naming the pair, where prompt or side (see ``records.PAIRS``) has no text or no tokens."""
+    for name in ("prompt", "chosen", "rejected"):
+        empty = [
+            not len(side) or not all((message["content"] or "").strip() for message in side) for side in pairs[name]
+        ]
+        if any(empty):
+            pair = pairs["pair_id"].iloc[empty.index(True)]
+            raise MedReflError(f"pairs: pair {pair!r}: {name} is empty, expected messages with text")
+        tokens = f"{name}_tokens"
+        if tokens in pairs and not (counted := pairs[tokens].fillna(0) > 0).all():
+            pair, found = pairs.loc[~counted, ["pair_id", tokens]].iloc[0]
+            found = 0 if found == 0 else "missing"
+            raise MedReflError(f"pairs: pair {pair!r}: {tokens} is {found}, expected the tokens of a text")
+
+
 def take_at_most(table: pd.DataFrame, n: int, seed: int) -> tuple[pd.DataFrame, int]:
     """``n`` rows of a table, drawn by the seed and in their order, and how many are left out; 0 takes all."""
     if n < 0:

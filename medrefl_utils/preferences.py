@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from medrefl_utils.pairs import check_texts
 from medrefl_utils.records import MedReflError
 
 SIDES = ("chosen", "rejected")
@@ -47,8 +48,9 @@ def pair_ids(
     left out where the prompt leaves no room or both sides are the same after it. The counts: ``cut``, ``left_out``.
 
     Raises:
-        MedReflError: no pair is left.
+        MedReflError: a side without text, or no pair is left.
     """
+    check_texts(pairs)
     prompts = [tokenizer.apply_chat_template(list(m), add_generation_prompt=True, tokenize=False) for m in pairs.prompt]
     heads = tokenizer(prompts, add_special_tokens=False).input_ids if prompts else []
     texts = {side: [messages[0]["content"] for messages in pairs[side]] for side in SIDES}

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from medrefl_utils.hub import offline, one_line, refusal
+from medrefl_utils.hub import has_cached_dataset, offline, one_line, refusal
 from medrefl_utils.lint import content_key
 from medrefl_utils.records import LETTERS, QUESTIONS, MedReflError, Question
 
@@ -36,6 +36,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }
 _OPTION_COLUMNS = ("op{}", "option_{}", "{}")  # medmcqa's opa; a spreadsheet's option_a or A
 _YES_NO_MAYBE = {"A": "yes", "B": "no", "C": "maybe"}
+_LONGEST = 200_000  # characters of a stem or an option: about 50,000 tokens, more than an exam asks anyone to read
 
 Row = tuple[int, dict[str, Any] | Exception]
 
@@ -74,7 +75,7 @@ def read_questions(
     path = Path(source).expanduser()
     reader = _READERS.get(path.suffix.lower())
     if path.is_file() and reader is not None:
-        rows, label = reader(path), path.stem
+        rows, label = read_rows(path), path.stem
     elif path.is_file() or (reader is None and source.startswith((".", "/", "~")) and not path.is_dir()):
         found = "not a kind of file that is read" if path.is_file() else "no such file"
         raise MedReflError(f"{source}: {found}, expected {', '.join(_READERS)}")
@@ -169,8 +170,10 @@ def _parsed(line: bytes) -> dict[str, Any] | Exception:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return ValueError(f"not UTF-8 at byte {error.start} of the line")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return ValueError(f"not JSON ({error})")
+    except RecursionError:
+        return ValueError("not JSON (nested too deeply)")
     return row if isinstance(row, dict) else ValueError(f"a JSON {type(row).__name__}, expected an object")
 
 
@@ -184,8 +187,10 @@ def _json_array(path: Path) -> Iterator[Row]:
             yield from _json_rows(path)
             return
         raise MedReflError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MedReflError(f"{path}: not JSON ({error})") from None
+    except RecursionError:
+        raise MedReflError(f"{path}: not JSON (nested too deeply)") from None
     if isinstance(rows, dict) and rows and all(isinstance(row, dict) and "QUESTION" in row for row in rows.values()):
         rows = [{"question_id": key, **row} for key, row in rows.items()]  # PubMedQA's own file
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
@@ -233,15 +238,35 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise MedReflError(f"{path}: no such file")
     if path.suffix.lower() not in _READERS:
         raise MedReflError(f"{path}: not a kind of file that is read, expected {', '.join(_READERS)}")
-    return _READERS[path.suffix.lower()](path)
+    try:
+        yield from _READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise MedReflError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
-def _hub_rows(name: str, split: str, config: str | None) -> Iterator[Row]:
-    if not Path(name).is_dir() and not offline() and (error := refusal("dataset", name)) is not None:
+def is_file(source: str) -> bool:
+    """Whether a source is a file, there or not: no folder, and no id of a hub dataset."""
+    path = Path(source).expanduser()
+    if source and path.is_dir():
+        return False
+    return path.is_file() or not source or source.startswith((".", "/", "~")) or path.suffix.lower() in _READERS
+
+
+def check_dataset(name: str) -> None:
+    """Raise MedReflError where ``name`` is neither a folder nor a dataset of the hub, or of its cache when offline."""
+    if Path(name).is_dir():
+        return
+    if offline() and not has_cached_dataset(name):
+        raise MedReflError(f"{name}: no such file, not a dataset in the hub's local cache, and HF_HUB_OFFLINE is set")
+    if not offline() and (error := refusal("dataset", name)) is not None:
         raise MedReflError(f"{name}: neither a file nor a dataset that the hub gives out ({one_line(error)})")
+
+
+def _hub_rows(name: str, split: str, config: str | None) -> Iterator[Row]:
+    check_dataset(name)
     # Imported here: a file or the clinic needs no datasets.
     import datasets
 
@@ -307,8 +332,10 @@ def question_of(
         return next((row[theirs] for theirs in names if row.get(theirs) is not None), None)
 
     stem = field("stem")
+    if stem is None:
+        raise ValueError(f"no stem, expected it under {' or '.join(_FIELDS['stem'])}; found {_names(row)}")
     if not isinstance(stem, str) or not stem.strip():
-        raise ValueError("stem is empty" if stem in (None, "") or isinstance(stem, str) else "stem is not text")
+        raise ValueError("stem is empty" if isinstance(stem, str) else "stem is not text")
     given, gold = field("options"), field("gold")
     if given is None and isinstance(gold, str) and gold.strip().lower() in _YES_NO_MAYBE.values():
         given, gold = _YES_NO_MAYBE, gold.strip().lower()
@@ -316,6 +343,9 @@ def question_of(
     gold = _gold(gold, options)
     if context := _context(field("context")):
         stem = f"{context}\n\n{stem}"
+    for name, text in {"stem": stem, **{f"option {letter}": text for letter, text in options.items()}}.items():
+        if len(text) > _LONGEST:
+            raise ValueError(f"{name} has {len(text):,} characters, expected at most {_LONGEST:,}")
     own = field("question_id")
     content = json.dumps([stem, list(options.items())])  # ASCII, so that any text has a hash
     try:
@@ -330,6 +360,11 @@ def question_of(
         source=str(field("source") or label),
         split=str(field("split") or split),
     )
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    names = ", ".join(map(str, row))
+    return (names if len(names) <= 100 else f"{names[:99]}…") or "nothing"
 
 
 def _context(given: Any) -> str:

@@ -26,6 +26,8 @@ from medrefl_utils.store import read_table
 _RESPONSE = ("response", "reason", "output", "completion", "generated_text", "prediction", "text")
 _GOLD = ("gold", "ideal_answer", "answer_idx", "label")
 _ID = ("question_id", "id")
+_TOLD: dict[str, type] = {"model": str, "protocol": str, "run": int, "stop": str}
+_TOLD |= {"n_tokens": int, "seconds": float, "temperature": float, "top_p": float}
 
 
 def read_responses(path: Path, benchmark: Rows, response_field: str | None = None) -> pd.DataFrame:
@@ -59,14 +61,14 @@ def read_responses(path: Path, benchmark: Rows, response_field: str | None = Non
         first_with.setdefault(content_key(question), question)
     asked: Counter[tuple[Any, ...]] = Counter()
     table = []
-    for row, question in zip(rows, _tied(rows, benchmark, path), strict=True):
+    for number, (row, question) in enumerate(zip(rows, _tied(rows, benchmark, path), strict=True), start=1):
         question = first_with[content_key(question)] if "options" not in row else question
-        model, protocol = row.get("model") or path.stem, row.get("protocol") or "given"
+        told = {name: _told(row, name, kind, f"{path}: row {number}") for name, kind in _TOLD.items()}
+        model, protocol = told["model"] or path.stem, told["protocol"] or "given"
         place = (model, protocol, question.question_id)
-        run = row["run"] if row.get("run") is not None else asked[place]
+        run = told["run"] if told["run"] is not None else asked[place]
         asked[place] += 1
-        told = {name: row.get(name) for name in ("n_tokens", "stop", "seconds", "temperature", "top_p")}
-        response = str(row[response_field])
+        response = _told(row, response_field, str, f"{path}: row {number}")
         table.append(
             told
             | response_row(question, extract_answer(response, question.options))
@@ -79,6 +81,22 @@ def _row(file: Path, number: int, row: Mapping[str, Any] | Exception) -> dict[st
     if isinstance(row, Exception):
         raise MedReflError(f"{file}:{number}: {row}")
     return dict(row)
+
+
+def _told(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    """What a row says under ``name``, None where it does not; numbers may be text, as in a CSV file."""
+    value = row.get(name)
+    if value is None or (value == "" and kind is not str):
+        return None
+    try:
+        if kind is str and isinstance(value, str):
+            value.encode()  # half a surrogate pair, which JSON can hold, is no text
+            return value
+        if kind is not str and isinstance(value, int | float | str):
+            return kind(value)
+    except (ValueError, OverflowError):
+        pass
+    raise MedReflError(f"{where}: {name} is {str(value)[:50]!r}, expected {'text' if kind is str else 'a number'}")
 
 
 def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path) -> list[Question]:
@@ -96,7 +114,7 @@ def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path) -> lis
             raise MedReflError(
                 f"{path}: {others} of {len(rows)} responses have the id of a question that says otherwise"
             )
-        found = [_as_shown(row, question) for row, question in _zip(rows, found)]
+        found = [_as_shown(row, question, f"{path}: row {n}") for n, (row, question) in enumerate(_zip(rows, found), 1)]
         _check_gold(rows, found, path, f"tied to {benchmark.label} by id")
         return found
     if shown := _said(rows):
@@ -133,11 +151,14 @@ def _gold_of(row: Mapping[str, Any]) -> str | None:
     return next((str(row[name]).strip().upper() for name in _GOLD if row.get(name)), None)
 
 
-def _as_shown(row: Mapping[str, Any], question: Question) -> Question:
+def _as_shown(row: Mapping[str, Any], question: Question, where: str) -> Question:
     """The question with the row's own options and gold letter, which may have been shuffled."""
     if not row.get("options"):
         return question
-    return question_of({"stem": question.stem, **row, "question_id": question.question_id})
+    try:
+        return question_of({"stem": question.stem, **row, "question_id": question.question_id})
+    except ValueError as error:
+        raise MedReflError(f"{where}: {error}") from None
 
 
 def _said(rows: Sequence[Mapping[str, Any]]) -> list[Question]:

@@ -70,6 +70,22 @@ def test_run_leaves_all_artifacts_and_says_each_stage(_finished: tuple[Path, str
     assert "report: " in printed
 
 
+def test_what_will_run_is_looked_at_before_it_starts_and_what_is_unchanged_is_not(finished: Path) -> None:
+    looked: list[tuple[list[str], set[str]]] = []
+
+    def refuse(stages: dict, files: RunFiles, given: set[str]) -> None:
+        looked.append((list(stages), given))
+        assert stages["02_double"]["loud"] and files.root == finished / "runs/t"
+        raise MedReflError("no room")
+
+    assert toy.run(finished, preflight=refuse)[0] == [] and not looked
+    before = manifest(finished)
+    with pytest.raises(MedReflError, match="^no room$"):
+        toy.run(finished, "02_double.loud=true", preflight=refuse)
+    assert looked == [(["02_double", "03_tell"], {"questions", "steps"})]
+    assert manifest(finished) == before
+
+
 def test_kernel_is_this_interpreter_with_quiet_openmp(_finished: tuple[Path, str]) -> None:
     assert (_finished[0] / "runs/t/report.html").read_text().split()[1:] == [sys.executable, "0"]
 

@@ -1,9 +1,11 @@
 """Loading: what loads, in 4 bit too, and the one clear line for what does not."""
 
+import ast
 import json
 import shutil
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +71,63 @@ def test_a_folder_without_config_is_refused(folder):
         load_tokenizer(str(folder))
 
 
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_loading_looks_at_the_folder_first(folder, load):
+    """The lines of ``folders.check_model``, which tests/test_refusals.py has one by one."""
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(MedReflError, match=r"^model \S+: model\.safetensors cannot be read \(.*incomplete"):
+        load(str(folder))
+
+
+def test_a_template_that_does_not_render_a_turn_is_refused(folder):
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('only for\\nsystems') }}")
+    with pytest.raises(MedReflError, match=r"its chat template fails: only for$"):
+        load_tokenizer(str(folder))
+
+
+def test_weights_that_lack_a_tensor_are_refused_and_not_drawn_at_random(folder):
+    """Right sizes, other names, as an architecture of the same shape has them: only loading tells."""
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole.replace(b".self_attn.q_proj.", b".self_attn.w_proj."))
+    with pytest.raises(
+        MedReflError, match=r"its weights lack 4 of the tensors of a LlamaForCausalLM, such as model\.l"
+    ):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_code_that_lies_in_the_folder_is_never_run(folder, known, monkeypatch, tmp_path):
+    """A type that transformers knows loads with transformers' own class; any other is refused."""
+    monkeypatch.chdir(tmp_path)
+    (folder / "own.py").write_text("open('hacked', 'w')\nclass Own: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config | ({} if known else {"model_type": "own"})))
+    if known:
+        assert type(load_model(str(folder))).__module__.startswith("transformers.") and load_tokenizer(str(folder))
+    else:
+        for load in (load_model, load_tokenizer):
+            with pytest.raises(MedReflError, match=r"'own' is none that transformers knows; the code beside it"):
+                load(str(folder))
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_no_code_of_a_model_is_ever_trusted():
+    """Every call that could run a model's own code says no, as transformers asks at the terminal where none is told."""
+    package = Path(load_model.__code__.co_filename).parent
+    loads = 0
+    for file in package.rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+            told = {word.arg: word.value for word in call.keywords}
+            assert "trust_remote_code" not in told or told["trust_remote_code"].value is False, file.name
+            called = ast.unparse(call.func)
+            assert not called.startswith(("pickle.", "torch.load", "joblib.", "dill.")), file.name
+            if called.startswith("Auto") and called.endswith("from_pretrained"):
+                assert "trust_remote_code" in told, f"{file.name}: {called}"
+                loads += 1
+    assert loads >= 4
+
+
 def test_a_tokenizer_without_a_chat_template_is_refused(folder):
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(MedReflError, match="has no chat template"):
@@ -78,7 +137,9 @@ def test_a_tokenizer_without_a_chat_template_is_refused(folder):
 def test_pickled_weights_are_never_read(folder):
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(MedReflError, match="its weights do not load"):
+    with pytest.raises(
+        MedReflError, match=r"pickled weights \(pytorch_model\.bin\), which can run code, and are never read"
+    ):
         load_model(str(folder))
 
 

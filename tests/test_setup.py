@@ -22,7 +22,7 @@ import medrefl_utils
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BENCH = [Requirement(text) for text in PROJECT["optional-dependencies"]["bench"]]
+OPTIONAL = [Requirement(text) for extra in ("bench", "audit") for text in PROJECT["optional-dependencies"][extra]]
 DIRECT = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"])]
 
 
@@ -37,7 +37,7 @@ PINS = {
 }
 
 
-@pytest.mark.parametrize("requirement", DIRECT + BENCH, ids=str)
+@pytest.mark.parametrize("requirement", DIRECT + OPTIONAL, ids=str)
 def test_every_direct_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
     assert requirement.specifier.contains(PINS[canonical(requirement.name)])
 
@@ -128,6 +128,15 @@ def test_ci_calls_test_and_then_run() -> None:
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_audit_looks_every_pin_up_and_takes_none_for_clean_that_it_did_not_find(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    would = make(tmp_path, "-n", "audit").stdout
+    assert "-e '.[test,audit]'" in would and "piplicenses" in would
+    asked = next(line for line in would.splitlines() if "pip_audit --" in line)
+    assert all(word in asked.split() for word in ("--requirement", "constraints.txt", "--no-deps", "--strict"))
 
 
 def test_make_names_the_python_it_needs(tmp_path: Path) -> None:
