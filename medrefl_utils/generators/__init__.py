@@ -100,7 +100,7 @@ def open_generator(
     model: str,
     *,
     quantization: str = "none",
-    max_rows: int = 256,
+    max_rows: int = 0,
     engine: str = "local",
     workers: int = 0,
     endpoint: str = "",

@@ -8,7 +8,9 @@ ended leave the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +22,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from medrefl_utils.generators import Item, Prefix, Progress, Result, Usage, in_turn
 from medrefl_utils.generators.trunk import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
+from medrefl_utils.memory import GIB, free_bytes, power_of_two, ran_out, rows_that_fit
 from medrefl_utils.models import load_model, load_tokenizer, model_key
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
@@ -30,6 +33,9 @@ _COMPACT = 0.75
 
 _SMALL = 20_000_000
 """A model of fewer parameters decodes on one CPU thread: its matrices are too small to be worth handing out."""
+
+_ROWS_SHARE = 0.6
+"""Of the memory that is free: a quarter is for kept caches, the rest for what was not counted (ours)."""
 
 Ids = tuple[int, ...]
 
@@ -43,14 +49,27 @@ class LocalGenerator:
         *,
         quantization: str = "none",
         adapter: Path | None = None,
-        max_rows: int = 256,
+        max_rows: int = 0,
         keep_gib: float = 4.0,
+        free: Callable[[], int] = free_bytes,
     ):
-        """Load the model; ``max_rows`` bounds the rows decoded together, ``keep_gib`` the caches kept between calls.
+        """Load the model.
+
+        Args:
+            model: a folder or a hub id.
+            quantization: see ``load_model``.
+            adapter: folder of one to be put on top.
+            max_rows: rows decoded together, at most; 0: as many as fit (``rows_that_fit``) into a share of what
+                ``free`` says once the model is there. Asked once and rounded to powers of two, so that another start
+                on the same machine decodes the same batches, unless much else has come or gone there.
+            keep_gib: of caches kept between calls, at most; nor more than a quarter of what is free.
+            free: bytes of memory that are free.
 
         Raises:
-            MedReflError: what ``load_model`` and ``load_tokenizer`` raise.
+            MedReflError: a ``max_rows`` below 0, and what ``load_model`` and ``load_tokenizer`` raise.
         """
+        if max_rows < 0:
+            raise MedReflError(f"max_rows is {max_rows}, expected 0 (as many as fit) or a number of rows")
         self.key = model_key(model, quantization) + (f" {content_hash(adapter)}" if adapter else "")
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, quantization, adapter)
@@ -58,7 +77,10 @@ class LocalGenerator:
         self._threads = 1 if small else torch.get_num_threads()
         self.about = {"model": model, "quantization": quantization, "device": self.model.device.type}
         self.max_rows = max_rows
-        self.keep_bytes = int(keep_gib * 2**30)
+        left = free()
+        self.keep_bytes = min(int(keep_gib * GIB), power_of_two(left / 4))
+        self._for_rows = _ROWS_SHARE * left  # bytes
+        self._did_not_fit = sys.maxsize  # the fewest rows for which memory ran out
         self.usage = Usage()
         """its ``prompt_tokens`` are those of prefixes that were read; those found in a kept cache do not count"""
         self._trunks: dict[Ids, Layers] = {}
@@ -103,23 +125,27 @@ class LocalGenerator:
         progress: Progress | None,
     ) -> list[list[Continuation]]:
         ids = [(*self.prompt_ids(p.messages), *p.token_ids) for p in prefixes]
-        self._check_room(ids, sampling)
+        longest = max(map(len, ids), default=0)
+        self._check_room(longest, sampling)
         # Kept caches serve the very next call: a search expands its whole frontier at once, then never comes back.
         kept, self._kept = self._kept, {}
         kept = {row: kept[row] for row in ids if row in kept}
         self._drop_trunks(kept.values())
-        per_batch = max(1, self.max_rows // k)
         results: list[list[Continuation]] = [[] for _ in ids]
         # Kept ones in their order, in which what shares a trunk stands together; others by length, for the padding.
         resumed = [i for i, row in enumerate(ids) if row in kept]
         fresh = sorted((i for i, row in enumerate(ids) if row not in kept), key=lambda i: len(ids[i]))
         for part in (resumed, fresh):
-            for start in range(0, len(part), per_batch):
-                chosen = part[start : start + per_batch]
+            while part:
+                chosen = part[: self._prefixes_at_once(longest, k, sampling)]
                 rows = [ids[i] for i in chosen]
-                batch = self._resume(rows, [kept[row] for row in rows]) if part is resumed else self._read(rows)
-                written = self._decode(batch, k, stop, sampling, [s for i in chosen for s in seeds[i]])
+                written = self._written(rows, kept, k, stop, sampling, [s for i in chosen for s in seeds[i]])
+                if written is None:
+                    self._take_fewer(len(chosen), k, longest, sampling)
+                    continue
+                part = part[len(chosen) :]
                 self.usage.calls += len(written)
+                self.usage.prompt_tokens += sum(len(row) for row in rows if row not in kept)
                 self.usage.completion_tokens += sum(row.length for row in written)
                 for place, i in enumerate(chosen):
                     results[i] = written[place * k : (place + 1) * k]
@@ -127,6 +153,43 @@ class LocalGenerator:
                     progress(len(written))
         self._drop_trunks(self._kept.values())
         return results
+
+    def _written(
+        self,
+        ids: list[Ids],
+        kept: Mapping[Ids, _Kept],
+        k: int,
+        stop: str | None,
+        sampling: Sampling,
+        seeds: list[int],
+    ) -> list[Continuation] | None:
+        """The continuations of a batch of prefixes, of which all are kept or none is; None where memory ran out."""
+        try:
+            batch = self._resume(ids, [kept[row] for row in ids]) if ids[0] in kept else self._read(ids)
+            return self._decode(batch, k, stop, sampling, seeds)
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+        return None
+
+    def _prefixes_at_once(self, longest: int, k: int, sampling: Sampling) -> int:
+        """How many prefixes of at most ``longest`` tokens are continued together, ``k`` times each."""
+        config, width, budget = self.model.config, self.model.dtype.itemsize, self._for_rows
+        most = self.max_rows or rows_that_fit(
+            config, prefix=longest, new=sampling.max_tokens, k=k, width=width, budget=budget
+        )
+        return max(1, min(most, self._did_not_fit // 2) // k)
+
+    def _take_fewer(self, prefixes: int, k: int, longest: int, sampling: Sampling) -> None:
+        """From now on half the rows, since the memory did not suffice for these."""
+        if prefixes == 1:
+            raise MedReflError(
+                f"out of memory with {k} continuations of one prompt: of {longest} tokens, and {sampling.max_tokens} "
+                "new ones each; take fewer of either, a smaller model, or quantization nf4"
+            )
+        self._did_not_fit = prefixes * k
+        fewer = max(1, prefixes // 2) * k
+        warnings.warn(f"out of memory with {prefixes * k} rows decoded together: going on with {fewer}", stacklevel=4)
 
     def chat(
         self,
@@ -160,9 +223,8 @@ class LocalGenerator:
         """One item after another."""
         return in_turn(self, work, items)
 
-    def _check_room(self, ids: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    def _check_room(self, longest: int, sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
-        longest = max(map(len, ids), default=0)
         if room is not None and longest + sampling.max_tokens > room:
             raise MedReflError(
                 f"a prompt of {longest} tokens and {sampling.max_tokens} new ones exceed the model's context of {room}"
@@ -177,7 +239,6 @@ class LocalGenerator:
         pad = self.tokenizer.pad_token_id
         tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
-        self.usage.prompt_tokens += sum(map(len, ids))
         logits = next_logits(self.model, tokens, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
         if not sliceable(cache):
             return _Batch(ids, ids, PlainRows(self.model, cache, mask), logits)
