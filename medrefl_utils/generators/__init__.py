@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -53,7 +53,10 @@ class Usage:
 
 
 class Generator(Protocol):
-    """The interface that rollout and evaluation know; nothing asks which generator it is."""
+    """The interface that rollout and evaluation know; nothing asks which generator it is.
+
+    A generator that names this as its base class need not say what has a body here.
+    """
 
     usage: Usage
     key: str
@@ -80,8 +83,9 @@ class Generator(Protocol):
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> list[Continuation]:
-        """The model's whole answer to each list of messages."""
-        ...
+        """The model's whole answer to each list of messages, in their order."""
+        rows = self.expand([Prefix(m) for m in messages], 1, None, sampling, [[s] for s in seeds], progress)
+        return [row[0] for row in rows]
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a text that is put into the assistant's turn, without any that stand for its begin or end."""
@@ -91,9 +95,10 @@ class Generator(Protocol):
         """A chain that was written in one go, as the steps that ``expand`` with ``stop`` would have made of it."""
         ...
 
-    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterable[tuple[Item, Result]]:
+    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
         """``work(generator, item)`` of each item, as the results come: here, or where the generator's workers are."""
-        ...
+        for item in items:
+            yield item, work(self, item)
 
 
 def open_generator(
@@ -138,14 +143,6 @@ def open_generator(
     from medrefl_utils.generators.local import LocalGenerator
 
     return LocalGenerator(model, quantization=quantization, max_rows=max_rows)
-
-
-def in_turn(
-    generator: Generator, work: Callable[[Generator, Item], Result], items: Sequence[Item]
-) -> Iterator[tuple[Item, Result]]:
-    """``spread`` of a generator that is one worker."""
-    for item in items:
-        yield item, work(generator, item)
 
 
 def seed_of(*place: object) -> int:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from medrefl_utils import prompts
-from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, in_turn
+from medrefl_utils.generators import Generator, Prefix, Progress, Result, Usage
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
 
@@ -62,7 +62,7 @@ class _Request:
     n: int
 
 
-class EndpointGenerator:
+class EndpointGenerator(Generator):
     """A model behind ``url`` (the part before ``/chat/completions``); the key is read from OPENAI_API_KEY alone."""
 
     def __init__(
@@ -118,17 +118,6 @@ class EndpointGenerator:
         """
         return _run(self._expand(prefixes, k, stop, sampling, seeds, progress))
 
-    def chat(
-        self,
-        messages: Sequence[Messages],
-        sampling: Sampling,
-        seeds: Sequence[int],
-        progress: Progress | None = None,
-    ) -> list[Continuation]:
-        """The model's whole answer to each list of messages, in their order."""
-        rows = self.expand([Prefix(m) for m in messages], 1, None, sampling, [[s] for s in seeds], progress)
-        return [row[0] for row in rows]
-
     def encode(self, text: str) -> tuple[int, ...]:
         """No tokens: an endpoint goes by the text."""
         return ()
@@ -140,10 +129,6 @@ class EndpointGenerator:
             pieces.append(replace(_part(chain, rest[:end]), stop="boundary"))
             rest = rest[end:]
         return [*pieces, _part(chain, rest)]
-
-    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterable[tuple[Item, Result]]:
-        """One item after another: the requests of each go out together."""
-        return in_turn(self, work, items)
 
     async def _expand(
         self,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from medrefl_utils.generators import Item, Prefix, Progress, Result, Usage, in_turn
+from medrefl_utils.generators import Generator, Prefix, Progress, Usage
 from medrefl_utils.generators.trunk import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
 from medrefl_utils.memory import GIB, free_bytes, power_of_two, ran_out, rows_that_fit
 from medrefl_utils.models import load_model, load_tokenizer, model_key
@@ -40,7 +40,7 @@ _ROWS_SHARE = 0.6
 Ids = tuple[int, ...]
 
 
-class LocalGenerator:
+class LocalGenerator(Generator):
     """A model of a local folder or hub id, run in this process."""
 
     def __init__(
@@ -216,12 +216,6 @@ class LocalGenerator:
                 pieces.append(row.finish(self.tokenizer))
                 row = _Row()
         return [*pieces, row.finish(self.tokenizer)] if row.token_ids else pieces
-
-    def spread(
-        self, work: Callable[[LocalGenerator, Item], Result], items: Sequence[Item]
-    ) -> Iterable[tuple[Item, Result]]:
-        """One item after another."""
-        return in_turn(self, work, items)
 
     def _check_room(self, longest: int, sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
