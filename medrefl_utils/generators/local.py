@@ -110,20 +110,9 @@ class LocalGenerator(Generator):
         something other than white space), at the model's end of turn, or at ``sampling.max_tokens``.
 
         Raises:
-            MedReflError: a prompt that leaves no room in the model's context.
+            MedReflError: a prompt that leaves no room in the model's context, or whose continuations alone do not fit
+                into the memory.
         """
-        with _threads(self._threads):
-            return self._expand(prefixes, k, stop, sampling, seeds, progress)
-
-    def _expand(
-        self,
-        prefixes: Sequence[Prefix],
-        k: int,
-        stop: str | None,
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        progress: Progress | None,
-    ) -> list[list[Continuation]]:
         ids = [(*self.prompt_ids(p.messages), *p.token_ids) for p in prefixes]
         longest = max(map(len, ids), default=0)
         self._check_room(longest, sampling)
@@ -165,8 +154,9 @@ class LocalGenerator(Generator):
     ) -> list[Continuation] | None:
         """The continuations of a batch of prefixes, of which all are kept or none is; None where memory ran out."""
         try:
-            batch = self._resume(ids, [kept[row] for row in ids]) if ids[0] in kept else self._read(ids)
-            return self._decode(batch, k, stop, sampling, seeds)
+            with _threads(self._threads):
+                batch = self._resume(ids, [kept[row] for row in ids]) if ids[0] in kept else self._read(ids)
+                return self._decode(batch, k, stop, sampling, seeds)
         except RuntimeError as error:
             if not ran_out(error):
                 raise
@@ -189,7 +179,7 @@ class LocalGenerator(Generator):
             )
         self._did_not_fit = prefixes * k
         fewer = max(1, prefixes // 2) * k
-        warnings.warn(f"out of memory with {prefixes * k} rows decoded together: going on with {fewer}", stacklevel=4)
+        warnings.warn(f"out of memory with {prefixes * k} rows decoded together: going on with {fewer}", stacklevel=3)
 
     def chat(
         self,
