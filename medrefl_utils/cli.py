@@ -72,9 +72,9 @@ def plan(
     ] = None,
     price_in: Annotated[float, typer.Option(help="Of a million tokens read.", min=0)] = 0.0,
     price_out: Annotated[float, typer.Option(help="Of a million tokens written.", min=0)] = 0.0,
-    probe: Annotated[int, typer.Option(help="Questions whose trees are grown to measure it.")] = 8,
+    probe: Annotated[int, typer.Option(help="Questions that are taken through the stages to measure it.")] = 64,
 ) -> None:
-    """Say what a profile's calls, tokens, time and money would be; measured on a few questions, nothing else runs."""
+    """Say what a profile's calls, tokens, time and money would be; measured on a few questions."""
     from medrefl_utils.plan import plan as planned
     from medrefl_utils.plan import plan_table
 

@@ -1,11 +1,12 @@
-"""How much memory a DPO training takes at its peak, from the model's config and the pairs' lengths alone.
+"""How much memory a DPO training takes at its peak, and decoding, from the model's config and lengths alone.
 
     predict("meta-llama/Llama-3.1-8B-Instruct", lengths, settings=settings).gib
+    rows_that_fit(config, prefix=300, new=128, k=3, width=2, budget=20 * GIB)
 
-What is counted: the base in NF4 (embeddings, head and norms in 16 bit), the adapter with its gradients and optimizer
-states in 32 bit, what one forward pass keeps for the backward pass, the largest working set of that pass, and the
-library's own share. The activations are counted tensor by tensor of a Llama-like layer under PEFT's LoRA (a test holds
-them to what torch keeps); the constants at the top are ours, to be checked on each card.
+What is counted of a training: the base in NF4 (embeddings, head and norms in 16 bit), the adapter with its gradients
+and optimizer states in 32 bit, what one forward pass keeps for the backward pass, the largest working set of that pass,
+and the library's own share. The activations are counted tensor by tensor of a Llama-like layer under PEFT's LoRA (a
+test holds them to what torch keeps); the constants at the top are ours, to be checked on each card.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from transformers import AutoConfig, PreTrainedConfig
 
 from medrefl_utils.hub import resolve_model
@@ -30,6 +32,10 @@ FRAGMENTED = 1.05
 """What the caching allocator holds for what is asked of it (ours)."""
 HEAD_TILE = 4096 * 32768
 """Numbers of one tile of TRL's fused head, at most."""
+DRAWING = 64
+"""Bytes a row and word of the vocabulary while a token is drawn: log-probabilities, and masses in 64 bit, sorted."""
+MOST_ROWS = 512
+"""Rows decoded together, at most (ours)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Shape:
                 heads=text.num_attention_heads,
                 kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
                 head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-                intermediate=text.intermediate_size,
+                intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
                 vocabulary=text.vocab_size,
                 tied=bool(getattr(text, "tie_word_embeddings", False)),
             )
@@ -95,6 +101,11 @@ class Shape:
     def other_weights(self) -> int:
         """Weights of embeddings, head and norms, which stay in 16 bit."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + (2 * self.layers + 1) * self.hidden
+
+    @property
+    def cached(self) -> int:
+        """Numbers that a token's keys and values are, over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
 
     def adapter(self, rank: int) -> int:
         """Weights of a LoRA of this rank on all linear maps but the head."""
@@ -166,6 +177,41 @@ def predict(
         working=max(working, head),
         context=CONTEXT,
     )
+
+
+def rows_that_fit(config: PreTrainedConfig, *, prefix: int, new: int, k: int, width: int, budget: float) -> int:
+    """How many rows, ``k`` for each prefix, decode together in ``budget`` bytes: a power of two, from 1 to MOST_ROWS.
+
+    Counted as if each row filled its ``new`` tokens and had its own copy of the ``prefix`` tokens, as some models'
+    have; a prefix is held twice more, and read by a layer, while it becomes a trunk. ``width``: bytes a number of the
+    computation. Raises MedReflError for a config that lacks a size.
+    """
+    shape = Shape.of(config)
+    row = width * shape.cached * (prefix + new) + DRAWING * shape.vocabulary
+    reading = width * (2 * shape.cached + 3 * shape.intermediate + 6 * shape.hidden) * prefix
+    return power_of_two(min(MOST_ROWS, k * budget / (k * row + reading)))
+
+
+def power_of_two(number: float) -> int:
+    """The largest power of two that is at most ``number``, and at least 1."""
+    return 1 << (max(1, int(number)).bit_length() - 1)
+
+
+def free_bytes() -> int:
+    """Bytes that are free for models here: the GPU's if there is one, else the main memory's."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return psutil.virtual_memory().available
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # what torch holds, and would use again
+    return torch.cuda.mem_get_info()[0] + unused
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory, of a GPU's or the main memory."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def longest_that_fits(

@@ -1,136 +1,263 @@
-"""What a profile will cost before it runs: calls, tokens, time and money of each stage that asks a model.
+"""What a profile will cost before it runs: calls, tokens, time and money of each stage that runs a model.
 
-Stage 01 is measured: the trees of a few of its own questions are grown by its own parameters and generator, and their
-cost is multiplied. So is an answer of stage 05. What stage 03 asks depends on the trees, so its figures are the most
-that its parameters allow. Against an endpoint the probe's replies are kept in the run's log, and the run takes them.
+All is measured on a small run of the stages' own functions: the trees of a few of stage 01's questions; the pairs of
+these trees, with their reflections; a few steps of training on the pairs; answers of the base and of that adapter. What
+each took is multiplied. Not counted is what notebooks do besides: starting, tables, figures. Against an endpoint the
+replies are kept in the run's log, and the run takes those that it asks for again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
+import pandas as pd
 from rich.table import Table
 
-from medrefl_utils import prompts
+from medrefl_utils import corrections, pairs, prompts, reflections, repair
+from medrefl_utils.benchmarks import load_benchmark
 from medrefl_utils.chain import STAGES
-from medrefl_utils.evaluation import protocol
-from medrefl_utils.generators import Generator, open_generator, seed_of
+from medrefl_utils.evaluation import protocol, respond
+from medrefl_utils.generators import Generator, open_generator
+from medrefl_utils.generators.local import LocalGenerator
+from medrefl_utils.launching import settings as training_settings
 from medrefl_utils.profiles import load_profile
 from medrefl_utils.questions import load_questions
 from medrefl_utils.records import MedReflError, Question, RunFiles, Sampling
-from medrefl_utils.search import Growth, grow
+from medrefl_utils.rollout import roll_out
+from medrefl_utils.search import Growth
+from medrefl_utils.training import Upkeep, train_dpo
+from medrefl_utils.values import paths
 
-_ROLLOUT, _PAIRS, _EVALUATION = "01_tree_rollout", "03_pair_construction", "05_benchmark_evaluation"
-_ATTEMPTS = 3  # of a reply that is refused
+_ROLLOUT, _PAIRS = "01_tree_rollout", "03_pair_construction"
+_TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
+_ANSWERS = 4
+"""Answers and reflections for each tree of the probe: as dear as it about, and in batches as full as the run's."""
+_PASSES = 6
+"""Batches that are trained on."""
+_REFERENCE = 1 / 3
+"""A forward pass by a forward and a backward one: what the reference costs beside a pass of training (ours)."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of a model: continuations, tokens read and written, seconds on this machine."""
+
+    calls: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, times: float) -> Work:
+        return Work(*(times * value for value in astuple(self)))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage asks of a model; ``seconds`` on this machine, ``how`` the figures were got."""
+    """The work of a stage, and ``how`` it was got."""
 
     stage: str
-    calls: float
-    read: float
-    written: float
-    seconds: float
+    work: Work
     how: str
 
 
-@dataclass(frozen=True)
-class Rate:
-    """One measured call: tokens read and written, seconds of its share of the batch it was in."""
-
-    read: float
-    written: float
-    seconds: float
-
-
-def plan(profile: Path, *, root: Path, overrides: Sequence[str] = (), probe: int = 8) -> list[Cost]:
-    """The cost of each stage of a profile that asks a model, from a probe of ``probe`` questions.
+def plan(profile: Path, *, root: Path, overrides: Sequence[str] = (), probe: int = 64) -> list[Cost]:
+    """The cost of each stage of a profile that runs a model, from a probe of ``probe`` questions.
 
     Raises:
-        MedReflError: whatever is wrong with the profile, its questions or its model; a probe of no question.
+        MedReflError: whatever is wrong with the profile, its questions or its models; a probe of no question, or one
+            whose questions are all too easy or too hard for ``ease_chains``.
     """
     if probe < 1:
         raise MedReflError(f"plan: the probe is {probe} questions, expected at least 1")
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
     loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
-    rollout, evaluation = loaded.parameters[_ROLLOUT], loaded.parameters[_EVALUATION]
+    rollout, pairing, training, asking = (
+        loaded.parameters[name] for name in (_ROLLOUT, _PAIRS, _TRAINING, _EVALUATION)
+    )
     exam = load_questions(
         rollout["questions"], split=rollout["split"], limit=rollout["n_questions"], offset=rollout["offset"],
         seed=rollout["seed"],
     )  # fmt: skip
-    names = ("quantization", "max_rows", "engine", "endpoint", "endpoint_model", "concurrency")
-    files = RunFiles(root / "runs" / loaded.run)
-    generator = open_generator(rollout["model"], **{n: rollout[n] for n in names}, calls=files.calls)
-    trees = grown(exam, generator, rollout, probe)
-    answer = answered(exam, generator, evaluation, probe)
-    return [trees, at_most(loaded.parameters[_PAIRS], len(exam), answer), responses(evaluation, answer)]
+    held_out = load_benchmark(
+        asking["questions"], split=asking["split"], limit=asking["n_questions"] or None, offset=asking["offset"],
+        seed=asking["seed"],
+    )  # fmt: skip
+    probed, times = exam[:probe], len(exam) / len(exam[:probe])
+    calls = RunFiles(root / "runs" / loaded.run).calls
+    with TemporaryDirectory() as folder:
+        files = RunFiles(Path(folder) / "probe")
+        opened, generator = _opening(lambda: _writer(rollout, calls))
+        trees, steps = grown(probed, generator, rollout, files)
+        costs = [Cost(_ROLLOUT, trees * times + opened, f"the trees of {len(probed)} of {len(exam)} questions")]
+        generator = None  # one model at a time
+        opened, generator = _opening(lambda: _writer(pairing, calls))
+        written, made, expected = paired(probed, steps, generator, pairing, times)
+        what = ", ".join(f"{n:.0f} {kind}" for kind, n in expected.items())
+        costs.append(Cost(_PAIRS, written + opened, f"pairs, as the probe's trees give them: {what}"))
+        generator = None
+        opened, base = _opening(lambda: LocalGenerator(asking["model"], **_rows(asking)))
+        answers, begun = answered(held_out, base, asking, files, probe)
+        base = None
+        chosen = {kind: n for kind, n in expected.items() if kind in training["kinds"]}
+        learnt, tokens = trained(made, chosen, training, files)
+        passes = f"{tokens:,.0f} tokens of {sum(chosen.values()):.0f} pairs"
+        costs.append(Cost(_TRAINING, learnt, passes if tokens else "no pair came of the probe: take a larger one"))
+        adapter = files.adapter if tokens else None
+        again, tuned = _opening(lambda: LocalGenerator(asking["model"], adapter=adapter, **_rows(asking)))
+        answers = answers + answered(held_out, tuned, asking, files, probe, begun)[0]
+        how = "base and adapter as in the probe; without a judge's replies"
+        costs.append(Cost(_EVALUATION, answers + opened + again, how))
+    return costs
 
 
-def grown(exam: Sequence[Question], generator: Generator, settings: Mapping[str, Any], probe: int) -> Cost:
-    """Stage 01, from the trees of the exam's first questions (of questions that a first pass would leave out, too)."""
+def grown(
+    probed: Sequence[Question], generator: Generator, settings: Mapping[str, Any], files: RunFiles
+) -> tuple[Work, pd.DataFrame]:
+    """Stage 01 of these questions, and their trees."""
     names = ("max_depth", "max_path_tokens", "ask_answer", "unfinished", "mode", "max_open", "max_leaves")
     names += ("target_right", "target_wrong")
     growth = Growth(tuple(settings["branching"]), **{name: settings[name] for name in names})
     sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_step_tokens"])
-    before, start = copy(generator.usage), time.perf_counter()
-    probed = exam[:probe]
-    grow(probed, generator, growth=growth, sampling=sampling, seed=settings["seed"])
-    seconds, used, times = time.perf_counter() - start, generator.usage.since(before), len(exam) / len(probed)
-    return Cost(
-        _ROLLOUT,
-        times * used["calls"],
-        times * used["prompt_tokens"],
-        times * used["completion_tokens"],
-        times * seconds / max(1, settings["workers"]),
-        f"measured on {len(probed)} of {len(exam)} questions",
+    same = {name: settings[name] for name in ("seed", "shard_size", "ease_chains")}
+    work, (steps, _) = _measured(
+        generator,
+        lambda: roll_out(probed, generator, files.steps, shards=files.shards, growth=growth, sampling=sampling, **same),
     )
+    return replace(work, seconds=work.seconds / max(1, settings["workers"])), steps
 
 
-def answered(exam: Sequence[Question], generator: Generator, settings: Mapping[str, Any], probe: int) -> Rate:
-    """One answer as stage 05 asks for it, by the model that stage 01 runs."""
+def paired(
+    probed: Sequence[Question], steps: pd.DataFrame, writer: Generator, settings: Mapping[str, Any], times: float
+) -> tuple[Work, pd.DataFrame, dict[str, float]]:
+    """Stage 03 of ``times`` as many questions; the probe's own pairs, and how many of each kind there will be.
+
+    A reply of locator, judge and thinker is taken to be as dear as a reflection.
+    """
+    chains, asked_for, seed = paths(steps), settings["kinds"], settings["seed"]
+    made = {}
+    made["reasoning"], _ = pairs.reasoning_pairs(
+        probed, steps, chains, prompt=prompts.exam,
+        **{name: settings[name] for name in ("top_k", "min_margin", "max_per_question")},
+    )  # fmt: skip
+    made["random_cot"], _ = pairs.random_pairs(
+        probed, steps, chains, made["reasoning"], prompt=prompts.exam, seed=seed, draws=settings["draws"]
+    )
+    expected = {kind: _at_most(times * len(table), settings["max_per_kind"]) for kind, table in made.items()}
+
+    located = corrections.locate_errors(steps, settings["error_margin"])
+    candidates, turns, replies = {}, {}, 0.0
+    for kind in (kind for kind in asked_for if kind.startswith("reflection_")):
+        ranked, _ = corrections.corrections(
+            steps, located, kind=kind.removeprefix("reflection_"), weights=settings["action_weights"],
+            top_k=settings["top_k"],
+        )  # fmt: skip
+        candidates[kind], _ = pairs.reflection_candidates(
+            ranked, top_k=settings["top_k"], min_margin=settings["min_action_margin"],
+            max_per_question=settings["max_per_question"],
+        )  # fmt: skip
+        expected[kind] = _at_most(times * len(candidates[kind]), settings["max_reflection_pairs"])
+        # Pairs share corrections: the more, the denser they lie.
+        few, _ = pairs.take_at_most(candidates[kind], max(1, round(expected[kind] / times)), seed)
+        replies += expected[kind] / max(1, len(few)) * len(pairs.turns(probed, steps, chains, few))
+        turns |= pairs.turns(probed, steps, chains, candidates[kind])
+    turns = dict(list(turns.items())[: _ANSWERS * len(probed)])
     sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
-    before, start = copy(generator.usage), time.perf_counter()
-    asked = exam[:probe]
-    seeds = [seed_of("plan", question.question_id) for question in asked]
-    generator.chat([prompts.exam(question) for question in asked], sampling, seeds)
-    seconds, used = time.perf_counter() - start, generator.usage.since(before)
-    n = len(asked)
-    return Rate(used["prompt_tokens"] / n, used["completion_tokens"] / n, seconds / n)
+    work, (table, _) = _measured(
+        writer, lambda: reflections.write_reflections(turns, writer, sampling=sampling, seed=seed)
+    )
+    passed = table["text"].notna().mean() if len(table) else 0.0
+    texts = reflections.reflection_texts(table)
+    for kind, of_kind in candidates.items():
+        made[kind], _ = pairs.reflection_pairs(probed, steps, chains, of_kind, texts, kind=kind, prompt=prompts.exam)
+        expected[kind] *= passed**2  # both sides have one
+    expected = {kind: n for kind, n in expected.items() if kind in asked_for}
+    n = sum(expected.values())
+    replies += times * len(located) if settings["locator"] == "model" else 0
+    replies += (n if settings["judge"] != "off" else 0) + (2 * n if settings["thinker"] else 0)
+    return work * (replies / max(1, len(turns))), pd.concat(made.values(), ignore_index=True), expected
 
 
-def at_most(settings: Mapping[str, Any], n_questions: int, answer: Rate) -> Cost:
-    """Stage 03: both sides of every pair of reflections, judge, thinker; each reply refused as often as it may be."""
-    kinds = sum(kind.startswith("reflection") for kind in settings["kinds"])
-    of_a_kind = settings["max_per_question"] * n_questions
-    reflected = kinds * min(of_a_kind, settings["max_reflection_pairs"] or of_a_kind)
-    others = (len(settings["kinds"]) - kinds) * min(of_a_kind, settings["max_per_kind"] or of_a_kind)
-    short = 2 * reflected + (reflected + others if settings["judge"] != "off" else 0)
-    long = 2 * (reflected + others) if settings["thinker"] else 0
-    calls = _ATTEMPTS * (short + long)
-    written = _ATTEMPTS * (short * settings["max_new_tokens"] + long * settings["max_thought_tokens"])
-    # A prompt here holds the question and, at most, three chains of it.
-    read = calls * (answer.read + 3 * answer.written)
-    seconds = answer.seconds * written / max(1.0, answer.written)
-    return Cost(_PAIRS, calls, read, written, seconds, "at most")
+def trained(
+    made: pd.DataFrame, expected: Mapping[str, float], settings: Mapping[str, Any], files: RunFiles
+) -> tuple[Work, float]:
+    """Stage 04 of so many pairs of each kind, and their responses' tokens, from training on a few that were ``made``.
+
+    Its adapter is left in ``files.adapter``. No work and no tokens where there is no pair to train on.
+    """
+    dpo, economy, _ = training_settings(settings, files)
+    n, size = sum(expected.values()), dpo.batch_size
+    shares = {kind: expected[kind] / n for kind in expected if expected[kind] and (made["kind"] == kind).any()}
+    if not shares:
+        return Work(), 0.0
+    few = pd.concat(
+        [pairs.take_at_most(made[made["kind"] == kind], max(1, round(_PASSES * size * share)), 0)[0]
+         for kind, share in shares.items()], ignore_index=True,
+    )  # fmt: skip
+    stamps = [time.perf_counter()]
+    upkeep = Upkeep(stop_on=(), show=lambda log: stamps.append(time.perf_counter()))
+    probe = replace(dpo, epochs=1, accumulation=1, held_out=0.0)
+    train_dpo(few, settings["model"], files.adapter, dpo=probe, seed=settings["seed"], economy=economy, upkeep=upkeep)
+    begin, first, *_, last = [*stamps, stamps[-1]]
+    a_pair = (last - first) / (len(few) - size) if len(few) > size else (last - begin) / len(few)
+    setting_up = max(0.0, first - begin - a_pair * (min(size, len(few)) + _REFERENCE * len(few)))
+    seconds = setting_up + a_pair * n * ((1 - dpo.held_out) * dpo.epochs + _REFERENCE)
+    lengths = few[["chosen_tokens", "rejected_tokens"]].astype(float).sum(axis=1)
+    return Work(seconds=seconds), dpo.epochs * n * float(lengths.mean())
 
 
-def responses(settings: Mapping[str, Any], answer: Rate) -> Cost:
-    """Stage 05: base and adapter, each protocol, each of its runs."""
-    names = ("seed", "runs", "temperature", "top_p", "samples", "budget")
-    ways = [
-        protocol(name, **{key: settings[key] for key in names}, max_tokens=settings["max_new_tokens"])
-        for name in settings["protocols"]
-    ]
-    calls = 2 * settings["n_questions"] * sum(len(way.samplings) for way in ways)
-    how = "an answer's length and time as measured"
-    return Cost(_EVALUATION, calls, calls * answer.read, calls * answer.written, calls * answer.seconds, how)
+def answered(
+    exam: Sequence[Question],
+    generator: Generator,
+    settings: Mapping[str, Any],
+    files: RunFiles,
+    probe: int,
+    begun: pd.DataFrame | None = None,
+) -> tuple[Work, pd.DataFrame]:
+    """One model's part of stage 05: its answers, and what it writes behind the beginnings ``begun``.
+
+    Without them, which is the base's part, the trees that they are taken from are grown first. Returns them, too.
+    """
+    names = ("seed", "runs", "temperature", "top_p", "samples", "budget", "repetition_penalty")
+    same = {name: settings[name] for name in names} | {"max_tokens": settings["max_new_tokens"]}
+    ways = [protocol(name, **same) for name in settings["protocols"]]
+    asked, seed, name = exam[: _ANSWERS * probe], settings["seed"], "base" if begun is None else "medrefl"
+    work = Work()
+    for way in ways:
+        one, _ = _measured(
+            generator,
+            lambda way=way: respond(asked, generator, model=name, protocol=way, seed=seed, form=settings["form"]),
+        )
+        work += one * (len(exam) / len(asked))
+
+    wrong = exam[: min(probe, settings["repair_questions"])]
+    times = min(len(exam), settings["repair_questions"]) / max(1, len(wrong))
+    sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
+    if begun is None:
+        growth = Growth(tuple(settings["repair_branching"]), max_path_tokens=settings["max_new_tokens"])
+        one, (steps, _) = _measured(
+            generator,
+            lambda: roll_out(
+                wrong, generator, files.held_out, shards=files.shards, growth=growth, sampling=sampling, seed=seed
+            ),
+        )
+        work += one * times
+        begun = repair.beginnings(steps, seed)
+    by_id = {question.question_id: question for question in wrong}
+    one, _ = _measured(
+        generator, lambda: repair.continued(begun, by_id, generator, model=name, sampling=sampling, seed=seed)
+    )
+    return work + one * times, begun
 
 
 def plan_table(costs: Sequence[Cost], price_in: float, price_out: float) -> Table:
@@ -139,16 +266,41 @@ def plan_table(costs: Sequence[Cost], price_in: float, price_out: float) -> Tabl
     priced = bool(price_in or price_out)
     for name in ("stage", "calls", "tokens read", "tokens written", "time", *(["money"] if priced else [])):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    total = 0.0
-    for cost in costs:
-        money = (price_in * cost.read + price_out * cost.written) / 1e6
-        total += money
-        figures = [f"{value:,.0f}" for value in (cost.calls, cost.read, cost.written)]
-        table.add_row(cost.stage, *figures, _time(cost.seconds), *([f"{money:,.2f}"] if priced else []))
-    if priced:
-        table.add_row("all", "", "", "", _time(sum(cost.seconds for cost in costs)), f"{total:,.2f}")
+    rows = [(cost.stage, cost.work) for cost in costs]
+    for name, work in [*rows, ("all", sum((work for _, work in rows), Work()))]:
+        money = (price_in * work.read + price_out * work.written) / 1e6
+        figures = [f"{value:,.0f}" for value in (work.calls, work.read, work.written)]
+        table.add_row(name, *figures, _time(work.seconds), *([f"{money:,.2f}"] if priced else []))
     table.caption = "\n".join(f"{cost.stage}: {cost.how}" for cost in costs)
     return table
+
+
+def _writer(settings: Mapping[str, Any], calls: Path) -> Generator:
+    """What writes in a stage, in this process: with workers, each of them would be like it."""
+    names = ("quantization", "max_rows", "engine", "endpoint", "endpoint_model", "concurrency")
+    return open_generator(settings["model"], **{n: settings[n] for n in names if n in settings}, calls=calls)
+
+
+def _rows(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in ("quantization", "max_rows")}
+
+
+def _opening(make: Callable[[], _T]) -> tuple[Work, _T]:
+    start = time.perf_counter()
+    made = make()
+    return Work(seconds=time.perf_counter() - start), made
+
+
+def _measured(generator: Generator, work: Callable[[], _T]) -> tuple[Work, _T]:
+    before, start = copy(generator.usage), time.perf_counter()
+    result = work()
+    seconds, used = time.perf_counter() - start, generator.usage.since(before)
+    return Work(used["calls"], used["prompt_tokens"], used["completion_tokens"], seconds), result
+
+
+def _at_most(number: float, limit: int) -> float:
+    """``limit`` 0 is none."""
+    return min(number, limit) if limit else number
 
 
 def _time(seconds: float) -> str:

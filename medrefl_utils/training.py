@@ -25,7 +25,7 @@ from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from medrefl_utils import health, shared_prefix
-from medrefl_utils.memory import advice
+from medrefl_utils.memory import advice, ran_out
 from medrefl_utils.models import compute_dtype, device, load_model, load_tokenizer, model_key
 from medrefl_utils.preferences import end_of_turn, generation_ends, pair_ids, row_tokens
 from medrefl_utils.records import TRAINING, MedReflError
@@ -235,8 +235,8 @@ def try_longest(trainer: PairTrainer, ids: pd.DataFrame, dpo: Dpo, economy: Econ
         with trainer.accelerator.autocast():
             loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not ran_out(error):
             raise
         longest = int(rows["length"].max())
         problem = f"training: out of memory on the longest batch ({len(rows)} pairs, up to {longest} tokens): "

@@ -12,6 +12,7 @@ from medrefl_utils import clinic, prompts
 from medrefl_utils.generators import Prefix, open_generator, seed_of
 from medrefl_utils.generators.local import LocalGenerator, _Draw
 from medrefl_utils.generators.trunk import PlainRows, Rows, take_trunks
+from medrefl_utils.memory import ran_out
 from medrefl_utils.records import Continuation, MedReflError, Sampling
 from medrefl_utils.search import Growth, grow
 
@@ -50,8 +51,60 @@ def test_what_is_drawn_does_not_depend_on_the_batch(generator):
     try:
         apart = generator.chat(PROMPTS[::-1], sampling, SEEDS[::-1])[::-1]
     finally:
-        generator.max_rows = 256
+        generator.max_rows = 0
     assert [row.token_ids for row in together] == [row.token_ids for row in apart]
+
+
+def test_rows_follow_the_memory_that_is_free(tiny_student):
+    """Little memory: fewer rows in a batch, the same texts; a number given is a hard bound."""
+    sampling, written = Sampling(1.0, 1.0, 60), {}
+    for name, options in {"much": {}, "little": {"free": lambda: 12 * 2**20}, "given": {"max_rows": 3}}.items():
+        generator, batches = LocalGenerator(tiny_student, **options), []
+        rows = generator.expand([Prefix(p) for p in PROMPTS], 2, "\n", sampling, [[1, 2]] * 12, batches.append)
+        written[name] = [row.token_ids for pair in rows for row in pair], batches
+    assert written["much"][0] == written["little"][0] == written["given"][0]
+    assert written["much"][1] == [24] and written["little"][1] == [4] * 6 and written["given"][1] == [2] * 12
+    with pytest.raises(MedReflError, match=r"max_rows is -1, expected 0 \(as many as fit\) or a number of rows"):
+        LocalGenerator(tiny_student, max_rows=-1)
+
+
+def test_a_batch_that_runs_out_of_memory_is_halved_and_written_all_the_same(tiny_student, monkeypatch):
+    sampling, seeds = Sampling(1.0, 1.0, 60), [[1, 2]] * 12
+    prefixes = [Prefix(p) for p in PROMPTS]
+    expected = LocalGenerator(tiny_student)
+    steps = expected.expand(prefixes, 2, "\n", sampling, seeds)
+    repeat, limit = Rows.repeat, 6
+
+    def repeated(rows, k):
+        if len(rows.group) * k > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        repeat(rows, k)
+
+    monkeypatch.setattr(Rows, "repeat", repeated)
+    generator, batches = LocalGenerator(tiny_student), []
+    with pytest.warns(UserWarning) as told:
+        found = generator.expand(prefixes, 2, "\n", sampling, seeds, batches.append)
+    assert [str(one.message) for one in told] == [
+        "out of memory with 24 rows decoded together: going on with 12",
+        "out of memory with 12 rows decoded together: going on with 6",
+    ]
+    assert batches == [6] * 4 and generator.usage == expected.usage
+    assert [row.token_ids for pair in found for row in pair] == [row.token_ids for pair in steps for row in pair]
+    # The steps kept before and after are taken up, in batches that are known to fit.
+    nodes = [Prefix(p, row.token_ids) for p, pair in zip(PROMPTS, found, strict=True) for row in pair]
+    again, whole = (g.expand(nodes, 1, "\n", sampling, [[3]] * 24) for g in (generator, expected))
+    assert [row[0].token_ids for row in again] == [row[0].token_ids for row in whole]
+    assert generator.usage.prompt_tokens == expected.usage.prompt_tokens
+    limit = 1
+    message = r"out of memory with 2 continuations of one prompt: of \d+ tokens, and 60 new ones each; take fewer"
+    with pytest.raises(MedReflError, match=message), pytest.warns(UserWarning):
+        generator.expand(prefixes, 2, "\n", sampling, seeds)
+
+
+def test_main_memory_that_runs_out_is_told_like_a_cards():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert ran_out(raised.value) and not ran_out(RuntimeError("shapes do not match"))
 
 
 def test_logprobs_are_the_models_own(generator):

@@ -10,7 +10,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
-from medrefl_utils.memory import GIB, Memory, Shape, advice, kept_per_token, longest_that_fits, predict
+from medrefl_utils.memory import (
+    GIB,
+    MOST_ROWS,
+    Memory,
+    Shape,
+    advice,
+    kept_per_token,
+    longest_that_fits,
+    predict,
+    rows_that_fit,
+)
 from medrefl_utils.records import MedReflError
 from medrefl_utils.shared_prefix import attention_mask
 
@@ -130,10 +140,23 @@ def test_advice_goes_from_what_costs_nothing_to_what_costs_tokens():
     assert told().startswith("lower max_length to ")
 
 
+def test_rows_that_fit_follow_the_memory_and_what_a_row_takes():
+    """By hand, of an 8B model in 16 bit: a token's keys and values take 2 x 32 x 8 x 128 numbers, 128 KiB."""
+    one = {"prefix": 1024, "new": 1024, "k": 1, "width": 2}
+    row = 2048 * 128 * 1024 + 64 * 128256
+    reading = 1024 * (2 * 128 * 1024 + 2 * (3 * 14336 + 6 * 4096))
+    for n in (1, 2, 8, 256):
+        assert rows_that_fit(LLAMA_8B, **one, budget=n * (row + reading)) == n
+        assert rows_that_fit(LLAMA_8B, **one, budget=2 * n * (row + reading) - 1) == n  # no jitter with what is free
+    assert rows_that_fit(LLAMA_8B, **one, budget=0) == 1 and rows_that_fit(LLAMA_8B, **one, budget=1e15) == MOST_ROWS
+    assert rows_that_fit(LLAMA_8B, **one | {"k": 4}, budget=4 * row + reading) == 4  # a prefix is read once for four
+    assert rows_that_fit(SMALL, **one, budget=row) == 64
+
+
 def test_parts_add_up_and_a_config_without_sizes_is_told():
     memory = Memory(weights=GIB, adapter=GIB, activations=GIB, working=GIB, context=0)
     assert memory.gib == pytest.approx(4.1)
-    from transformers import T5Config
+    from transformers import ViTConfig
 
-    with pytest.raises(MedReflError, match="memory: the config of a t5 model lacks a size"):
-        Shape.of(T5Config())
+    with pytest.raises(MedReflError, match="memory: the config of a vit model lacks a size: .*vocab_size"):
+        Shape.of(ViTConfig())

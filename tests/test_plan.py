@@ -1,73 +1,136 @@
-"""``medrefl plan``: its figures against what the stage then really does, and the most that stage 03 may ask."""
+"""``medrefl plan``: what its probe of all questions says is what the stages then ask; of fewer ones, its multiple."""
 
 import subprocess
 import sys
 
 import pytest
 
-from medrefl_utils.generators import open_generator
-from medrefl_utils.plan import Cost, Rate, at_most, grown, plan_table, responses
+from medrefl_utils import corrections, pairs, prompts
+from medrefl_utils.generators.local import LocalGenerator
+from medrefl_utils.plan import Cost, Work, answered, grown, paired, plan_table, trained
 from medrefl_utils.profiles import notebook_parameters
 from medrefl_utils.questions import load_questions
-from medrefl_utils.records import Sampling
+from medrefl_utils.records import MedReflError, RunFiles, Sampling
 from medrefl_utils.rollout import roll_out
 from medrefl_utils.search import Growth
+from medrefl_utils.values import paths
 
 
 def defaults(root, name):
     return {p.name: p.default for p in notebook_parameters(root / "notebooks" / f"{name}.ipynb").values()}
 
 
-def test_the_probe_of_all_questions_is_what_the_stage_then_costs(root, tiny_student, tmp_path):
-    settings = defaults(root, "01_tree_rollout") | {"branching": [2, 2]}
-    exam = load_questions("clinic", split="train", limit=8, offset=0, seed=0)
-    cost = grown(exam, open_generator(tiny_student), settings, probe=8)
-    _, ledger = roll_out(
-        exam, open_generator(tiny_student), tmp_path / "steps", shards=tmp_path / "shards",
-        growth=Growth((2, 2)), sampling=Sampling(1.0, 1.0, 128), seed=0,
+@pytest.fixture(scope="module")
+def student(tiny_student):
+    return LocalGenerator(tiny_student)
+
+
+@pytest.fixture(scope="module")
+def exam():
+    return load_questions("clinic", split="train", limit=12, offset=0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def steps(exam, student, tmp_path_factory, root):
+    settings = defaults(root, "01_tree_rollout") | {"branching": [3, 2, 2]}
+    return grown(exam, student, settings, RunFiles(tmp_path_factory.mktemp("grown")))[1]
+
+
+@pytest.mark.parametrize("ease_chains", [0, 3])
+def test_trees_cost_what_the_stage_counts_the_first_pass_included(ease_chains, root, exam, student, tmp_path):
+    settings = defaults(root, "01_tree_rollout") | {"branching": [2, 2], "ease_chains": ease_chains}
+    work, steps = grown(exam, student, settings, RunFiles(tmp_path / "probe"))
+    found, ledger = roll_out(
+        exam, student, tmp_path / "steps", shards=tmp_path / "shards", growth=Growth((2, 2)),
+        sampling=Sampling(1.0, 1.0, 128), seed=0, ease_chains=ease_chains,
     )  # fmt: skip
-    assert (cost.calls, cost.read, cost.written) == tuple(
+    assert (work.calls, work.read, work.written) == tuple(
         ledger[name] for name in ("calls", "prompt_tokens", "completion_tokens")
     )
-    half = grown(exam, open_generator(tiny_student), settings, probe=4)
-    assert half.written == pytest.approx(cost.written, rel=0.3) and half.how == "measured on 4 of 8 questions"
+    assert steps.equals(found) and work.calls >= 12 * ease_chains and work.seconds > 0
+    spread = grown(exam, student, settings | {"workers": 1000}, RunFiles(tmp_path / "workers"))[0]
+    assert spread.calls == work.calls and spread.seconds < work.seconds / 10
 
 
-def test_what_stage_03_may_ask_at_most(root):
-    settings = defaults(root, "03_pair_construction") | {"max_reflection_pairs": 100, "max_new_tokens": 192}
-    answer = Rate(read=100, written=50, seconds=0.5)
-    # Two kinds of 100 pairs of two sides, each asked for three times.
-    cost = at_most(settings, 1000, answer)
-    assert (cost.calls, cost.written) == (3 * 400, 3 * 400 * 192)
-    assert cost.read == 1200 * (100 + 150) and cost.seconds == pytest.approx(0.5 * cost.written / 50)
-    # Ten questions of at most four pairs a kind; the judge sees one side of each pair of all four kinds.
-    judged = at_most(settings | {"judge": "self"}, 10, answer)
-    assert judged.calls == 3 * (2 * 80 + 80 + 80)
-    assert at_most(settings | {"kinds": ["reasoning"]}, 10, answer).calls == 0
+def test_reflections_and_pairs_are_counted_from_the_trees(root, exam, steps, student):
+    settings = defaults(root, "03_pair_construction") | {"max_reflection_pairs": 0, "max_new_tokens": 64}
+    work, made, expected = paired(exam, steps, student, settings, times=1.0)
+    chains, located = paths(steps), corrections.locate_errors(steps)
+    turns, candidates = {}, {}
+    for kind in ("mid", "post"):
+        ranked, _ = corrections.corrections(steps, located, kind=kind, top_k=2)
+        candidates[kind], _ = pairs.reflection_candidates(ranked, top_k=2, min_margin=0.0, max_per_question=4)
+        turns |= pairs.turns(exam, steps, chains, candidates[kind])
+    limits = {"top_k": 2, "min_margin": 0.0, "max_per_question": 4}
+    reasoning, _ = pairs.reasoning_pairs(exam, steps, chains, prompt=prompts.exam, **limits)
+    assert len(turns) > 10 and expected["reasoning"] == expected["random_cot"] == len(reasoning) > 3
+    assert expected["reflection_mid"] <= len(candidates["mid"]) and set(made["kind"]) >= {"reasoning", "random_cot"}
+    # Two kinds share turns: of both together each is written once, and again where its reply is refused.
+    assert len(turns) <= work.calls * 1.01 and work.calls <= 3 * 1.5 * len(turns)
+    assert 0 < work.written <= 64 * work.calls
+
+    many, _, tenfold = paired(exam, steps, student, settings, times=10.0)
+    assert tenfold["reasoning"] == 10 * len(reasoning) and many.calls == pytest.approx(10 * work.calls)
+    capped = settings | {"max_reflection_pairs": 10, "max_per_kind": 7}
+    few, _, limited = paired(exam, steps, student, capped, times=10.0)
+    assert limited["reasoning"] == 7 and limited["reflection_post"] <= 10 and few.calls <= 3 * 2 * 2 * 10
+    read = paired(exam, steps, student, settings | {"judge": "self"}, times=1.0)[0]
+    assert read.calls > work.calls
+    none = paired(exam, steps, student, settings | {"kinds": ["reasoning"]}, times=1.0)
+    assert none[0] == Work() and list(none[2]) == ["reasoning"]
 
 
-def test_stage_05_asks_both_models_each_run_of_each_protocol(root):
-    settings = defaults(root, "05_benchmark_evaluation")
-    settings |= {"protocols": ["published", "greedy", "sampled"], "runs": 2, "n_questions": 100}
-    cost = responses(settings, Rate(read=100, written=50, seconds=0.5))
-    assert cost.calls == 2 * 100 * (3 + 1 + 2) and cost.written == cost.calls * 50 and cost.seconds == cost.calls / 2
+def test_training_grows_with_pairs_and_epochs_and_leaves_an_adapter(root, exam, steps, student, tmp_path):
+    made = paired(exam, steps, student, defaults(root, "03_pair_construction") | {"kinds": ["reasoning"]}, 1.0)[1]
+    settings = defaults(root, "04_dpo_lora_4bit") | {"batch_size": 2, "rank": 4}
+    files = RunFiles(tmp_path / "probe")
+    work, tokens = trained(made, {"reasoning": 1000.0}, settings, files)
+    assert (files.adapter / "adapter_config.json").is_file() and work.calls == work.read == work.written == 0
+    of_a_pair = made[made["kind"] == "reasoning"][["chosen_tokens", "rejected_tokens"]].sum(axis=1)
+    assert 1000 * of_a_pair.min() <= tokens <= 1000 * of_a_pair.max()
+    longer, twice = trained(made, {"reasoning": 10_000.0}, settings | {"epochs": 2}, files)
+    assert twice == pytest.approx(20 * tokens) and longer.seconds > 3 * work.seconds
+    assert trained(made, {"reflection_mid": 0.0}, settings, files) == (Work(), 0.0)
+
+
+def test_answers_of_each_protocol_and_repairs_are_counted(root, exam, student, tmp_path):
+    settings = defaults(root, "05_benchmark_evaluation") | {
+        "protocols": ["published", "greedy", "sampled"], "runs": 2, "max_new_tokens": 120, "repair_questions": 6,
+    }  # fmt: skip
+    base, begun = answered(exam, student, settings, RunFiles(tmp_path), probe=6)
+    tuned, same = answered(exam, student, settings, RunFiles(tmp_path), probe=6, begun=begun)
+    assert same is begun and tuned.calls == 12 * (3 + 1 + 2) + len(begun)
+    assert base.calls > tuned.calls + 6 and tuned.written <= 120 * tuned.calls
+    # Four answers for each question of the probe: here of 4 of 12 questions.
+    third, begun = answered(exam, student, settings | {"repair_questions": 3}, RunFiles(tmp_path / "3"), probe=1)
+    tuned_third, _ = answered(exam, student, settings | {"repair_questions": 3}, RunFiles(tmp_path), 1, begun)
+    assert tuned_third.calls == pytest.approx(72 + 3 * len(begun)) and third.calls > 72
 
 
 def test_money_is_for_a_million_tokens():
-    table = plan_table([Cost("01", 10, 2e6, 5e5, 7300, "")], price_in=0.5, price_out=2.0)
-    cells = [list(column.cells)[0] for column in table.columns]
-    assert cells == ["01", "10", "2,000,000", "500,000", "2.0 h", "2.00"]
-    assert len(plan_table([Cost("01", 10, 2e6, 5e5, 7300, "")], 0, 0).columns) == 5
+    costs = [Cost("01", Work(10, 2e6, 5e5, 7300), "so"), Cost("03", Work(1, 1e6, 0, 100), "so")]
+    table = plan_table(costs, price_in=0.5, price_out=2.0)
+    cells = [list(column.cells) for column in table.columns]
+    assert [column[0] for column in cells] == ["01", "10", "2,000,000", "500,000", "2.0 h", "2.00"]
+    assert [column[2] for column in cells] == ["all", "11", "3,000,000", "500,000", "2.1 h", "2.50"]
+    assert len(plan_table(costs, 0, 0).columns) == 5
 
 
-def test_the_command_prints_a_row_a_stage_and_runs_nothing(root):
+def test_the_command_prints_a_row_a_stage_and_leaves_nothing(root):
     command = [sys.executable, "-m", "medrefl_utils", "plan", "params/smoke.yaml"]
-    command += ["--set", "shared.run=test_plan", "--probe", "2", "--price-out", "1"]
+    command += ["--set", "shared.run=test_plan", "--probe", "6", "--price-out", "1"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines() if line.strip()[:2] in ("01", "03", "05")][:3] == [
-        "01_tree_rollout", "03_pair_construction", "05_benchmark_evaluation",
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows if row and row[0][:2] in ("01", "03", "04", "05", "al")][:5] == [
+        "01_tree_rollout", "03_pair_construction", "04_dpo_lora_4bit", "05_benchmark_evaluation", "all",
     ]  # fmt: skip
-    assert "measured on 2 of 1800 questions" in done.stdout and not (root / "runs" / "test_plan").exists()
+    assert "the trees of 6 of 1800 questions" in done.stdout and not (root / "runs" / "test_plan").exists()
     bad = subprocess.run([*command[:-4], "--probe", "0"], cwd=root, capture_output=True, text=True, timeout=300)
     assert bad.returncode == 2 and bad.stderr.startswith("error: plan: the probe is 0 questions")
+
+
+def test_a_first_pass_that_leaves_no_question_says_so(root, exam, student, tmp_path):
+    settings = defaults(root, "01_tree_rollout") | {"ease_chains": 1}  # one chain is always all right or all wrong
+    with pytest.raises(MedReflError, match="rollout: of 12 questions, all 1 chains of each were right"):
+        grown(exam, student, settings, RunFiles(tmp_path))

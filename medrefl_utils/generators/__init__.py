@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -57,7 +57,10 @@ class Usage:
 
 
 class Generator(Protocol):
-    """The interface that rollout and evaluation know; nothing asks which generator it is."""
+    """The interface that rollout and evaluation know; nothing asks which generator it is.
+
+    A generator that names this as its base class need not say what has a body here.
+    """
 
     usage: Usage
     key: str
@@ -84,8 +87,9 @@ class Generator(Protocol):
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> list[Continuation]:
-        """The model's whole answer to each list of messages."""
-        ...
+        """The model's whole answer to each list of messages, in their order."""
+        rows = self.expand([Prefix(m) for m in messages], 1, None, sampling, [[s] for s in seeds], progress)
+        return [row[0] for row in rows]
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a text that is put into the assistant's turn, without any that stand for its begin or end."""
@@ -95,16 +99,17 @@ class Generator(Protocol):
         """A chain that was written in one go, as the steps that ``expand`` with ``stop`` would have made of it."""
         ...
 
-    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterable[tuple[Item, Result]]:
+    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
         """``work(generator, item)`` of each item, as the results come: here, or where the generator's workers are."""
-        ...
+        for item in items:
+            yield item, work(self, item)
 
 
 def open_generator(
     model: str,
     *,
     quantization: str = "none",
-    max_rows: int = 256,
+    max_rows: int = 0,
     engine: str = "local",
     workers: int = 0,
     endpoint: str = "",
@@ -167,14 +172,6 @@ def open_one(
     from medrefl_utils.generators.local import LocalGenerator
 
     return LocalGenerator(model, quantization=quantization, max_rows=max_rows, log=log, budget=budget)
-
-
-def in_turn(
-    generator: Generator, work: Callable[[Generator, Item], Result], items: Sequence[Item]
-) -> Iterator[tuple[Item, Result]]:
-    """``spread`` of a generator that is one worker."""
-    for item in items:
-        yield item, work(generator, item)
 
 
 def seed_of(*place: object) -> int:

@@ -14,7 +14,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import tenacity
 from openai.types.chat import ChatCompletion
 
 from medrefl_utils import prompts
-from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, in_turn
+from medrefl_utils.generators import Generator, Prefix, Progress, Result, Usage
 from medrefl_utils.generators.budget import Budget, Spent
 from medrefl_utils.generators.calls import CallLog, digest
 from medrefl_utils.generators.features import COUNT, FLAGS, Features, probe_body, without
@@ -45,7 +45,7 @@ class _Request:
     n: int
 
 
-class EndpointGenerator:
+class EndpointGenerator(Generator):
     """A model behind ``url`` (the part before ``/chat/completions``); the key is read from OPENAI_API_KEY alone."""
 
     def __init__(
@@ -122,17 +122,6 @@ class EndpointGenerator:
         finally:
             self.usage.seconds += time.perf_counter() - start
 
-    def chat(
-        self,
-        messages: Sequence[Messages],
-        sampling: Sampling,
-        seeds: Sequence[int],
-        progress: Progress | None = None,
-    ) -> list[Continuation]:
-        """The model's whole answer to each list of messages, in their order."""
-        rows = self.expand([Prefix(m) for m in messages], 1, None, sampling, [[s] for s in seeds], progress)
-        return [row[0] for row in rows]
-
     def encode(self, text: str) -> tuple[int, ...]:
         """No tokens: an endpoint goes by the text."""
         return ()
@@ -144,10 +133,6 @@ class EndpointGenerator:
             pieces.append(replace(_part(chain, rest[:end]), stop="boundary"))
             rest = rest[end:]
         return [*pieces, _part(chain, rest)]
-
-    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterable[tuple[Item, Result]]:
-        """One item after another: the requests of each go out together."""
-        return in_turn(self, work, items)
 
     async def _expand(
         self,

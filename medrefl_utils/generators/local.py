@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
@@ -22,10 +23,11 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from medrefl_utils.generators import Item, Prefix, Progress, Result, Usage, in_turn, trunk
+from medrefl_utils.generators import Generator, Prefix, Progress, Usage, trunk
 from medrefl_utils.generators.budget import Budget, Spent
 from medrefl_utils.generators.calls import CallLog, digest
 from medrefl_utils.generators.trunk import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
+from medrefl_utils.memory import GIB, free_bytes, power_of_two, ran_out, rows_that_fit
 from medrefl_utils.models import load_model, load_tokenizer, model_key
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
@@ -37,10 +39,13 @@ _COMPACT = 0.75
 _SMALL = 20_000_000
 """A model of fewer parameters decodes on one CPU thread: its matrices are too small to be worth handing out."""
 
+_ROWS_SHARE = 0.6
+"""Of the memory that is free: a quarter is for kept caches, the rest for what was not counted (ours)."""
+
 Ids = tuple[int, ...]
 
 
-class LocalGenerator:
+class LocalGenerator(Generator):
     """A model of a local folder or hub id, run in this process."""
 
     def __init__(
@@ -49,19 +54,31 @@ class LocalGenerator:
         *,
         quantization: str = "none",
         adapter: Path | None = None,
-        max_rows: int = 256,
+        max_rows: int = 0,
         keep_gib: float = 4.0,
+        free: Callable[[], int] = free_bytes,
         log: CallLog | None = None,
         budget: Budget | None = None,
     ):
-        """Load the model; ``max_rows`` bounds the rows decoded together, ``keep_gib`` the caches kept between calls.
+        """Load the model.
 
-        What ``chat`` writes goes into the ``log`` batch by batch, and is taken from there. The ``budget`` is for what
-        this generator writes.
+        Args:
+            model: a folder or a hub id.
+            quantization: see ``load_model``.
+            adapter: folder of one to be put on top.
+            max_rows: rows decoded together, at most; 0: as many as fit (``rows_that_fit``) into a share of what
+                ``free`` says once the model is there. Asked once and rounded to powers of two, so that another start
+                on the same machine decodes the same batches, unless much else has come or gone there.
+            keep_gib: of caches kept between calls, at most; nor more than a quarter of what is free.
+            free: bytes of memory that are free.
+            log: what ``chat`` writes goes there batch by batch, and is taken from there.
+            budget: for what this generator writes.
 
         Raises:
-            MedReflError: what ``load_model`` and ``load_tokenizer`` raise.
+            MedReflError: a ``max_rows`` below 0, and what ``load_model`` and ``load_tokenizer`` raise.
         """
+        if max_rows < 0:
+            raise MedReflError(f"max_rows is {max_rows}, expected 0 (as many as fit) or a number of rows")
         self.key = model_key(model, quantization) + (f" {content_hash(adapter)}" if adapter else "")
         self.tokenizer = load_tokenizer(model)
         self.model = load_model(model, quantization, adapter)
@@ -69,7 +86,10 @@ class LocalGenerator:
         self._threads = 1 if small else torch.get_num_threads()
         self.about = {"model": model, "quantization": quantization, "device": self.model.device.type}
         self.max_rows = max_rows
-        self.keep_bytes = int(keep_gib * 2**30)
+        left = free()
+        self.keep_bytes = min(int(keep_gib * GIB), power_of_two(left / 4))
+        self._for_rows = _ROWS_SHARE * left  # bytes
+        self._did_not_fit = sys.maxsize  # the fewest rows for which memory ran out
         self.log, self.budget = log or CallLog(None), budget or Budget()
         self._spent = Spent()
         self.usage = Usage()
@@ -101,10 +121,10 @@ class LocalGenerator:
         something other than white space), at the model's end of turn, or at ``sampling.max_tokens``.
 
         Raises:
-            MedReflError: a prompt that leaves no room in the model's context, or a budget that leaves none.
+            MedReflError: a prompt that leaves no room in the model's context, or whose continuations alone do not fit
+                into the memory; or a budget that leaves none.
         """
-        with _threads(self._threads):
-            return self._expand(prefixes, k, stop, sampling, seeds, progress, CallLog(None))
+        return self._expand(prefixes, k, stop, sampling, seeds, progress, CallLog(None))
 
     def _expand(
         self,
@@ -117,27 +137,103 @@ class LocalGenerator:
         log: CallLog,
     ) -> list[list[Continuation]]:
         ids = [(*self.prompt_ids(p.messages), *p.token_ids) for p in prefixes]
-        self._check_room(ids, sampling)
+        longest = max(map(len, ids), default=0)
+        self._check_room(longest, sampling)
         # Kept caches serve the very next call: a search expands its whole frontier at once, then never comes back.
         kept, self._kept = self._kept, {}
         kept = {row: kept[row] for row in ids if row in kept}
         self._drop_trunks(kept.values())
-        per_batch = max(1, self.max_rows // k)
         results: list[list[Continuation]] = [[] for _ in ids]
         # Kept ones in their order, in which what shares a trunk stands together; others by length, for the padding.
         resumed = [i for i, row in enumerate(ids) if row in kept]
         fresh = sorted((i for i, row in enumerate(ids) if row not in kept), key=lambda i: len(ids[i]))
         for part in (resumed, fresh):
-            for start in range(0, len(part), per_batch):
-                chosen = part[start : start + per_batch]
-                drawn = [seed for i in chosen for seed in seeds[i]]
-                written = self._logged(log, [ids[i] for i in chosen], kept, k, stop, sampling, drawn)
+            while part:
+                chosen = part[: self._prefixes_at_once(longest, k, sampling)]
+                rows = [ids[i] for i in chosen]
+                written = self._logged(log, rows, kept, k, stop, sampling, [s for i in chosen for s in seeds[i]])
+                if written is None:
+                    self._take_fewer(len(chosen), k, longest, sampling)
+                    continue
+                part = part[len(chosen) :]
                 for place, i in enumerate(chosen):
                     results[i] = written[place * k : (place + 1) * k]
                 if progress is not None:
                     progress(len(written))
         self._drop_trunks(self._kept.values())
         return results
+
+    def _logged(
+        self,
+        log: CallLog,
+        ids: list[Ids],
+        kept: Mapping[Ids, _Kept],
+        k: int,
+        stop: str | None,
+        sampling: Sampling,
+        seeds: list[int],
+    ) -> list[Continuation] | None:
+        """As ``_written``, or from the log. A batch is taken whole, so that a rerun's are made of the same rows."""
+        key = log.folder and digest(self.key, _code(), ids, k, stop, asdict(sampling), seeds)
+        if line := key and log.get(key):
+            written, seconds = [_continuation(one) for one in line["written"]], line["seconds"]
+            self.usage.reused += 1
+        else:
+            read = sum(len(row) for row in ids if row not in kept)
+            if complaint := self.budget.complaint(
+                self._spent, Spent(len(seeds), read, len(seeds) * sampling.max_tokens)
+            ):
+                raise MedReflError(f"model {self.about['model']}: {complaint}")
+            start = time.perf_counter()
+            written = self._written(ids, kept, k, stop, sampling, seeds)
+            if written is None:
+                return None
+            seconds = time.perf_counter() - start
+            log.append(key, {"written": [asdict(one) for one in written], "seconds": seconds})
+            self._spent += Spent(len(written), read, sum(row.length for row in written))
+            self.usage.prompt_tokens += read
+        self.usage.calls += len(written)
+        self.usage.completion_tokens += sum(row.length for row in written)
+        self.usage.seconds += seconds
+        return written
+
+    def _written(
+        self,
+        ids: list[Ids],
+        kept: Mapping[Ids, _Kept],
+        k: int,
+        stop: str | None,
+        sampling: Sampling,
+        seeds: list[int],
+    ) -> list[Continuation] | None:
+        """The continuations of a batch of prefixes, of which all are kept or none is; None where memory ran out."""
+        try:
+            with _threads(self._threads):
+                batch = self._resume(ids, [kept[row] for row in ids]) if ids[0] in kept else self._read(ids)
+                return self._decode(batch, k, stop, sampling, seeds)
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+        return None
+
+    def _prefixes_at_once(self, longest: int, k: int, sampling: Sampling) -> int:
+        """How many prefixes of at most ``longest`` tokens are continued together, ``k`` times each."""
+        config, width, budget = self.model.config, self.model.dtype.itemsize, self._for_rows
+        most = self.max_rows or rows_that_fit(
+            config, prefix=longest, new=sampling.max_tokens, k=k, width=width, budget=budget
+        )
+        return max(1, min(most, self._did_not_fit // 2) // k)
+
+    def _take_fewer(self, prefixes: int, k: int, longest: int, sampling: Sampling) -> None:
+        """From now on half the rows, since the memory did not suffice for these."""
+        if prefixes == 1:
+            raise MedReflError(
+                f"out of memory with {k} continuations of one prompt: of {longest} tokens, and {sampling.max_tokens} "
+                "new ones each; take fewer of either, a smaller model, or quantization nf4"
+            )
+        self._did_not_fit = prefixes * k
+        fewer = max(1, prefixes // 2) * k
+        warnings.warn(f"out of memory with {prefixes * k} rows decoded together: going on with {fewer}", stacklevel=3)
 
     def chat(
         self,
@@ -146,11 +242,9 @@ class LocalGenerator:
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> list[Continuation]:
-        """The model's whole answer to each list of messages, in their order."""
+        """The model's whole answer to each list of messages, in their order; from the log as far as it is there."""
         prefixes, each = [Prefix(m) for m in messages], [[seed] for seed in seeds]
-        with _threads(self._threads):
-            rows = self._expand(prefixes, 1, None, sampling, each, progress, self.log)
-        return [row[0] for row in rows]
+        return [row[0] for row in self._expand(prefixes, 1, None, sampling, each, progress, self.log)]
 
     def encode(self, text: str) -> Ids:
         """The text's tokens."""
@@ -167,47 +261,8 @@ class LocalGenerator:
                 row = _Row()
         return [*pieces, row.finish(self.tokenizer)] if row.token_ids else pieces
 
-    def spread(
-        self, work: Callable[[LocalGenerator, Item], Result], items: Sequence[Item]
-    ) -> Iterable[tuple[Item, Result]]:
-        """One item after another."""
-        return in_turn(self, work, items)
-
-    def _logged(
-        self,
-        log: CallLog,
-        rows: list[Ids],
-        kept: dict[Ids, _Kept],
-        k: int,
-        stop: str | None,
-        sampling: Sampling,
-        seeds: list[int],
-    ) -> list[Continuation]:
-        """One batch: from the log, or written now. Batches are whole, so that a rerun's are made of the same rows."""
-        key = log.folder and digest(self.key, _code(), rows, k, stop, asdict(sampling), seeds)
-        if line := key and log.get(key):
-            written, seconds = [_continuation(one) for one in line["written"]], line["seconds"]
-            self.usage.reused += 1
-        else:
-            self._check_budget(sum(len(row) for row in rows if row not in kept), len(seeds), sampling)
-            start, read = time.perf_counter(), self.usage.prompt_tokens
-            batch = self._resume(rows, [kept[row] for row in rows]) if rows[0] in kept else self._read(rows)
-            written = self._decode(batch, k, stop, sampling, seeds)
-            seconds = time.perf_counter() - start
-            self._spent += Spent(len(written), self.usage.prompt_tokens - read, sum(row.length for row in written))
-            log.append(key, {"written": [asdict(one) for one in written], "seconds": seconds})
-        self.usage.calls += len(written)
-        self.usage.completion_tokens += sum(row.length for row in written)
-        self.usage.seconds += seconds
-        return written
-
-    def _check_budget(self, read: int, rows: int, sampling: Sampling) -> None:
-        if complaint := self.budget.complaint(self._spent, Spent(rows, read, rows * sampling.max_tokens)):
-            raise MedReflError(f"model {self.about['model']}: {complaint}")
-
-    def _check_room(self, ids: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    def _check_room(self, longest: int, sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
-        longest = max(map(len, ids), default=0)
         if room is not None and longest + sampling.max_tokens > room:
             raise MedReflError(
                 f"a prompt of {longest} tokens and {sampling.max_tokens} new ones exceed the model's context of {room}"
@@ -222,7 +277,6 @@ class LocalGenerator:
         pad = self.tokenizer.pad_token_id
         tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
-        self.usage.prompt_tokens += sum(map(len, ids))
         logits = next_logits(self.model, tokens, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
         if not sliceable(cache):
             return _Batch(ids, ids, PlainRows(self.model, cache, mask), logits)

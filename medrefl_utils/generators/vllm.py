@@ -8,17 +8,17 @@ and give its address as the ``endpoint``. Written against vLLM's documented inte
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, in_turn
+from medrefl_utils.generators import Generator, Prefix, Progress, Usage
 from medrefl_utils.generators.budget import Budget, Spent
 from medrefl_utils.hub import resolve_model
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
 
 
-class VllmGenerator:
+class VllmGenerator(Generator):
     """A model of a local folder or hub id, run by vLLM."""
 
     def __init__(self, model: str, *, quantization: str = "none", budget: Budget | None = None):
@@ -87,17 +87,6 @@ class VllmGenerator:
             progress(len(written))
         return [written[i : i + k] for i in range(0, len(written), k)]
 
-    def chat(
-        self,
-        messages: Sequence[Messages],
-        sampling: Sampling,
-        seeds: Sequence[int],
-        progress: Progress | None = None,
-    ) -> list[Continuation]:
-        """The model's whole answer to each list of messages, in their order."""
-        rows = self.expand([Prefix(m) for m in messages], 1, None, sampling, [[s] for s in seeds], progress)
-        return [row[0] for row in rows]
-
     def encode(self, text: str) -> tuple[int, ...]:
         """The text's tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -115,10 +104,6 @@ class VllmGenerator:
                 pieces.append(Continuation(text, chain.token_ids[begin:end], sum(parts), why, end - begin, parts))
                 begin = end
         return pieces
-
-    def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterable[tuple[Item, Result]]:
-        """One item after another."""
-        return in_turn(self, work, items)
 
     def _prompt_ids(self, messages: Messages) -> list[int]:
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
