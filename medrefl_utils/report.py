@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from medrefl_utils.headline import figure_texts
 from medrefl_utils.plots import signed
 from medrefl_utils.records import CLAIMS, RESPONSES, SCORES, Question, RunFiles
 from medrefl_utils.static import CHANGES, Tree, answer_view, answered, environment, pair_view, read_tables
@@ -81,7 +82,7 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
         repaired=_repaired(responses),
         leaves=_leaves(steps),
-        reported={stage: _flat(entry.get("figures", {})) for stage, entry in stages.items()},
+        reported={stage: figure_texts(entry.get("figures", {})) for stage, entry in stages.items()},
         costs=[(stage, entry.get("seconds"), entry.get("tokens")) for stage, entry in stages.items()],
         outputs=[(f, digest) for entry in stages.values() for f, digest in entry.get("outputs", {}).items()],
         whole=json.dumps(_readable(manifest), indent=2, ensure_ascii=False),
@@ -183,22 +184,6 @@ def _leaves(steps: pd.DataFrame) -> list[tuple[str, int]]:
     by_stop = leaves[~right].groupby("stop")["weight"].sum()
     counts = [("a right answer", int(leaves.loc[right, "weight"].sum()))]
     return counts + [(_ENDINGS.get(str(stop), str(stop)), int(n)) for stop, n in by_stop.items()]
-
-
-def _flat(figures: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """A stage's headline figures as (name, text), nested ones with their names joined."""
-    found: list[tuple[str, str]] = []
-    for name, value in figures.items():
-        label = f"{above}{name}".replace("_", " ")
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{label}: ")
-        elif isinstance(value, float):
-            found.append((label, f"{value:.4g}"))
-        elif isinstance(value, int) and not isinstance(value, bool):
-            found.append((label, f"{value:,}"))
-        else:
-            found.append((label, "-" if value is None else str(value)))
-    return found
 
 
 def _readable(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from medrefl_utils.questions import questions_table
 from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, STEPS, VALUES, MedReflError, Question, RunFiles
 from medrefl_utils.store import write_table
 from medrefl_utils.values import paths, value_table
-from tests.test_report import HOSTILE, IMAGE, SCRIPT, Page, response, step
+from tests.test_report import HOSTILE, IMAGE, SCRIPT, Page, grown, response, step
 
 NAN = float("nan")
 QUESTION = Question("q1", f"A rash {SCRIPT}", {"A": "zelorin", "B": IMAGE, "C": "oxpril"}, "A", "clinic", "train")
@@ -62,10 +62,7 @@ def reflected() -> pd.DataFrame:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFiles:
-    run = RunFiles(tmp_path / "demo")
-    write_table(run.questions, questions_table([QUESTION, CLEAR]), QUESTIONS)
-    write_table(run.steps / "part-00000.parquet", STEPS_TABLE, STEPS)
-    write_table(run.values, value_table(STEPS_TABLE), VALUES)
+    run = grown(tmp_path / "demo", [QUESTION, CLEAR], STEPS_TABLE)
     made, _ = reasoning_pairs(
         [QUESTION, CLEAR],
         STEPS_TABLE,

@@ -130,12 +130,18 @@ MANIFEST = {
 }
 
 
+def grown(folder: Path, questions: list[Question], steps: pd.DataFrame) -> RunFiles:
+    """A run that has gone as far as stage 02."""
+    run = RunFiles(folder)
+    write_table(run.questions, questions_table(questions), QUESTIONS)
+    write_table(run.steps / "part-00000.parquet", steps, STEPS)
+    write_table(run.values, value_table(steps), VALUES)
+    return run
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFiles:
-    run = RunFiles(tmp_path / "demo")
-    write_table(run.questions, questions_table([QUESTION, OTHER]), QUESTIONS)
-    write_table(run.steps / "part-00000.parquet", STEPS_TABLE, STEPS)
-    write_table(run.values, value_table(STEPS_TABLE), VALUES)
+    run = grown(tmp_path / "demo", [QUESTION, OTHER], STEPS_TABLE)
     asked = [{"role": "user", "content": QUESTION.stem}]
     pairs, _ = reasoning_pairs(
         [QUESTION],
