@@ -89,12 +89,14 @@ def figure_texts(figures: Mapping[str, Any], above: str = "") -> list[tuple[str,
         label = f"{above}{name}".replace("_", " ")
         if isinstance(value, Mapping):
             found += figure_texts(value, f"{label}: ")
+        elif value is None or value != value:  # a NaN is null in a manifest
+            found.append((label, "-"))
         elif isinstance(value, Integral) and not isinstance(value, bool):
             found.append((label, f"{value:,}"))
         elif isinstance(value, Real) and not isinstance(value, bool):
             found.append((label, f"{value:.4g}"))
         else:
-            found.append((label, "-" if value is None else str(value)))
+            found.append((label, str(value)))
     return found
 
 

@@ -450,25 +450,26 @@ def ablation(table: pd.DataFrame) -> Figure:
     arms = list(dict.fromkeys(table["arm"]))
     once = table.drop_duplicates("arm").set_index("arm").reindex(arms)
     panels = [
-        (f"gain, {p}", table[table["protocol"] == p].set_index("arm").reindex(arms), "gain", "{:+.1f}")
+        (f"gain, {p}", "points", table[table["protocol"] == p].set_index("arm").reindex(arms), "gain", "{:+.1f}")
         for p in protocols
     ]
-    panels += [("repair rate, %", once, "repair", "{:.0f}"), ("fake reflection rate, %", once, "fake", "{:.0f}")]
+    panels += [("repair rate", "%", once, "repair", "{:.0f}"), ("fake reflection rate", "%", once, "fake", "{:.0f}")]
     figure = Picture((2.6 * len(panels) + 1.2, 1.2 + 0.5 * len(arms)), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (title, rows, name, shown) in zip(grid, panels, strict=True):
+    for axes, (title, unit, rows, name, shown) in zip(grid, panels, strict=True):
         for place, row in enumerate(rows.itertuples()):
             if pd.isna(middle := 100 * getattr(row, name)):
                 continue
             low, high = (100 * getattr(row, f"{name}_{end}") for end in ("low", "high"))
-            colour = BASE if row.Index == "base" else RIGHT
-            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", capsize=3, color=colour)
+            mark, colour = ("s", BASE) if row.Index == "base" else ("o", RIGHT)
+            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt=mark, capsize=3, color=colour)
             axes.annotate(
                 shown.format(middle), (middle, place), (0, 6), textcoords="offset points", ha="center", size=8
             )
         if name == "gain":
             axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axes.set_title(title)
+        axes.set_xlabel(f"{unit}, 95% interval")
         axes.margins(x=0.12)
     grid[0].set_yticks(range(len(arms)), arms)
     grid[0].set_ylim(len(arms) - 0.4, -0.7)

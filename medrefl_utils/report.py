@@ -46,7 +46,7 @@ _CAPTIONS = {
     "pair_reflection_mid": "A reflection in the middle of a wrong path, in its tree",
     "pair_reflection_post": "A reflection after the end of a wrong path, in its tree",
     "pair_random_cot": "A random pair in its tree",
-    "training": "DPO training",
+    "training": "DPO training: each step, and the mean of a tenth of them",
     "accuracy": "Accuracy of base and adapter",
 }
 

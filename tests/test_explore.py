@@ -125,7 +125,7 @@ class TestStatic:
 
     def test_pairs_stand_side_by_side(self, run: RunFiles) -> None:
         text = words(explore.pairs(run, live=False).data)
-        assert "reasoning: 2 pairs" in text and "reflection post: 1 pairs" in text
+        assert "reasoning: 2 pairs" in text and "reflection post: 1 pair " in text
         page = shown(explore.pairs(run, live=False).data)
         assert len(page.all("span", "reflection")) == 2
         assert text.count("Wait, it is not so: 3.") == 1 and text.count("◆ here the two part") == 2
@@ -147,7 +147,7 @@ class TestStatic:
         counts = "wrong → right: 1, right → wrong: 1, right → right: 0, wrong → wrong: 0"
         assert f"clinic, sampled: 2 responses {counts}" in text
         assert "So. ◆ here the two part ✗ base: B" in text  # what both say stands once
-        assert "clinic, greedy: 1 responses" in text and "right → wrong: none." in text
+        assert "clinic, greedy: 1 response " in text and "right → wrong: none." in text
         assert "✗ Med-REFL: no readable answer" in text
 
     def test_hostile_text_is_text(self, run: RunFiles) -> None:

@@ -79,9 +79,9 @@ def test_tables_are_written_as_csv_and_markdown(tmp_path: Path) -> None:
 
 
 def test_a_stages_figures_are_texts_with_no_more_digits_than_can_be_read() -> None:
-    figures = {"steps_right": np.int64(12345), "gain": 0.123456, "p": 4.7752e-14, "on": True}
+    figures = {"steps_right": np.int64(12345), "gain": 0.123456, "p": 4.7752e-14, "on": True, "none": float("nan")}
     figures |= {"dropped": {"all_wrong": 17, "sources": None}, "machine": "cpu"}
     assert figures_table(figures)["this run"].to_dict() == {
-        **{"steps right": "12,345", "gain": "0.1235", "p": "4.775e-14", "on": "True"},
+        **{"steps right": "12,345", "gain": "0.1235", "p": "4.775e-14", "on": "True", "none": "-"},
         **{"dropped: all wrong": "17", "dropped: sources": "-", "machine": "cpu"},
     }
