@@ -25,6 +25,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
 VALUE_COLOURS = LinearSegmentedColormap.from_list("value", [WRONG, "#fdb863", "#f7f7f7", "#92c5de", RIGHT])
+DPI = 150  # of what is saved
 
 _SMALL_TREE = 16  # steps: up to here their texts fit beside the values
 # Of the paths of a pair: colour, line, and how far beside the branch it is drawn (inches).
@@ -68,7 +69,7 @@ def save(figure: Figure, path: Path) -> Path:
     """
     file = path.with_name(f"{path.name}.png")
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="png", dpi=150)
+    figure.savefig(file, format="png", dpi=DPI)
     with mpl.rc_context({"svg.hashsalt": "medrefl"}):
         figure.savefig(file.with_suffix(".svg"), format="svg", metadata={"Date": None})
     return file

@@ -15,9 +15,10 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from matplotlib.image import imread
 
 from medrefl_utils.headline import figure_texts
-from medrefl_utils.plots import signed
+from medrefl_utils.plots import DPI, signed
 from medrefl_utils.records import CLAIMS, RESPONSES, SCORES, Question, RunFiles
 from medrefl_utils.static import CHANGES, Tree, answer_view, answered, environment, pair_view, read_tables
 from medrefl_utils.store import read_manifest, read_table
@@ -73,11 +74,12 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         versions=manifest.get("versions", {}),
         facts=_facts(manifest, questions, steps, scores),
         results=_results(scores),
+        judged=bool(scores["accuracy_judged"].notna().any()),
         claims=_claims(run),
         published=[
             row | {"ours": ours_text(row)} for row in beside_published(scores, model_of(run)).to_dict("records")
         ],
-        figures=[(_caption(path), _png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
+        figures=[(_caption(path), *_png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
         tree=_tree(tables.tree(example), opened) if example else None,
         pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
         repaired=_repaired(responses),
@@ -94,11 +96,12 @@ def write_report(run: RunFiles, note: str = "") -> Path:
 
 
 def _claims(run: RunFiles) -> list[dict[str, Any]]:
-    """Per figure of ``claims.claim_rates`` the rows of both models, None for one that is missing."""
+    """Per figure of ``claims.claim_rates`` the rows of both models, None for one that is missing, and their texts."""
     if not run.claims.exists():
         return []
     return [
-        {"figure": figure} | {model: rows.get(name) for model, name in (("base", "base"), ("ours", "medrefl"))}
+        {"figure": figure, "texts": "/".join(dict.fromkeys(f"{row['n']:,}" for row in rows.values()))}
+        | {model: rows.get(name) for model, name in (("base", "base"), ("ours", "medrefl"))}
         for figure, group in read_table(run.claims, CLAIMS).groupby("figure", sort=False)
         for rows in [{row["model"]: row for row in group.to_dict("records")}]
     ]
@@ -153,11 +156,23 @@ def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _example_pairs(pairs: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:
-    """One pair a kind, of the first question in ``order`` that has one; of its pairs the one with the widest margin."""
+    """One pair a kind, of the first question in ``order`` that has one; of its pairs the one with the widest margin.
+
+    A random pair may be a reasoning pair's twin: the same two texts are shown twice only where a kind has no others.
+    """
     place = pairs["question_id"].map({question: place for place, question in enumerate(order)})
     ranked = pairs.assign(place=place, narrow=pairs["rejected_value"] - pairs["chosen_value"])
-    ranked = ranked.sort_values(["place", "narrow", "pair_id"]).drop_duplicates("kind")
-    return sorted(ranked.to_dict("records"), key=lambda pair: (pair["kind"] != "reasoning", pair["kind"]))
+    ranked = ranked.sort_values(["place", "narrow", "pair_id"])
+    found: list[dict[str, Any]] = []
+    for kind in sorted(ranked["kind"].unique(), key=lambda kind: (kind != "reasoning", kind)):
+        rows = ranked[ranked["kind"] == kind].to_dict("records")
+        shown = [_texts(pair) for pair in found]
+        found.append(next((pair for pair in rows if _texts(pair) not in shown), rows[0]))
+    return found
+
+
+def _texts(pair: Mapping[str, Any]) -> tuple[str, str]:
+    return pair["chosen"][0]["content"], pair["rejected"][0]["content"]
 
 
 def _tree(tree: Tree, opened: set[int]) -> dict[str, Any]:
@@ -204,8 +219,10 @@ def _place(path: Path) -> tuple[int, str]:
     return (known.index(path.stem) if path.stem in known else len(known), path.name)
 
 
-def _png(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def _png(path: Path) -> tuple[str, int]:
+    """A figure as data, and how wide it was drawn, in CSS pixels (96 an inch): its text is as large as the page's."""
+    width = round(96 * imread(path).shape[1] / DPI)
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"), width
 
 
 def _percent(share: float) -> str:
@@ -223,4 +240,5 @@ def _p_value(p: float) -> str:
 def _seconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes > 1 else f"{seconds:.0f} s"
