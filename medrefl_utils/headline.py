@@ -1,6 +1,10 @@
-"""The tables that a run ends with."""
+"""The tables that a run and its stages end with."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -71,6 +75,29 @@ def ablation_claims_table(ablation: pd.DataFrame) -> Table:
     for row in ablation.drop_duplicates("arm").itertuples():
         table.add_row(row.arm, _between(row, "repair"), _between(row, "fake"))
     return table
+
+
+def figures_table(figures: Mapping[str, Any]) -> pd.DataFrame:
+    """A stage's headline figures, as it records them, as text: a row a figure."""
+    return pd.DataFrame(figure_texts(figures), columns=["figure", "this run"]).set_index("figure")
+
+
+def figure_texts(figures: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """A stage's headline figures as (name, text), nested ones with their names joined below ``above``."""
+    found: list[tuple[str, str]] = []
+    for name, value in figures.items():
+        label = f"{above}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            found += figure_texts(value, f"{label}: ")
+        elif value is None or value != value:  # a NaN is null in a manifest
+            found.append((label, "-"))
+        elif isinstance(value, Integral) and not isinstance(value, bool):
+            found.append((label, f"{value:,}"))
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            found.append((label, f"{value:.4g}"))
+        else:
+            found.append((label, str(value)))
+    return found
 
 
 def _plain(title: str, *columns: str) -> Table:

@@ -27,6 +27,7 @@ from medrefl_utils.store import write_whole
 
 RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
 VALUE_COLOURS = LinearSegmentedColormap.from_list("value", [WRONG, "#fdb863", "#f7f7f7", "#92c5de", RIGHT])
+DPI = 150  # of what is saved
 
 _SMALL_TREE = 16  # steps: up to here their texts fit beside the values
 # Of the paths of a pair: colour, line, and how far beside the branch it is drawn (inches).
@@ -70,7 +71,7 @@ def save(figure: Figure, path: Path) -> Path:
     """
     file = path.with_name(f"{path.name}.png")
     with mpl.rc_context({"svg.hashsalt": "medrefl"}):
-        for suffix, how in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 150})):
+        for suffix, how in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": DPI})):
             write_whole(file.with_suffix(suffix), partial(figure.savefig, format=suffix[1:], **how))
     return file
 
@@ -118,12 +119,14 @@ def tree(
     values: pd.DataFrame,
     question_id: str,
     marked: Mapping[str, Sequence[int]] | None = None,
+    kind: str = "",
 ) -> Figure:
-    """The tree of one question, left to right, each step coloured by V; leaves show their letter and ✓ or ✗.
+    """The tree of one question, each step coloured by V; leaves show their letter and ✓ or ✗.
 
-    ``steps`` and ``values`` are the tables STEPS and VALUES. Trees of up to 16 steps show their texts, cut to three
-    lines. ``marked`` draws paths: {"chosen", "rejected" or "left" (the wrong path that is left): node ids}. Raises
-    KeyError for a question that has no tree.
+    It runs from left to right; a tree of up to 16 steps is a list instead, indented by depth, with the steps' texts,
+    cut to two lines. ``steps`` and ``values`` are the tables STEPS and VALUES. ``marked`` draws paths: {"chosen",
+    "rejected" or "left" (the wrong path that is left): node ids}. ``kind`` stands before the question's id in the
+    title. Raises KeyError for a question that has no tree.
     """
     table = steps[steps["question_id"] == question_id].merge(values, on=["question_id", "node_id"], how="left")
     if table.empty:
@@ -136,15 +139,16 @@ def tree(
             root = node
         else:
             children[int(rows[node].parent_id)].append(node)
-    place = places(children, root)
+    texts = len(rows) <= _SMALL_TREE
+    place = _lines(children, root) if texts else places(children, root)
     depth = max(x for x, _ in place.values())
     height = max(y for _, y in place.values()) + 1
-    texts = len(rows) <= _SMALL_TREE
 
-    column, line = (2.75, 0.95) if texts else (1.15, 0.34)  # inches a depth and a leaf
-    title = f"{question_id}: {rows[root].right:.0f} right and {rows[root].wrong:.0f} wrong leaves"
-    width = max(column * depth + (2.6 if texts else 1.3), 0.3 + 0.1 * len(title) + 2.8 * bool(marked))
-    size = (width, line * height + (0.6 if texts else 0.7))
+    column, line = (0.32, 0.4) if texts else (1.15, 0.34)  # inches a depth and a line
+    named = f"{kind.replace('_', ' ')}, {question_id}" if kind else question_id
+    title = f"{named}: {rows[root].right:.0f} right and {rows[root].wrong:.0f} wrong leaves"
+    width = max(column * depth + (6.4 if texts else 1.3), 0.3 + 0.1 * len(title) + 2.8 * bool(marked))
+    size = (width, line * height + 0.7)
     figure = Picture(size)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
@@ -154,7 +158,7 @@ def tree(
     for node, below in children.items():
         for child in below:
             (x0, y0), (x1, y1) = at[node], at[child]
-            turn = x1 - 0.45  # close to the child, where no step's text reaches
+            turn = x1 - 0.45  # in a list below the parent's box, else close to the child
             axes.plot([x0, turn, turn, x1], [y0, y0, y1, y1], color="#b5b5b5", lw=1, zorder=1)
     parent = {child: node for node, below in children.items() for child in below}
     for name, nodes in (marked or {}).items():
@@ -169,7 +173,7 @@ def tree(
     if marked:
         figure.legend(loc="upper right", ncols=len(marked), fontsize=8, borderaxespad=0.3)
     for node, row in rows.items():
-        _draw_step(axes, at[node], row, texts=texts, is_leaf=not children[node])
+        _draw_step(axes, at[node], row, room=width - at[node][0] if texts else 0, is_leaf=not children[node])
     axes.text(0.15, 0.3, title, weight="bold", size=11)
     return figure
 
@@ -178,7 +182,7 @@ def pair_tree(steps: pd.DataFrame, values: pd.DataFrame, pair: pd.Series) -> Fig
     """The tree of a pair's question with both sides' paths, and that which is left where the pair reflects."""
     names = {"left": "left_nodes", "chosen": "chosen_nodes", "rejected": "rejected_nodes"}
     marked = {name: pair[column] for name, column in names.items() if pair[column] is not None}
-    return tree(steps, values, pair["question_id"], marked)
+    return tree(steps, values, pair["question_id"], marked, pair["kind"])
 
 
 def places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, float]]:
@@ -200,7 +204,19 @@ def places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, fl
     return place
 
 
-def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, texts: bool, is_leaf: bool) -> None:
+def _lines(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, int]]:
+    """(depth, line) of each step, a line for each, below it those that continue it."""
+    place: dict[int, tuple[int, int]] = {}
+    stack = [(root, 0)]
+    while stack:
+        node, depth = stack.pop()
+        place[node] = (depth, len(place))
+        stack.extend((child, depth + 1) for child in reversed(children[node]))
+    return place
+
+
+def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is_leaf: bool) -> None:
+    """A step's box; beside it its weight and, where there is room (inches from the box's middle on), its text."""
     x, y = at
     label = signed(row.value)
     if is_leaf:
@@ -210,12 +226,15 @@ def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, texts: bool, is
     axes.add_patch(box)
     ink = "white" if abs(row.value) > 0.75 else INK
     axes.text(x, y, label, ha="center", va="center_baseline", size=8.5, color=ink, zorder=3)
+    beside = 0.36
     if row.weight > 1:
-        axes.text(x + 0.36, y, f"×{row.weight}", ha="left", va="center_baseline", size=7.5, zorder=3)
-    if texts:
+        weight = axes.text(x + beside, y, f"×{row.weight}", ha="left", va="center_baseline", size=7.5, zorder=3)
+        weight.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # a path runs through it
+        beside += 0.09 * len(weight.get_text()) + 0.1
+    if room:
         text = "the question" if pd.isna(row.parent_id) else " ".join(row.text.split())
-        lines = textwrap.wrap(text, 42, max_lines=3, placeholder=" …")
-        axes.text(x - 0.3, y + 0.19, "\n".join(lines), va="top", size=6.5, linespacing=1.25, zorder=3)
+        lines = textwrap.wrap(text, int((room - beside - 0.1) / 0.073), max_lines=2, placeholder=" …")
+        axes.text(x + beside, y, "\n".join(lines), va="center", size=8, linespacing=1.2, zorder=3)
 
 
 @_styled
@@ -236,7 +255,7 @@ def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
     for place, (name, hatch) in enumerate(zip(names, hatches, strict=True)):
         bars = axes.bar(share.index, share[name], 0.8, bottom=bottom, color=VALUE_COLOURS(place / 4), label=name)
         for bar in bars:
-            bar.set(hatch=hatch, edgecolor="white", linewidth=0)
+            bar.set(hatch=hatch, edgecolor="white" if hatch else "#bbbbbb", linewidth=0 if hatch else 0.6)
         bottom += share[name].to_numpy()
     for depth, mean, size in by_depth.itertuples():
         axes.text(depth, 1.015, f"{signed(mean)}\nn {size:,}", ha="center", va="bottom", size=7.5)
@@ -248,7 +267,7 @@ def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
         f"{decided[last]:.0%} at depth {last}\n(above the bars: mean V and number of steps)"
     )
     figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")  # as wide as the figure: two depths are narrow
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xticks(share.index)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right center", title="V")
@@ -284,7 +303,7 @@ def outcomes(steps: pd.DataFrame) -> Figure:
 def pair_margins(pairs: pd.DataFrame) -> Figure:
     """How far apart the two sides of a pair are in S, by kind of pair."""
     margin = pairs["chosen_value"] - pairs["rejected_value"]
-    kinds = sorted(pairs["kind"].unique())
+    kinds = list(dict.fromkeys(pairs["kind"]))
     figure = Picture((7.2, 3.4), layout="constrained")
     axes = figure.subplots()
     if kinds:
@@ -345,9 +364,10 @@ def pair_lengths(pairs: pd.DataFrame) -> Figure:
 
 @_styled
 def training_curves(log: pd.DataFrame) -> Figure:
-    """DPO loss, reward margin and reward accuracy over the training steps.
+    """DPO loss, reward margin and reward accuracy of each training step, and the mean of a tenth of them.
 
-    ``log`` has a row per logged step: step, loss, margin (reward, nats times beta), accuracy (0 to 1).
+    A title goes from the first step to the mean of the last fifth, which is what a run records. ``log`` has a row per
+    logged step: step, loss, margin (reward, nats times beta), accuracy (0 to 1).
     """
     figure = Picture((10.5, 3.2), layout="constrained")
     panels = (
@@ -358,8 +378,10 @@ def training_curves(log: pd.DataFrame) -> Figure:
     for axes, (name, label, colour, level, level_name) in zip(figure.subplots(1, 3), panels, strict=True):
         known = log[log[name].notna()]
         axes.axhline(level, color=BASE, lw=1, ls="--", label=level_name)
-        axes.plot(known["step"], known[name], color=colour, marker="o" if len(known) < 40 else "", ms=3, lw=1.4)
-        first, last = (known[name].iloc[0], known[name].iloc[-1]) if len(known) else (np.nan, np.nan)
+        window = max(1, len(known) // 10)
+        axes.plot(known["step"], known[name], color=colour, marker="o" if len(known) < 40 else "", ms=3, lw=0.6)
+        axes.plot(known["step"], known[name].rolling(window, min_periods=1).mean(), color=colour, lw=1.8)
+        first, last = known[name].head(1).mean(), known[name].tail(max(1, len(known) // 5)).mean()
         form = "{:.0%}" if name == "accuracy" else "{:.2f}"
         axes.set_title(f"{label.split(' (')[0]}: {form.format(first)} to {form.format(last)}")
         axes.set(xlabel="training step", ylabel=label)
@@ -430,25 +452,26 @@ def ablation(table: pd.DataFrame) -> Figure:
     arms = list(dict.fromkeys(table["arm"]))
     once = table.drop_duplicates("arm").set_index("arm").reindex(arms)
     panels = [
-        (f"gain, {p}", table[table["protocol"] == p].set_index("arm").reindex(arms), "gain", "{:+.1f}")
+        (f"gain, {p}", "points", table[table["protocol"] == p].set_index("arm").reindex(arms), "gain", "{:+.1f}")
         for p in protocols
     ]
-    panels += [("repair rate, %", once, "repair", "{:.0f}"), ("fake reflection rate, %", once, "fake", "{:.0f}")]
+    panels += [("repair rate", "%", once, "repair", "{:.0f}"), ("fake reflection rate", "%", once, "fake", "{:.0f}")]
     figure = Picture((2.6 * len(panels) + 1.2, 1.2 + 0.5 * len(arms)), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (title, rows, name, shown) in zip(grid, panels, strict=True):
+    for axes, (title, unit, rows, name, shown) in zip(grid, panels, strict=True):
         for place, row in enumerate(rows.itertuples()):
             if pd.isna(middle := 100 * getattr(row, name)):
                 continue
             low, high = (100 * getattr(row, f"{name}_{end}") for end in ("low", "high"))
-            colour = BASE if row.Index == "base" else RIGHT
-            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", capsize=3, color=colour)
+            mark, colour = ("s", BASE) if row.Index == "base" else ("o", RIGHT)
+            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt=mark, capsize=3, color=colour)
             axes.annotate(
                 shown.format(middle), (middle, place), (0, 6), textcoords="offset points", ha="center", size=8
             )
         if name == "gain":
             axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axes.set_title(title)
+        axes.set_xlabel(f"{unit}, 95% interval")
         axes.margins(x=0.12)
     grid[0].set_yticks(range(len(arms)), arms)
     grid[0].set_ylim(len(arms) - 0.4, -0.7)

@@ -151,7 +151,7 @@ def _clinic(split: str, limit: int | None, offset: int, seed: int) -> list[Quest
     from medrefl_utils.clinic import make_exam
 
     if limit is None:
-        raise MedReflError("clinic: limit is None, expected a number of questions")
+        raise MedReflError("clinic: n_questions 0 (all) has no end here, expected a number of questions")
     return make_exam(n=limit, seed=seed, split=split or "test", offset=offset)
 
 

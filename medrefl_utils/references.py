@@ -36,7 +36,8 @@ def reference_logprobs(
     # Long pairs first: what does not fit in memory shows at once.
     missing = missing.iloc[np.argsort(-missing["length"].to_numpy(), kind="stable")]
     by_index = dict(zip(ids.index, names, strict=True))
-    with tqdm(total=len(missing), desc="reference", unit="pair", disable=missing.empty) as bar:
+    # Position 0 though the trainer's bar is open: on a line of its own, each step would be a line of a saved notebook.
+    with tqdm(total=len(missing), desc="reference", unit="pair", disable=missing.empty, position=0) as bar:
         for count, start in enumerate(range(0, len(missing), batch_size), 1):
             part = missing.iloc[start : start + batch_size]
             for index, chosen, rejected in zip(part.index, *compute(part), strict=True):

@@ -14,8 +14,10 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from matplotlib.image import imread
 
-from medrefl_utils.plots import signed
+from medrefl_utils.headline import figure_texts
+from medrefl_utils.plots import DPI, signed
 from medrefl_utils.records import CLAIMS, RESPONSES, SCORES, Question, RunFiles
 from medrefl_utils.static import CHANGES, Tree, answer_view, answered, environment, pair_view, read_tables
 from medrefl_utils.store import read_manifest, read_table, write_text
@@ -44,7 +46,7 @@ _CAPTIONS = {
     "pair_reflection_mid": "A reflection in the middle of a wrong path, in its tree",
     "pair_reflection_post": "A reflection after the end of a wrong path, in its tree",
     "pair_random_cot": "A random pair in its tree",
-    "training": "DPO training",
+    "training": "DPO training: each step, and the mean of a tenth of them",
     "accuracy": "Accuracy of base and adapter",
 }
 
@@ -71,16 +73,17 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         versions=manifest.get("versions", {}),
         facts=_facts(manifest, questions, steps, scores),
         results=_results(scores),
+        judged=bool(scores["accuracy_judged"].notna().any()),
         claims=_claims(run),
         published=[
             row | {"ours": ours_text(row)} for row in beside_published(scores, model_of(run)).to_dict("records")
         ],
-        figures=[(_caption(path), _png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
+        figures=[(_caption(path), *_png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
         tree=_tree(tables.tree(example), opened) if example else None,
         pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
         repaired=_repaired(responses),
         leaves=_leaves(steps),
-        reported={stage: _flat(entry.get("figures", {})) for stage, entry in stages.items()},
+        reported={stage: figure_texts(entry.get("figures", {})) for stage, entry in stages.items()},
         costs=[(stage, entry.get("seconds"), entry.get("tokens")) for stage, entry in stages.items()],
         outputs=[(f, digest) for entry in stages.values() for f, digest in entry.get("outputs", {}).items()],
         whole=json.dumps(_readable(manifest), indent=2, ensure_ascii=False),
@@ -89,11 +92,12 @@ def write_report(run: RunFiles, note: str = "") -> Path:
 
 
 def _claims(run: RunFiles) -> list[dict[str, Any]]:
-    """Per figure of ``claims.claim_rates`` the rows of both models, None for one that is missing."""
+    """Per figure of ``claims.claim_rates`` the rows of both models, None for one that is missing, and their texts."""
     if not run.claims.exists():
         return []
     return [
-        {"figure": figure} | {model: rows.get(name) for model, name in (("base", "base"), ("ours", "medrefl"))}
+        {"figure": figure, "texts": "/".join(dict.fromkeys(f"{row['n']:,}" for row in rows.values()))}
+        | {model: rows.get(name) for model, name in (("base", "base"), ("ours", "medrefl"))}
         for figure, group in read_table(run.claims, CLAIMS).groupby("figure", sort=False)
         for rows in [{row["model"]: row for row in group.to_dict("records")}]
     ]
@@ -148,11 +152,23 @@ def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _example_pairs(pairs: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:
-    """One pair a kind, of the first question in ``order`` that has one; of its pairs the one with the widest margin."""
+    """One pair a kind, of the first question in ``order`` that has one; of its pairs the one with the widest margin.
+
+    A random pair may be a reasoning pair's twin: the same two texts are shown twice only where a kind has no others.
+    """
     place = pairs["question_id"].map({question: place for place, question in enumerate(order)})
     ranked = pairs.assign(place=place, narrow=pairs["rejected_value"] - pairs["chosen_value"])
-    ranked = ranked.sort_values(["place", "narrow", "pair_id"]).drop_duplicates("kind")
-    return sorted(ranked.to_dict("records"), key=lambda pair: (pair["kind"] != "reasoning", pair["kind"]))
+    ranked = ranked.sort_values(["place", "narrow", "pair_id"])
+    found: list[dict[str, Any]] = []
+    for kind in sorted(ranked["kind"].unique(), key=lambda kind: (kind != "reasoning", kind)):
+        rows = ranked[ranked["kind"] == kind].to_dict("records")
+        shown = [_texts(pair) for pair in found]
+        found.append(next((pair for pair in rows if _texts(pair) not in shown), rows[0]))
+    return found
+
+
+def _texts(pair: Mapping[str, Any]) -> tuple[str, str]:
+    return pair["chosen"][0]["content"], pair["rejected"][0]["content"]
 
 
 def _tree(tree: Tree, opened: set[int]) -> dict[str, Any]:
@@ -181,22 +197,6 @@ def _leaves(steps: pd.DataFrame) -> list[tuple[str, int]]:
     return counts + [(_ENDINGS.get(str(stop), str(stop)), int(n)) for stop, n in by_stop.items()]
 
 
-def _flat(figures: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """A stage's headline figures as (name, text), nested ones with their names joined."""
-    found: list[tuple[str, str]] = []
-    for name, value in figures.items():
-        label = f"{above}{name}".replace("_", " ")
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{label}: ")
-        elif isinstance(value, float):
-            found.append((label, f"{value:.4g}"))
-        elif isinstance(value, int) and not isinstance(value, bool):
-            found.append((label, f"{value:,}"))
-        else:
-            found.append((label, "-" if value is None else str(value)))
-    return found
-
-
 def _readable(manifest: Mapping[str, Any]) -> dict[str, Any]:
     stages = {
         stage: {name: value for name, value in entry.items() if name not in _HIDDEN}
@@ -215,8 +215,10 @@ def _place(path: Path) -> tuple[int, str]:
     return (known.index(path.stem) if path.stem in known else len(known), path.name)
 
 
-def _png(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def _png(path: Path) -> tuple[str, int]:
+    """A figure as data, and how wide it was drawn, in CSS pixels (96 an inch): its text is as large as the page's."""
+    width = round(96 * imread(path).shape[1] / DPI)
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"), width
 
 
 def _percent(share: float) -> str:
@@ -234,4 +236,5 @@ def _p_value(p: float) -> str:
 def _seconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes > 1 else f"{seconds:.0f} s"

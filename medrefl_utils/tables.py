@@ -81,7 +81,7 @@ def write_tables(run: RunFiles) -> list[Path]:
     files = []
     for name, table, text in (
         ("scores", scores, _readable(scores)),
-        ("published", published, _published_text(published)),
+        ("published", published, published_text(published)),
     ):
         csv, markdown = run.tables / f"{name}.csv", run.tables / f"{name}.md"
         files.append(write_text(csv, table.to_csv(index=False, lineterminator="\n")))
@@ -104,7 +104,8 @@ def _readable(scores: pd.DataFrame) -> pd.DataFrame:
     return text
 
 
-def _published_text(published: pd.DataFrame) -> pd.DataFrame:
+def published_text(published: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``beside_published`` as text: benchmark, model, published and ours."""
     return pd.DataFrame(
         {
             "benchmark": published["benchmark"],

@@ -48,35 +48,14 @@ QWEN_25 = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+LLAMA_31_TOKENS = [f"<|{name}|>" for name in ("begin_of_text", "end_of_text", "start_header_id", "end_header_id")]
+LLAMA_31_TOKENS += ["<|eom_id|>", "<|eot_id|>"]
+LLAMA_31_ENDS = ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
 # Special tokens; the tokenizer's own end; the generation config's ends (as published with each model).
 STYLES = {
-    "llama31": (
-        LLAMA_31,
-        [
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|eom_id|>",
-            "<|eot_id|>",
-        ],
-        "<|eot_id|>",
-        ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
-    ),
+    "llama31": (LLAMA_31, LLAMA_31_TOKENS, "<|eot_id|>", LLAMA_31_ENDS),
     # The base model's tokenizer names another end; its template still closes a turn with <|eot_id|>.
-    "llama31_base_eos": (
-        LLAMA_31,
-        [
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|eom_id|>",
-            "<|eot_id|>",
-        ],
-        "<|end_of_text|>",
-        ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
-    ),
+    "llama31_base_eos": (LLAMA_31, LLAMA_31_TOKENS, "<|end_of_text|>", LLAMA_31_ENDS),
     "qwen25": (
         QWEN_25,
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],

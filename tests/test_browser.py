@@ -22,11 +22,10 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from medrefl_utils.questions import questions_table
-from medrefl_utils.records import QUESTIONS, STEPS, VALUES, Question, RunFiles
+from medrefl_utils.records import STEPS, Question, RunFiles
 from medrefl_utils.report import write_report
 from medrefl_utils.store import read_table, write_table
-from medrefl_utils.values import value_table
+from tests.test_report import grown
 
 pytestmark = pytest.mark.timeout(1200)  # minutes where other work has the cores
 CHROMIUM = shutil.which("chromium")
@@ -267,7 +266,7 @@ def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> Non
 
 
 def test_a_tree_of_a_thousand_steps_answers_at_once(lab: Lab, checkout: Path) -> None:
-    thousand_steps(RunFiles(checkout / "runs" / "thousand"))
+    thousand_steps(checkout / "runs" / "thousand")
     page = lab.run_all("notebooks/02_step_valuation.ipynb")
     cell = cell_of(page, "explore.trees")
     tree, detail = pane(cell, "tree"), pane(cell, "step")
@@ -284,7 +283,7 @@ def test_a_tree_of_a_thousand_steps_answers_at_once(lab: Lab, checkout: Path) ->
     page.close()
 
 
-def thousand_steps(run: RunFiles) -> None:
+def thousand_steps(run: Path) -> None:
     n = 1023
     half = range(n // 2, n)
     steps = pd.DataFrame({"question_id": "big", "node_id": range(n), "weight": 1, "n_tokens": 3, "logprob": -1.0})
@@ -295,9 +294,7 @@ def thousand_steps(run: RunFiles) -> None:
     steps["answer"] = [None] * (n // 2) + ["AB"[i % 3 > 0] for i in half]
     steps["outcome"] = [float("nan")] * (n // 2) + [1.0 - 2.0 * (i % 3 > 0) for i in half]
     steps["stop"], steps["token_ids"] = [None] * (n // 2) + ["answer"] * len(half), None
-    write_table(run.questions, questions_table([Question("big", "How big?", {"A": "a", "B": "b"}, "A")]), QUESTIONS)
-    write_table(run.steps / "part-00000.parquet", steps, STEPS)
-    write_table(run.values, value_table(steps), VALUES)
+    grown(run, [Question("big", "How big?", {"A": "a", "B": "b"}, "A")], steps)
 
 
 def test_what_changed_is_read_in_notebook_05(lab: Lab) -> None:

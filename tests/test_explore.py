@@ -21,7 +21,7 @@ from medrefl_utils.questions import questions_table
 from medrefl_utils.records import PAIRS, QUESTIONS, RESPONSES, STEPS, VALUES, MedReflError, Question, RunFiles
 from medrefl_utils.store import write_table
 from medrefl_utils.values import paths, value_table
-from tests.test_report import HOSTILE, IMAGE, SCRIPT, Page, response, step
+from tests.test_report import HOSTILE, IMAGE, SCRIPT, Page, grown, response, step
 
 NAN = float("nan")
 QUESTION = Question("q1", f"A rash {SCRIPT}", {"A": "zelorin", "B": IMAGE, "C": "oxpril"}, "A", "clinic", "train")
@@ -62,10 +62,7 @@ def reflected() -> pd.DataFrame:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFiles:
-    run = RunFiles(tmp_path / "demo")
-    write_table(run.questions, questions_table([QUESTION, CLEAR]), QUESTIONS)
-    write_table(run.steps / "part-00000.parquet", STEPS_TABLE, STEPS)
-    write_table(run.values, value_table(STEPS_TABLE), VALUES)
+    run = grown(tmp_path / "demo", [QUESTION, CLEAR], STEPS_TABLE)
     made, _ = reasoning_pairs(
         [QUESTION, CLEAR],
         STEPS_TABLE,
@@ -128,7 +125,7 @@ class TestStatic:
 
     def test_pairs_stand_side_by_side(self, run: RunFiles) -> None:
         text = words(explore.pairs(run, live=False).data)
-        assert "reasoning: 2 pairs" in text and "reflection post: 1 pairs" in text
+        assert "reasoning: 2 pairs" in text and "reflection post: 1 pair " in text
         page = shown(explore.pairs(run, live=False).data)
         assert len(page.all("span", "reflection")) == 2
         assert text.count("Wait, it is not so: 3.") == 1 and text.count("◆ here the two part") == 2
@@ -150,7 +147,7 @@ class TestStatic:
         counts = "wrong → right: 1, right → wrong: 1, right → right: 0, wrong → wrong: 0"
         assert f"clinic, sampled: 2 responses {counts}" in text
         assert "So. ◆ here the two part ✗ base: B" in text  # what both say stands once
-        assert "clinic, greedy: 1 responses" in text and "right → wrong: none." in text
+        assert "clinic, greedy: 1 response " in text and "right → wrong: none." in text
         assert "✗ Med-REFL: no readable answer" in text
 
     def test_hostile_text_is_text(self, run: RunFiles) -> None:

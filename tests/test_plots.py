@@ -68,14 +68,24 @@ def test_a_trees_boxes_have_the_colour_of_their_value() -> None:
     assert red > blue  # V = -0.2 leans to orange
 
 
-def test_a_tree_runs_left_to_right_with_every_leaf_on_its_own_line() -> None:
+def test_a_small_tree_is_a_list_that_is_indented_by_depth() -> None:
+    axes = plots.tree(STEPS, value_table(STEPS), "q").axes[0]
+    boxes = [p for p in axes.patches if isinstance(p, FancyBboxPatch)]
+    x, y = [box.get_x() for box in boxes], [box.get_y() for box in boxes]
+    assert x[0] < x[1] == x[2] < x[3] == x[4] == x[5]
+    assert sorted(range(6), key=y.__getitem__) == [0, 1, 3, 4, 5, 2]  # a step, then what continues it
+    assert len(axes.lines) == 5
+
+
+def test_a_larger_tree_runs_left_to_right_with_every_leaf_on_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "_SMALL_TREE", 0)
     axes = plots.tree(STEPS, value_table(STEPS), "q").axes[0]
     boxes = [p for p in axes.patches if isinstance(p, FancyBboxPatch)]
     x, y = [box.get_x() for box in boxes], [box.get_y() for box in boxes]
     assert x[0] < x[1] == x[2] < x[3] == x[4] == x[5]
     assert len({y[i] for i in (2, 3, 4, 5)}) == 4
     assert y[1] == pytest.approx((y[3] + y[5]) / 2)  # a step stands in the middle of its children
-    assert len(axes.lines) == 5
+    assert not any("rash" in text for text in texts(axes))
 
 
 @pytest.mark.parametrize("n", [5, 16, 17, 60])
@@ -91,6 +101,8 @@ def test_trees_of_any_size_are_whole_and_only_small_ones_show_their_texts(n: int
     figure = plots.tree(steps, value_table(steps), "a question with a rather long name")
     assert inside(figure)
     assert any("word" in text for text in texts(figure.axes[0])) == (n <= 16)
+    words = [text.get_window_extent() for text in figure.axes[0].texts if "word" in text.get_text()]
+    assert not any(a.overlaps(b) for i, a in enumerate(words) for b in words[:i])
     boxes = [p.get_window_extent() for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)]
     assert len(boxes) == n
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -103,7 +115,9 @@ def test_a_question_without_a_tree_is_a_key_error() -> None:
 
 def test_a_pairs_tree_draws_each_of_its_paths_in_a_line_of_its_own() -> None:
     pair = pd.Series({"question_id": "q", "chosen_nodes": [1, 3], "rejected_nodes": [2], "left_nodes": None})
+    pair["kind"] = "reflection_mid"
     figure = plots.pair_tree(STEPS, value_table(STEPS), pair)
+    assert "reflection mid, q: 2 right and 3 wrong leaves" in texts(figure.axes[0])
     drawn = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines if len(line.get_xdata())]
     assert drawn.count((plots.RIGHT, "-")) == 2 and drawn.count((plots.WRONG, "--")) == 1
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chosen", "rejected"]
@@ -183,6 +197,10 @@ def test_training_curves_leave_out_what_was_not_logged() -> None:
     assert margin.lines[1].get_ydata().tolist() == [0, 1, 2]
     assert loss.get_title("left") == "DPO loss: 0.69 to 0.50"
     assert accuracy.get_title("left") == "pairs ranked right: 50% to 100%"
+    log = pd.DataFrame({"step": range(20), "loss": [1.0, 0.0] * 10, "margin": 0.0, "accuracy": 0.5})
+    loss = plots.training_curves(log).axes[0]
+    assert loss.lines[2].get_ydata()[1:].tolist() == [0.5] * 19  # the mean of two steps
+    assert loss.get_title("left") == "DPO loss: 1.00 to 0.50"  # the last four
     assert [axes.get_xlabel() for axes in figure.axes] == ["training step"] * 3
     assert inside(figure)
 

@@ -26,7 +26,7 @@ from medrefl_utils.records import (
     RunFiles,
 )
 from medrefl_utils.report import write_report
-from medrefl_utils.store import write_manifest, write_table
+from medrefl_utils.store import read_table, write_manifest, write_table
 from medrefl_utils.values import paths, value_table
 
 NAN = float("nan")
@@ -130,12 +130,18 @@ MANIFEST = {
 }
 
 
+def grown(folder: Path, questions: list[Question], steps: pd.DataFrame) -> RunFiles:
+    """A run that has gone as far as stage 02."""
+    run = RunFiles(folder)
+    write_table(run.questions, questions_table(questions), QUESTIONS)
+    write_table(run.steps / "part-00000.parquet", steps, STEPS)
+    write_table(run.values, value_table(steps), VALUES)
+    return run
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFiles:
-    run = RunFiles(tmp_path / "demo")
-    write_table(run.questions, questions_table([QUESTION, OTHER]), QUESTIONS)
-    write_table(run.steps / "part-00000.parquet", STEPS_TABLE, STEPS)
-    write_table(run.values, value_table(STEPS_TABLE), VALUES)
+    run = grown(tmp_path / "demo", [QUESTION, OTHER], STEPS_TABLE)
     asked = [{"role": "user", "content": QUESTION.stem}]
     pairs, _ = reasoning_pairs(
         [QUESTION],
@@ -278,6 +284,27 @@ def test_a_repaired_answer_is_shown(run: RunFiles) -> None:
     assert text.count(f"{OTHER.stem} A. marvutide B. zelorin ✓") == 1  # of the test's questions, with its options
 
 
+def test_a_figure_is_as_wide_as_it_was_drawn(run: RunFiles) -> None:
+    plots.save(plots.outcomes(STEPS_TABLE), run.figures / "outcomes")
+    assert [image["width"] for image in page_of(run).all("img")] == ["691"]  # 7.2 inches, 96 pixels each
+
+
+def test_a_random_pair_that_is_the_reasoning_pairs_twin_is_shown_only_if_there_is_no_other(run: RunFiles) -> None:
+    (pair,) = read_table(run.pairs, PAIRS).to_dict("records")
+    other = [{"role": "assistant", "content": "Another wrong one."}]
+    twin, later = ({"kind": "random_cot", "pair_id": name} for name in ("a twin", "later"))
+    write_table(run.pairs, pd.DataFrame([pair, pair | twin]), PAIRS)
+    assert "Another wrong one." not in page_of(run).text and "A pair: random cot" in page_of(run).text
+    write_table(run.pairs, pd.DataFrame([pair, pair | twin, pair | later | {"rejected": other}]), PAIRS)
+    assert page_of(run).text.count("Another wrong one.") == 1
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(119.4, "119 s"), (239.6, "4 min 0 s"), (3601, "60 min 1 s")])
+def test_a_stages_time_is_in_whole_minutes_and_seconds(run: RunFiles, seconds: float, text: str) -> None:
+    write_manifest(run, {"stages": {"01_tree_rollout": {"seconds": seconds}}})
+    assert f"01_tree_rollout {text} -" in " ".join(page_of(run).text.split())
+
+
 def test_figures_stand_in_the_order_of_the_stages(run: RunFiles) -> None:
     for name in ("accuracy", "my_own", "tree"):
         (run.figures / f"{name}.png").write_bytes((run.figures / "outcomes.png").read_bytes())
@@ -348,4 +375,4 @@ def test_what_the_method_claims_is_shown_with_its_difference(run: RunFiles) -> N
     write_table(run.claims, pd.DataFrame(rates), CLAIMS)
     text = " ".join(page_of(run).text.split())
     assert "repair rate 40.1 [35.1, 45.1] 52.3 [47.3, 57.3] +12.2 [+8.2, +16.2] 200" in text
-    assert "fake, unasked - 14.3 [9.3, 19.3] - 7" in text
+    assert "fake, unasked - 14.3 [9.3, 19.3] - 0/7" in text

@@ -3,9 +3,11 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from medrefl_utils.headline import figures_table
 from medrefl_utils.records import SCORES, MedReflError, RunFiles
 from medrefl_utils.store import write_manifest, write_table
 from medrefl_utils.tables import NOT_RUN, beside_published, ours_text, write_tables
@@ -74,3 +76,12 @@ def test_tables_are_written_as_csv_and_markdown(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in write_tables(run)] == before
     with pytest.raises(MedReflError, match="scores.parquet is missing"):
         write_tables(RunFiles(tmp_path / "none"))
+
+
+def test_a_stages_figures_are_texts_with_no_more_digits_than_can_be_read() -> None:
+    figures = {"steps_right": np.int64(12345), "gain": 0.123456, "p": 4.7752e-14, "on": True, "none": float("nan")}
+    figures |= {"dropped": {"all_wrong": 17, "sources": None}, "machine": "cpu"}
+    assert figures_table(figures)["this run"].to_dict() == {
+        **{"steps right": "12,345", "gain": "0.1235", "p": "4.775e-14", "on": "True", "none": "-"},
+        **{"dropped: all wrong": "17", "dropped: sources": "-", "machine": "cpu"},
+    }
