@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -48,7 +48,7 @@ class Usage:
     """of an endpoint: HTTP requests that were answered"""
     reused: int = 0
     """requests to an endpoint, or batches of replies, that were on disk and cost nothing"""
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     """of writing; what was on disk counts with the time that it took then"""
 
     def since(self, before: Usage) -> dict[str, float]:
