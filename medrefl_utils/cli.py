@@ -204,7 +204,7 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except MedReflError as error:
         # What it quotes from a file may hold line ends, and codes that a terminal obeys.
-        line = CONTROL.sub("", " ".join(str(error).split()))
+        line = " ".join(CONTROL.sub("", str(error)).split())
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {line}", style="red"))
         raise typer.Exit(2) from None
 

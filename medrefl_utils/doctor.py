@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from rich.table import Table
 from rich.text import Text
 
-from medrefl_utils.folders import checked_model
+from medrefl_utils.hub import resolve_model
 from medrefl_utils.profiles import Profile
 from medrefl_utils.records import MedReflError
 
@@ -190,7 +190,7 @@ def _models(machine: Machine, profile: Profile) -> Iterator[Check]:
     room, where = (machine.card_memory, "the card") if machine.card else (machine.memory, "memory")
     for model, ways in uses.items():
         try:
-            checked_model(model)
+            resolve_model(model)
         except MedReflError as error:
             yield Check("model", model, "stop", str(error))
             continue

@@ -453,6 +453,11 @@ CASES: list[Case] = [
         file="exam.parquet",
     ),
     exam(
+        "terminal-codes-in-a-name",
+        [{"\x1b[31mred\n\x07": 1}],
+        "exam.jsonl:1: no stem, expected it under stem or question or QUESTION; found red",
+    ),
+    exam(
         "terminal-codes",
         [ROW | {"answer_idx": "\x1b[31mred"}],
         "exam.jsonl:1: gold is '\\x1b[31mred', expected one of ABC",
