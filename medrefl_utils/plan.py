@@ -176,7 +176,7 @@ def paired(
     work, (table, _) = _measured(
         writer, lambda: reflections.write_reflections(turns, writer, sampling=sampling, seed=seed)
     )
-    passed = table["text"].notna().mean() if len(table) else 0.0
+    passed = float(table["text"].notna().mean()) if len(table) else 0.0
     texts = reflections.reflection_texts(table)
     for kind, of_kind in candidates.items():
         made[kind], _ = pairs.reflection_pairs(probed, steps, chains, of_kind, texts, kind=kind, prompt=prompts.exam)
