@@ -42,10 +42,27 @@ STAGES = (
 ASKING = ("01_tree_rollout", "03_pair_construction")
 """The stages that can ask an endpoint."""
 PROFILE = {
-    "01_tree_rollout": {"n_questions": 16, "branching": [2, 1, 2], "shard_size": 4},
-    "03_pair_construction": {"max_reflection_pairs": 8, "n_questions": 16, "max_rows": 4},
-    "04_dpo_lora_4bit": {"batch_size": 2, "accumulation": 1, "checkpoint_every": 2, "epochs": 1},
-    "05_benchmark_evaluation": {"n_questions": 16, "max_rows": 4, "repair_questions": 4},
+    "01_tree_rollout": {"n_questions": 24, "branching": [2, 2, 2, 2], "shard_size": 4, "quantization": "none"},
+    "03_pair_construction": {
+        "max_reflection_pairs": 6,
+        "n_questions": 24,
+        "max_rows": 2,
+        "max_new_tokens": 128,
+        "quantization": "none",
+    },
+    "04_dpo_lora_4bit": {
+        "kinds": ["reasoning", "random_cot"],
+        "batch_size": 2,
+        "accumulation": 1,
+        "checkpoint_every": 2,
+    },
+    "05_benchmark_evaluation": {
+        "n_questions": 24,
+        "max_rows": 8,
+        "protocols": ["sampled"],
+        "repair_questions": 3,
+        "quantization": "none",
+    },
 }
 VICTIMS = ("chain", "kernel", "both")
 TOLERANCE = 1e-4  # of a resumed training's figures
