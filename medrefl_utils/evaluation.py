@@ -160,7 +160,7 @@ def respond(
                 response_row(question, extract_answer(response.text, question.options))
                 | {
                     **{"model": model, "protocol": protocol.name, "run": run, "response": response.text},
-                    **{"n_tokens": len(response.token_ids), "stop": response.stop, "seconds": seconds},
+                    **{"n_tokens": response.length, "stop": response.stop, "seconds": seconds},
                     **{"temperature": sampling.temperature, "top_p": sampling.top_p},
                 }
                 for question, response in zip(questions, written, strict=True)
@@ -193,7 +193,7 @@ def _written(
         for i, text, prefix, (answer,) in zip(cut, asked, prefixes, answers, strict=True):
             ids = prefix.token_ids + answer.token_ids
             whole = written[i].text + text + answer.text
-            written[i] = Continuation(whole, ids, written[i].logprob + answer.logprob, "forced")
+            written[i] = Continuation(whole, ids, None, "forced", written[i].length + answer.length)
     return written
 
 

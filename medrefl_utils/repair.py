@@ -89,7 +89,7 @@ def continued(
             row
             | {"model": model, "run": run, "gold": question.gold, "text": reply.text, "answer": answer}
             | {"reconsiders": row["behind"] != WRONG_STEP or reconsiders(reply.text)}
-            | {"n_tokens": len(reply.token_ids), "stop": reply.stop}
+            | {"n_tokens": reply.length, "stop": reply.stop}
         )
     return pd.DataFrame(rows, columns=REPAIRS.names)
 
