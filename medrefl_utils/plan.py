@@ -278,7 +278,8 @@ def plan_table(costs: Sequence[Cost], price_in: float, price_out: float) -> Tabl
 def _writer(settings: Mapping[str, Any], calls: Path) -> Generator:
     """What writes in a stage, in this process: with workers, each of them would be like it."""
     names = ("quantization", "max_rows", "engine", "endpoint", "endpoint_model", "concurrency")
-    return open_generator(settings["model"], **{n: settings[n] for n in names if n in settings}, calls=calls)
+    kept = calls if settings["endpoint"] else None  # what is paid for is kept; what is timed here must be written
+    return open_generator(settings["model"], **{n: settings[n] for n in names if n in settings}, calls=kept)
 
 
 def _rows(settings: Mapping[str, Any]) -> dict[str, Any]:
