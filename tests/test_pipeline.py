@@ -12,6 +12,7 @@ import pandas as pd
 import papermill
 import pytest
 
+from medrefl_utils.chain import DEFAULT_STAGES
 from medrefl_utils.pairs import KINDS
 from medrefl_utils.records import (
     CLAIMS,
@@ -28,15 +29,6 @@ from medrefl_utils.records import (
     RunFiles,
 )
 from medrefl_utils.store import content_hash, read_table
-
-STAGES = [
-    "01_tree_rollout",
-    "02_step_valuation",
-    "03_pair_construction",
-    "04_dpo_lora_4bit",
-    "05_benchmark_evaluation",
-    "06_report",
-]
 
 
 def medrefl(root: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -67,7 +59,7 @@ def check_artifacts(files: RunFiles, by_hand: str = "") -> None:
     }
     assert files.report.read_text().lstrip().lower().startswith("<!doctype html>")
     manifest = json.loads(files.manifest.read_text())
-    assert list(manifest["stages"]) == STAGES and manifest["versions"]["torch"] and manifest["git"]
+    assert tuple(manifest["stages"]) == DEFAULT_STAGES and manifest["versions"]["torch"] and manifest["git"]
     for stage, entry in manifest["stages"].items():
         for name, digest in entry["outputs"].items():
             assert content_hash(files.root / name) == digest
@@ -138,7 +130,7 @@ def test_a_second_time_executes_nothing_and_is_quick(small_run, root):
     start = time.monotonic()
     again = medrefl(root, *command)
     assert again.returncode == 0 and time.monotonic() - start < 20
-    assert again.stdout.count("unchanged, skipped") == len(STAGES)
+    assert again.stdout.count("unchanged, skipped") == len(DEFAULT_STAGES)
     assert "McNemar p" in again.stdout
 
 
@@ -147,7 +139,7 @@ def test_another_learning_rate_starts_at_training(small_run, root):
     plan = medrefl(root, *command, "--dry-run", "--set", "04_dpo_lora_4bit.learning_rate=0.0005")
     assert plan.returncode == 0
     decided = {line.split()[0]: line.split()[1] for line in plan.stdout.splitlines() if line.strip()[:2].isdigit()}
-    assert decided == dict(zip(STAGES, ["skip"] * 3 + ["run"] * 3, strict=True))
+    assert decided == dict(zip(DEFAULT_STAGES, ["skip"] * 3 + ["run"] * 3, strict=True))
 
 
 def test_a_missing_model_is_one_line_within_five_seconds(root):

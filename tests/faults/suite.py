@@ -28,17 +28,10 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors.numpy import load_file
 
+from medrefl_utils.chain import DEFAULT_STAGES as STAGES
 from tests.conftest import ROOT
 from tests.server import Server, serving
 
-STAGES = (
-    "01_tree_rollout",
-    "02_step_valuation",
-    "03_pair_construction",
-    "04_dpo_lora_4bit",
-    "05_benchmark_evaluation",
-    "06_report",
-)
 ASKING = ("01_tree_rollout", "03_pair_construction")
 """The stages that can ask an endpoint."""
 PROFILE = {
