@@ -261,7 +261,9 @@ def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> Non
     link.click()
     expect(pair.locator("h4").first).to_contain_text(link.get_attribute("data-pick").replace("pair:", "Pair "))
     expect(pair.locator(".side")).to_have_count(2)
-    assert tree.locator(".node.chosen").count() and tree.locator(".edge.rejected").count()
+    for side, end, other in (("chosen", "✓", "✗"), ("rejected", "✗", "✓")):  # each path ends at a leaf of its own kind
+        assert tree.locator(f".edge.{side}").count() > 0 and tree.locator(f".node.{side}", has_text=end).count() == 1
+        assert tree.locator(f".node.{side}", has_text=other).count() == 0
     lab.shot(cell, "02_trees")
 
     cell.get_by_placeholder("search questions").fill(stem[:20])
