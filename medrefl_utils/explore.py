@@ -156,7 +156,7 @@ class TreePane(widgets.HBox):
     def __init__(self, on_pair: Callable[[str], None]) -> None:
         self.tree: Tree | None = None
         self.picture = Pane(label="tree", layout={"flex": "3 1 420px", "max_height": "480px", "overflow": "auto"})
-        self.detail = Pane(label="step", layout={"flex": "2 1 340px", "max_height": "480px", "overflow": "auto"})
+        self.detail = Pane(label="step", layout={"flex": "2 1 310px", "max_height": "480px", "overflow": "auto"})
         self._on_pair = on_pair
         for pane in (self.picture, self.detail):
             pane.on_pick(self._picked)
@@ -165,8 +165,11 @@ class TreePane(widgets.HBox):
     def show(self, tree: Tree) -> None:
         """Another tree, with its best and its most confusing path."""
         self.tree = tree
+        picture = tree.picture()
+        # As wide as the tree, as far as both panes still stand side by side in JupyterLab on a laptop (850 px).
+        self.picture.layout.flex = f"3 1 {min(max(picture['width'] + 20, 300), 535)}px"
         with self.picture.hold_sync():
-            self.picture.html = static.piece("picture", tree.picture(), tree.question_id)
+            self.picture.html = static.piece("picture", picture, tree.question_id)
             self.pick(tree.root)
         ends = {"chosen": tree.best(right=True), "rejected": tree.best(right=False)}
         self.mark({name: path["nodes"] for name, path in ends.items() if path})

@@ -79,7 +79,7 @@ def ablation_claims_table(ablation: pd.DataFrame) -> Table:
 
 def figures_table(figures: Mapping[str, Any]) -> pd.DataFrame:
     """A stage's headline figures, as it records them, as text: a row a figure."""
-    return pd.DataFrame(figure_texts(figures), columns=["figure", "this run"]).set_index("figure")
+    return pd.DataFrame(figure_texts(figures), columns=["figure", "this run"]).set_index("figure").rename_axis(None)
 
 
 def figure_texts(figures: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:

@@ -38,7 +38,10 @@ HOSTILE = "Step 1: <script>window.gotcha=1</script> <img src=x onerror=window.go
 # What the notebooks of the copy run with, so that all of it takes minutes.
 SMALLER = {
     "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 8"},
-    "05_benchmark_evaluation": {"n_questions: int = 100": "n_questions: int = 40"},
+    "05_benchmark_evaluation": {
+        "n_questions: int = 100": "n_questions: int = 40",
+        "repair_questions: int = 40": "repair_questions: int = 8",
+    },
 }
 
 
@@ -66,7 +69,8 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=40"):
         command += ["--set", name]
     # So few pairs must change some answers: the response browser has something to show.
-    command += ["--set", "03_pair_construction.max_reflection_pairs=8"]
+    command += ["--set", "03_pair_construction.max_reflection_pairs=8", "--set", "03_pair_construction.n_questions=40"]
+    command += ["--set", "05_benchmark_evaluation.repair_questions=8"]
     command += ["--set", "04_dpo_lora_4bit.epochs=4", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
     run = RunFiles(folder / "runs" / "interactive")
     medrefl(folder, root, *command, "--only", "01")
@@ -257,7 +261,9 @@ def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> Non
     link.click()
     expect(pair.locator("h4").first).to_contain_text(link.get_attribute("data-pick").replace("pair:", "Pair "))
     expect(pair.locator(".side")).to_have_count(2)
-    assert tree.locator(".node.chosen").count() and tree.locator(".edge.rejected").count()
+    for side, end, other in (("chosen", "✓", "✗"), ("rejected", "✗", "✓")):  # each path ends at a leaf of its own kind
+        assert tree.locator(f".edge.{side}").count() > 0 and tree.locator(f".node.{side}", has_text=end).count() == 1
+        assert tree.locator(f".node.{side}", has_text=other).count() == 0
     lab.shot(cell, "02_trees")
 
     cell.get_by_placeholder("search questions").fill(stem[:20])
@@ -302,16 +308,21 @@ def test_what_changed_is_read_in_notebook_05(lab: Lab) -> None:
     cell = cell_of(page, "explore.responses")
     answers = pane(cell, "answers")
     changed = cell.get_by_role("button", name=re.compile(r"(wrong → right|right → wrong) \([1-9]\d*\)")).first
-    before, after = ("✗ base", "✓ Med-REFL") if "wrong → right" in changed.inner_text() else ("✓ base", "✗ Med-REFL")
+    name, number = re.fullmatch(r"(.*) \((\d+)\)", changed.inner_text()).groups()
+    before, after = ("✗ base", "✓ Med-REFL") if name == "wrong → right" else ("✓ base", "✗ Med-REFL")
     changed.click()
     expect(answers.locator(".side")).to_have_count(2)
     expect(answers.locator(".side").nth(0).locator("h4")).to_contain_text(before)
     expect(answers.locator(".side").nth(1).locator("h4")).to_contain_text(after)
     expect(answers.locator(".question .gold")).to_contain_text("✓")
-    number = int(re.search(r"\d+", changed.inner_text()).group())
     expect(cell.get_by_text(f"{number} of {number} responses")).to_be_visible()
+    listed, active = cell.locator("select").nth(1), cell.locator("button.mod-active")
+    expect(listed.locator("option", has_text="sampled")).not_to_have_count(0)
     cell.locator("select").first.select_option("greedy")
-    expect(cell.get_by_text(re.compile(r"\d+ of \d+ responses"))).to_be_visible()
+    expect(listed.locator("option", has_text="sampled")).to_have_count(0)
+    number = re.fullmatch(rf"{name} \((\d+)\)", active.inner_text()).group(1)  # the change that was chosen
+    expect(cell.get_by_text(f"{number} of {number} responses")).to_be_visible()
+    expect(listed.locator("option", has_text="greedy")).to_have_count(int(number))
     lab.shot(cell, "05_responses")
     page.close()
 
