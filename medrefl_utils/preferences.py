@@ -50,7 +50,7 @@ def pair_ids(
     Raises:
         MedReflError: a side without text, or no pair is left.
     """
-    check_texts(pairs)
+    check_texts(pairs[["pair_id", "prompt", "chosen", "rejected"]])  # how long they are is found here
     prompts = [tokenizer.apply_chat_template(list(m), add_generation_prompt=True, tokenize=False) for m in pairs.prompt]
     heads = tokenizer(prompts, add_special_tokens=False).input_ids if prompts else []
     texts = {side: [messages[0]["content"] for messages in pairs[side]] for side in SIDES}

@@ -85,8 +85,10 @@ def test_the_merged_model_is_16_bit_and_says_what_base_and_adapter_say(adapter, 
 def test_a_merged_model_that_differs_is_refused(adapter, tmp_path, monkeypatch):
     """As if the adapter had been left out."""
     monkeypatch.setattr("peft.PeftModel.merge_and_unload", lambda self: self.unload(), raising=False)
-    with pytest.raises(MedReflError, match=r"merge: merged and adapter agree on .*; expected at least 98%: do not use"):
+    told = r"merge: merged and adapter agree on .*; expected at least 98%: nothing is written$"
+    with pytest.raises(MedReflError, match=told):
         merge(adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_merge_by_command(adapter, tmp_path, root):
