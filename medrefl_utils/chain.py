@@ -423,4 +423,5 @@ def _differences(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapp
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes >= 2 else f"{seconds:.0f} s"
