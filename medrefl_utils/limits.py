@@ -71,7 +71,12 @@ LIMITS: dict[str, Limit] = {
     "judge_endpoint": _ADDRESS,
     "workers": _NATURAL,
     "concurrency": _POSITIVE,
-    "max_rows": _POSITIVE,
+    "max_rows": _NATURAL,
+    "max_calls": _NATURAL,
+    "max_tokens": _NATURAL,
+    "max_cost": _NATURAL,
+    "price_in": _NATURAL,
+    "price_out": _NATURAL,
     # questions
     "offset": _NATURAL,
     "n_questions": _NATURAL,
@@ -114,7 +119,6 @@ LIMITS: dict[str, Limit] = {
     ),
     "min_action_margin": Limit("a finite number", math.isfinite),
     "least_score": _between(1, 5),
-    "max_tokens": _POSITIVE,
     "over_limit": _one_of("drop", "cut"),
     "length_tolerance": _NATURAL,
     # training

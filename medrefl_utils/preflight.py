@@ -23,7 +23,7 @@ from medrefl_utils.store import read_table
 LEAST_FREE = 200_000_000
 """Bytes that must be free on the run's disk: a smoke run's artifacts many times over, and room to say what is wrong."""
 
-_ROLLOUT, _EVALUATION = "01_tree_rollout", "05_benchmark_evaluation"
+_ROLLOUT, _TRAINING, _EVALUATION = "01_tree_rollout", "04_dpo_lora_4bit", "05_benchmark_evaluation"
 
 Parameters = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ def preflight(stages: Mapping[str, Parameters], files: RunFiles, given: Containe
     for stage, values in stages.items():
         if "questions" in values:
             _check_questions(stage, values, asked)
-    if "pairs" in given:
+    if "pairs" in given and _TRAINING in stages:
         check_texts(read_table(files.pairs, PAIRS))
     if "adapter" in given and _EVALUATION in stages:
         check_adapter_base(files.adapter, stages[_EVALUATION]["model"])

@@ -31,7 +31,7 @@ from medrefl_utils.preferences import end_of_turn, generation_ends, pair_ids, ro
 from medrefl_utils.records import TRAINING, MedReflError
 from medrefl_utils.references import reference_logprobs
 from medrefl_utils.shared_prefix import PairTrainer, SharedPrefixTrainer
-from medrefl_utils.store import read_table, table_key, whole_folder, write_table
+from medrefl_utils.store import read_table, table_key, whole_folder, write_table, write_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINED = "training.parquet"
@@ -190,11 +190,19 @@ def train_dpo(
     with whole_folder(folder) as beside:
         trainer.save_model(str(beside))
         (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+        _order_modules(beside / "adapter_config.json")
         tokenizer.save_pretrained(beside)
         write_table(beside / TRAINED, log, TRAINING, key=key)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
     return log
+
+
+def _order_modules(config: Path) -> None:
+    """PEFT writes the trained modules in the order of a set, another one in each process."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    write_text(config, json.dumps(settings, indent=2) + "\n")
 
 
 def _trained(folder: Path, key: str) -> pd.DataFrame | None:

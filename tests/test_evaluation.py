@@ -148,6 +148,7 @@ class Scripted:
         self.usage = Usage()
 
     def chat(self, messages, sampling, seeds, progress=None):
+        self.usage.seconds += len(messages)
         written = []
         for message in messages:
             stem = message[0]["content"].split("\n")[0]

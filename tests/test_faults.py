@@ -1,4 +1,5 @@
-"""The fault suite's short form: every stage is killed, run again and compared; then Ctrl-C and a full disk."""
+"""The fault suite's short form (``make faults`` is the whole): stages are killed, run again and compared; then a key in
+what a server repeats, Ctrl-C and a full disk."""
 
 import resource
 import shutil
@@ -10,9 +11,20 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.suite import STAGES, Outcome, Place, Series, compare, make_checkout, prepare, run_suite, start
+from tests.faults.suite import (
+    Outcome,
+    Place,
+    Series,
+    compare,
+    kernels_of,
+    make_checkout,
+    prepare,
+    run_suite,
+    start,
+)
 from tests.server import serving
 
+EVALUATION = "05_benchmark_evaluation"
 pytestmark = pytest.mark.timeout(1200)
 
 
@@ -23,14 +35,14 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def places(checkout) -> list[Place]:
-    return prepare(checkout)
+    return prepare(checkout, upto=EVALUATION)
 
 
 @pytest.fixture
-def begun(checkout, places, request):
+def begun(checkout, places):
     """A run's folder before the trees are valued, the quickest stage."""
     with serving() as server:
-        yield Series(checkout, places[1], request.node.name, server)
+        yield Series(checkout, places[1], "begun", server)
 
 
 def as_undisturbed(series: Series) -> bool:
@@ -39,10 +51,10 @@ def as_undisturbed(series: Series) -> bool:
 
 
 def test_stages_killed_at_random_moments_make_what_undisturbed_ones_make(checkout, places):
-    outcomes = list(run_suite(checkout, places, kills=len(places), seed=0, in_a_row=1))
-    assert {place.stage for place, outcome in outcomes if outcome.kills} == set(STAGES)
+    chosen = [place for place in places if place.endpoint or place.stage in ("04_dpo_lora_4bit", EVALUATION)]
+    outcomes = list(run_suite(checkout, chosen, kills=4, seed=0, in_a_row=1))
     total = sum((outcome for _, outcome in outcomes), Outcome())
-    assert (total.kills, total.repeated, total.lost, total.doubled, total.differences) == (len(places), 0, 0, 0, [])
+    assert (total.kills, total.repeated, total.lost, total.doubled, total.differences) == (4, 0, 0, 0, [])
 
 
 def test_the_comparison_finds_what_is_lost_doubled_and_changed(places, tmp_path):
@@ -87,7 +99,9 @@ def test_a_key_is_nowhere_in_what_a_run_writes_or_says(checkout, places, monkeyp
 
 def test_ctrl_c_ends_a_stage_and_the_same_command_goes_on(begun):
     process = start(begun.checkout, begun.words)
-    time.sleep(0.6 * begun.place.seconds)
+    while not kernels_of(process):
+        assert process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     told = (begun.checkout / "log.txt").read_text().splitlines()
@@ -95,9 +109,9 @@ def test_ctrl_c_ends_a_stage_and_the_same_command_goes_on(begun):
     assert as_undisturbed(begun)
 
 
-@pytest.mark.parametrize("room", [1_000, 10_000, 60_000], ids="{:,} bytes".format)
+@pytest.mark.parametrize("room", [1_000, 30_000], ids="{:,} bytes".format)
 def test_a_full_disk_is_told_and_the_same_command_goes_on(begun, room):
-    """A limit on the size of files stands for the disk, at the manifest, a table or the executed notebook."""
+    """A limit on the size of files stands for the disk, at the manifest and at the executed notebook."""
     full = subprocess.run(
         begun.words,
         cwd=begun.checkout,

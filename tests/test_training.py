@@ -307,7 +307,7 @@ def test_a_training_that_breaks_is_stopped_and_one_that_stands_still_is_told(tin
     said = capsys.readouterr().err
     assert said.count("training, step 31: the margin still is") == 1
     with pytest.raises(MedReflError, match="stopped at step 31: the margin still is"):
-        train_dpo(few, tiny_student, tmp_path, dpo=still, seed=0, upkeep=Upkeep(stop_on=["flat_margin"]))
+        train_dpo(few, tiny_student, tmp_path / "again", dpo=still, seed=0, upkeep=Upkeep(stop_on=["flat_margin"]))
 
 
 SHORT_OF_MEMORY = """

@@ -116,14 +116,14 @@ def start(checkout: Path, words: Sequence[str]) -> subprocess.Popen:
     )
 
 
-def prepare(checkout: Path) -> list[Place]:
-    """Run everything once, undisturbed, and keep the run's folder before and after each stage."""
+def prepare(checkout: Path, upto: str = STAGES[-1]) -> list[Place]:
+    """Run everything once, undisturbed, and keep the run's folder before and after each stage ``upto`` one."""
     places = []
     with serving() as server:
         for endpoint in (False, True):
             run = checkout / "runs" / f"reference-{'endpoint' if endpoint else 'local'}"
             run.mkdir(parents=True)
-            for stage in ASKING if endpoint else STAGES:
+            for stage in ASKING if endpoint else STAGES[: STAGES.index(upto) + 1]:
                 if endpoint and stage == ASKING[1]:  # of the local run's trees: made-up words give no pairs
                     shutil.rmtree(run)
                     shutil.copytree(next(place.before for place in places if place.stage == stage), run)
@@ -137,13 +137,16 @@ def prepare(checkout: Path) -> list[Place]:
     return places
 
 
+def kernels_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The kernels that a chain has started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
+
+
 def kill(process: subprocess.Popen, victim: str) -> bool:
     """SIGKILL; False where there was nothing left to kill."""
     with suppress(psutil.NoSuchProcess):
-        chain = psutil.Process(process.pid)
-        kernels = [
-            child for child in chain.children(recursive=True) if "ipykernel_launcher" in " ".join(child.cmdline())
-        ]
+        chain, kernels = psutil.Process(process.pid), kernels_of(process)
         if process.poll() is not None:
             return False
         chosen = {"chain": [chain], "kernel": kernels or [chain], "both": [chain, *kernels]}[victim]
