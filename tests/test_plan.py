@@ -88,7 +88,8 @@ def test_training_grows_with_pairs_and_epochs_and_leaves_an_adapter(root, exam, 
     assert (files.adapter / "adapter_config.json").is_file() and work.calls == work.read == work.written == 0
     of_a_pair = made[made["kind"] == "reasoning"][["chosen_tokens", "rejected_tokens"]].sum(axis=1)
     assert 1000 * of_a_pair.min() <= tokens <= 1000 * of_a_pair.max()
-    longer, twice = trained(made, {"reasoning": 10_000.0}, settings | {"epochs": 2}, files)
+    again = RunFiles(tmp_path / "again")
+    longer, twice = trained(made, {"reasoning": 10_000.0}, settings | {"epochs": 2}, again)
     assert twice == pytest.approx(20 * tokens) and longer.seconds > 3 * work.seconds
     assert trained(made, {"reflection_mid": 0.0}, settings, files) == (Work(), 0.0)
 

@@ -320,7 +320,7 @@ CASES: list[Case] = [
     value("01_tree_rollout.top_p=2", "found 2.0, expected above 0 and at most 1"),
     value("01_tree_rollout.n_questions=-3", "found -3, expected at least 1"),
     value("01_tree_rollout.n_questions=0", "found 0, expected at least 1"),
-    value("01_tree_rollout.max_rows=0", "found 0, expected at least 1"),
+    value("01_tree_rollout.max_rows=-1", "found -1, expected at least 0"),
     value("01_tree_rollout.engine=llama", "found 'llama', expected one of local, vllm"),
     value("01_tree_rollout.endpoint=localhost:8000", "found 'localhost:8000', expected http(s)://host/v1, or nothing"),
     value(
