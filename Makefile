@@ -25,8 +25,8 @@ run: $(STAMP)
 	@$(BIN)/python -m medrefl_utils run $(PROFILE) $(ARGS)
 
 test: $(STAMP)
-	@# A process a core, up to four; a file's tests stay together, as they share what they made.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@# A process a core, up to four; a file's tests stay together, as they share what they made, in conftest's order.
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m jupyterlab

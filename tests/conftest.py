@@ -15,6 +15,12 @@ hypothesis.settings.register_profile("medrefl", deadline=None)
 hypothesis.settings.load_profile("medrefl")
 
 ROOT = Path(__file__).parents[1]
+MINUTES = ("test_pipeline", "test_faults", "test_browser", "test_colab", "test_ablation", "test_plan", "test_adapters")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes go first: begun last, one of them would keep a core busy while the others have done."""
+    items.sort(key=lambda item: MINUTES.index(item.path.stem) if item.path.stem in MINUTES else len(MINUTES))
 
 
 @pytest.fixture(scope="session")
