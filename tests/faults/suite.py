@@ -112,8 +112,9 @@ def start(checkout: Path, words: Sequence[str]) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = open(checkout / "log.txt", "ab")  # noqa: SIM115 (the process holds it)
     return subprocess.Popen(
-        words, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
+        words, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's child would ignore it
+    )  # fmt: skip
 
 
 def prepare(checkout: Path, upto: str = STAGES[-1]) -> list[Place]:
