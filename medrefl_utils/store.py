@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
@@ -172,8 +173,9 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):
-            stale.unlink(missing_ok=True)  # a killed process left it
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
+            if not psutil.pid_exists(int(left.name.split(".")[-2])):  # another run may write the same references now
+                left.unlink(missing_ok=True)
         write(beside)
         os.replace(beside, path)
     except OSError as error:

@@ -156,10 +156,12 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "adapter/one").read_text() == "1"
 
 
-def test_what_a_killed_write_left_beside_goes_with_the_next_one(tmp_path):
-    (tmp_path / ".text.md.99999.tmp").write_text("half")
+def test_what_a_killed_write_left_beside_goes_with_the_next_one_and_what_another_process_writes_stays(tmp_path):
+    at_work = tmp_path / f".text.md.{os.getppid()}.tmp"
+    for beside in (tmp_path / ".text.md.999999999.tmp", at_work):
+        beside.write_text("half")
     store.write_text(tmp_path / "text.md", "whole")
-    assert [path.name for path in tmp_path.iterdir()] == ["text.md"]
+    assert {path.name for path in tmp_path.iterdir()} == {"text.md", at_work.name}
 
 
 def test_a_kernel_of_a_killed_chain_is_ended_and_no_other(tmp_path):
