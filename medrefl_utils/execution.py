@@ -39,7 +39,7 @@ class Progress:
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.live = file, file.isatty()
-        self.width = min(shutil.get_terminal_size((100, 24)).columns, 120) - 5
+        self.width = min(shutil.get_terminal_size((130, 24)).columns, 130) - 5
         self.line, self.returned, self.drawn, self.shown = "", False, False, time.monotonic()
 
     def write(self, text: str) -> None:

@@ -34,8 +34,8 @@ HEAD_TILE = 4096 * 32768
 """Numbers of one tile of TRL's fused head, at most."""
 DRAWING = 64
 """Bytes a row and word of the vocabulary while a token is drawn: log-probabilities, and masses in 64 bit, sorted."""
-MOST_ROWS = 512
-"""Rows decoded together, at most (ours)."""
+MOST_ROWS = 1024
+"""Rows decoded together, at most (ours: steps of trees grow half as fast again as by 512, whole answers no slower)."""
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,8 @@ class _Bar:
     def _show(self, opened: int, right: int, wrong: int) -> None:
         written = self.generator.usage.completion_tokens - self.written
         rate = written / max(1e-9, time.perf_counter() - self.start)
-        self.bar.set_postfix({"tokens/s": f"{rate:.0f}", "open": opened, "right": right, "wrong": wrong})
+        leaves = {"tokens/s": f"{rate:.0f}", "open": opened, "right": right, "wrong": wrong}
+        self.bar.set_postfix(leaves | self.generator.budget.shown(self.generator.spent))
 
 
 def _silent() -> Watch:

@@ -41,8 +41,8 @@ def test_the_ablations_profile_ends_with_the_table_and_goes_on_where_it_stopped(
         "shared.run": "test_ablation",
         "01_tree_rollout.n_questions": 32,
         "03_pair_construction.n_questions": 40,
-        "07_ablation.n_questions": 40,
-        "07_ablation.repair_questions": 24,
+        "07_ablation.n_questions": 24,
+        "07_ablation.repair_questions": 12,
         "07_ablation.n_pairs": 8,
         "07_ablation.seeds": "[0, 1]",
         "07_ablation.arms": "[reasoning, reflection]",
@@ -52,11 +52,11 @@ def test_the_ablations_profile_ends_with_the_table_and_goes_on_where_it_stopped(
     try:
         done = medrefl(root, *command)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "8 pairs an arm, 40 questions, 2 seeds" in done.stdout and "fake reflection %" in done.stdout
+        assert "8 pairs an arm, 24 questions, 2 seeds" in done.stdout and "fake reflection %" in done.stdout
         assert re.search(r"^ *reflection +sampled +\d+\.\d +[+-]\d", done.stdout, re.MULTILINE)
         table = read_table(files.ablation, ABLATION)
         assert table["arm"].drop_duplicates().tolist() == ["base", "reasoning", "reflection"]
-        assert set(table["protocol"]) == {"sampled", "greedy"} and set(table["n"]) == {40} and set(table["runs"]) == {2}
+        assert set(table["protocol"]) == {"sampled", "greedy"} and set(table["n"]) == {24} and set(table["runs"]) == {2}
         tuned = table[table["arm"] != "base"]
         assert all(len(gains) == 2 for gains in tuned["gains"])
         assert tuned["gain"].tolist() == pytest.approx([sum(gains) / 2 for gains in tuned["gains"]])

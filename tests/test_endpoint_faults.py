@@ -182,6 +182,9 @@ def test_a_budget_stops_before_it_is_passed_and_a_higher_one_goes_on(limit, conc
         with pytest.raises(MedReflError, match=rf"{name} is"):  # what was spent stays spent
             grow(limit)
         assert len(server.requests) == before
+        again = EndpointGenerator(server.url, "m", log=CallLog(tmp_path / "calls"), budget=Budget(**limit))
+        [(unit, share)] = again.budget.shown(again.spent).items()  # what a bar says, of all sessions
+        assert f"max_{unit}" == name and float(share.split("/")[0].replace(",", "")) == pytest.approx(have(server))
         rows = grow({**limit, name: limit[name] * 100})
         assert len(rows) == 5 and len({json.dumps(body) for body in server.requests}) == len(server.requests)
 
@@ -193,7 +196,8 @@ def test_the_model_in_this_process_heeds_a_budget_too(tiny_student):
         MedReflError, match=r"model .*tiny_student: max_tokens is 2000, \d+ is spent, and the next call"
     ):
         generator.chat(MESSAGES * 4, SAMPLING, range(20))
-    assert 0 < generator.usage.prompt_tokens + generator.usage.completion_tokens <= 2000
+    used = generator.usage.prompt_tokens + generator.usage.completion_tokens
+    assert 0 < used <= 2000 and generator.budget.shown(generator.spent) == {"tokens": f"{used:,}/2,000"}
 
 
 @pytest.mark.parametrize(

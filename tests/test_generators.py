@@ -76,7 +76,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_written_all_the_same(tiny
     repeat, limit = Rows.repeat, 6
 
     def repeated(rows, k):
-        if len(rows.group) * k > limit:
+        if len(rows) * k > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         repeat(rows, k)
 

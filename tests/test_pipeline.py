@@ -78,7 +78,8 @@ def small_run(root):
     shutil.rmtree(files.root, ignore_errors=True)
     command = [
         *("run", "params/smoke.yaml", "--set", "shared.run=test_smoke"),
-        *("--set", "01_tree_rollout.n_questions=24", "--set", "05_benchmark_evaluation.n_questions=60"),
+        *("--set", "01_tree_rollout.n_questions=24", "--set", "03_pair_construction.max_reflection_pairs=8"),
+        *("--set", "05_benchmark_evaluation.n_questions=60", "--set", "05_benchmark_evaluation.repair_questions=24"),
     ]
     yield files, command, medrefl(root, *command)
     shutil.rmtree(files.root)

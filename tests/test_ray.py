@@ -72,6 +72,7 @@ def test_actors_against_an_endpoint(actors, tmp_path):
             seed=1,
         )
         assert (steps.stop == "answer").sum() >= 2 and ledger["requests"] == len(server.requests) > 0
+        assert generator.spent.calls == sum(body.get("n", 1) for body in server.requests)  # for the bar's budget
         assert (tmp_path / "calls/main.jsonl").exists()
         generator.close()
 

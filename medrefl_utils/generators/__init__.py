@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from medrefl_utils.generators.budget import Budget
+from medrefl_utils.generators.budget import Budget, Spent
 from medrefl_utils.generators.calls import CallLog
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
@@ -67,6 +67,9 @@ class Generator(Protocol):
     """names what would write: model, weights, quantization or endpoint; a part of every cache key"""
     about: dict[str, Any]
     """the same for a person, with what was found out about it: goes into the manifest"""
+    budget: Budget = Budget()
+    spent: Spent = Spent()
+    """of the budget, what is on disk from earlier sessions included where the budget is for that, too"""
 
     def expand(
         self,

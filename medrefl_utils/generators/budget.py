@@ -62,6 +62,15 @@ class Budget:
                 )
         return ""
 
+    def shown(self, spent: Spent) -> dict[str, str]:
+        """What is spent of each limit that is set, for a bar: {"calls": "120/500"}."""
+        have = {"max_calls": spent.calls, "max_tokens": spent.read + spent.written, "max_cost": self.cost(spent)}
+        return {
+            name.removeprefix("max_"): f"{value:,.6g}/{limit:,.6g}"
+            for name, value in have.items()
+            if (limit := getattr(self, name))
+        }
+
     def cost(self, spent: Spent) -> float:
         """Of what was read and written."""
         return (spent.read * self.price_in + spent.written * self.price_out) / 1e6

@@ -92,7 +92,7 @@ class EndpointGenerator(Generator):
         self.key = f"{self.url} {model}"
         self.budget = (budget or Budget()).share(workers)
         paid = (Spent(**line["paid"]) for line in self.log.lines() if "paid" in line)
-        self._spent = sum(paid, Spent()).share(workers) if budget else Spent()
+        self.spent = sum(paid, Spent()).share(workers) if budget else Spent()
         self._under_way = Spent()
         """the most that the requests under way can cost"""
         self._features: Features | None = None
@@ -241,9 +241,9 @@ class EndpointGenerator(Generator):
         most = Spent(n, read, n * limit)
         async with self._settled:
             await self._settled.wait_for(
-                lambda: not self._under_way.calls or not self.budget.complaint(self._spent + self._under_way, most)
+                lambda: not self._under_way.calls or not self.budget.complaint(self.spent + self._under_way, most)
             )
-            if complaint := self.budget.complaint(self._spent, most):
+            if complaint := self.budget.complaint(self.spent, most):
                 raise MedReflError(f"endpoint {self.url}: {complaint}")
             self._under_way += most
         paid = Spent()
@@ -255,7 +255,7 @@ class EndpointGenerator(Generator):
         finally:
             async with self._settled:
                 self._under_way -= most
-                self._spent += paid
+                self.spent += paid
                 self._settled.notify_all()
 
     async def _post(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
@@ -303,7 +303,7 @@ class EndpointGenerator(Generator):
         key = digest(self.url, self.model, "probe", COUNT)
         if line := self.log.get(key):
             return Features(**line["features"])
-        can, before = Features(), self._spent
+        can, before = Features(), self.spent
         while True:
             try:
                 reply = await self._paid_for(client, probe_body(can, stop=True))
@@ -323,7 +323,7 @@ class EndpointGenerator(Generator):
             choices=can.choices and len(reply.choices) == 2,
             logprobs=can.logprobs and bool(logprobs and logprobs.content),
         )
-        self.log.append(key, {"features": asdict(can), "paid": asdict(self._spent - before)})
+        self.log.append(key, {"features": asdict(can), "paid": asdict(self.spent - before)})
         return can
 
 

@@ -91,7 +91,7 @@ class LocalGenerator(Generator):
         self._for_rows = _ROWS_SHARE * left  # bytes
         self._did_not_fit = sys.maxsize  # the fewest rows for which memory ran out
         self.log, self.budget = log or CallLog(None), budget or Budget()
-        self._spent = Spent()
+        self.spent = Spent()
         self.usage = Usage()
         """its ``prompt_tokens`` are those of prefixes that were read; those found in a kept cache do not count"""
         self._trunks: dict[Ids, Layers] = {}
@@ -136,7 +136,9 @@ class LocalGenerator(Generator):
         progress: Progress | None,
         log: CallLog,
     ) -> list[list[Continuation]]:
-        ids = [(*self.prompt_ids(p.messages), *p.token_ids) for p in prefixes]
+        prompts = {id(p.messages): p.messages for p in prefixes}  # siblings share theirs
+        prompt_ids = {name: self.prompt_ids(messages) for name, messages in prompts.items()}
+        ids = [(*prompt_ids[id(p.messages)], *p.token_ids) for p in prefixes]
         longest = max(map(len, ids), default=0)
         self._check_room(longest, sampling)
         # Kept caches serve the very next call: a search expands its whole frontier at once, then never comes back.
@@ -181,7 +183,7 @@ class LocalGenerator(Generator):
         else:
             read = sum(len(row) for row in ids if row not in kept)
             if complaint := self.budget.complaint(
-                self._spent, Spent(len(seeds), read, len(seeds) * sampling.max_tokens)
+                self.spent, Spent(len(seeds), read, len(seeds) * sampling.max_tokens)
             ):
                 raise MedReflError(f"model {self.about['model']}: {complaint}")
             start = time.perf_counter()
@@ -189,8 +191,9 @@ class LocalGenerator(Generator):
             if written is None:
                 return None
             seconds = time.perf_counter() - start
-            log.append(key, {"written": [asdict(one) for one in written], "seconds": seconds})
-            self._spent += Spent(len(written), read, sum(row.length for row in written))
+            if key:
+                log.append(key, {"written": [asdict(one) for one in written], "seconds": seconds})
+            self.spent += Spent(len(written), read, sum(row.length for row in written))
             self.usage.prompt_tokens += read
         self.usage.calls += len(written)
         self.usage.completion_tokens += sum(row.length for row in written)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 from medrefl_utils.generators import Generator, Item, Prefix, Progress, Result, Usage, open_one
+from medrefl_utils.generators.budget import Budget, Spent
 from medrefl_utils.prompts import Messages
 from medrefl_utils.records import Continuation, MedReflError, Sampling
 
@@ -48,8 +50,9 @@ class RayGenerator:
         settings |= {"calls": calls and calls.resolve(), "workers": workers}
         options = {"max_task_retries": 3}
         self._actors = [actor.options(**options).remote(model, settings | {"worker": i}) for i in range(workers)]
-        self.key, about = _got(self._actors[0].identity.remote())
+        self.key, about, share = _got(self._actors[0].identity.remote())
         self.about = {**about, "ray_workers": workers}
+        self.budget, self.spent = settings.get("budget") or Budget(), sum([share] * workers, Spent())
         self.usage = Usage()
 
     def expand(
@@ -93,8 +96,8 @@ class RayGenerator:
                 running[taken.work.remote(work, item)] = number, taken
             [done], _ = ray.wait(list(running))
             number, taken = running.pop(done)
-            result, usage = _got(done)
-            self._add(usage)
+            result, *used = _got(done)
+            self._add(*used)
             free.append(taken)
             yield items[number], result
 
@@ -104,11 +107,12 @@ class RayGenerator:
             ray.kill(actor)
 
     def _first(self, name: str, *arguments: Any) -> Any:
-        result, usage = _got(self._actors[0].call.remote(name, arguments))
-        self._add(usage)
+        result, *used = _got(self._actors[0].call.remote(name, arguments))
+        self._add(*used)
         return result
 
-    def _add(self, usage: dict[str, int]) -> None:
+    def _add(self, usage: dict[str, float], spent: Spent) -> None:
+        self.spent += spent
         for name, value in usage.items():
             setattr(self.usage, name, getattr(self.usage, name) + value)
 
@@ -119,16 +123,18 @@ class _Actor:
     def __init__(self, model: str, settings: dict[str, Any]):
         self.generator = open_one(model, **settings)
 
-    def identity(self) -> tuple[str, dict[str, Any]]:
-        return self.generator.key, self.generator.about
+    def identity(self) -> tuple[str, dict[str, Any], Spent]:
+        return self.generator.key, self.generator.about, self.generator.spent
 
-    def work(self, work: Callable[[Generator, Item], Result], item: Item) -> tuple[Result, dict[str, int]]:
-        before = Usage(**vars(self.generator.usage))
-        return work(self.generator, item), self.generator.usage.since(before)
+    def work(self, work: Callable[[Generator, Item], Result], item: Item) -> tuple[Result, dict[str, float], Spent]:
+        return self._with_costs(lambda: work(self.generator, item))
 
-    def call(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, int]]:
-        before = Usage(**vars(self.generator.usage))
-        return getattr(self.generator, name)(*arguments), self.generator.usage.since(before)
+    def call(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, dict[str, float], Spent]:
+        return self._with_costs(lambda: getattr(self.generator, name)(*arguments))
+
+    def _with_costs(self, do: Callable[[], Result]) -> tuple[Result, dict[str, float], Spent]:
+        usage, spent = copy(self.generator.usage), self.generator.spent
+        return do(), self.generator.usage.since(usage), self.generator.spent - spent
 
 
 def _share(kind: str, workers: int) -> float:

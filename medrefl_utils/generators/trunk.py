@@ -1,8 +1,9 @@
-"""Decoding of rows that begin alike: what they share, the trunk, is kept once and read once a step for all of them.
+"""Decoding of rows that begin alike: what they share is kept once, and read once a step for all of them.
 
-The rows of a reasoning tree share their question's prompt, which is most of what they attend to. A row's attention is
-that over its trunk, computed for all rows of the trunk in one product, merged with that over its own tokens by their
-log-sum-exp (the same sum in another order). Own tokens lie in buffers with room to grow, so that a step copies nothing.
+The rows of a reasoning tree share their question's prompt, and siblings the path from there to their parent: most of
+what they attend to. A row's attention is that over each shared part, computed for all its rows in one product, merged
+with that over its own tokens by their log-sum-exp (the same sum in another order). Own tokens lie in buffers with room
+to grow, so that a step copies nothing, and are all that is copied when rows end.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The model's attention: over trunk and own tokens while rows are decoded, else torch's own."""
+    """The model's attention: over shared and own tokens while rows are decoded, else torch's own."""
     rows = _NOW.get()
     if rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -78,46 +79,100 @@ class _Own(DynamicLayer):
         return out
 
 
-class Rows:
-    """Rows that are decoded together: their trunks, and the keys and values of their own tokens.
+class _Shared:
+    """What groups of rows begin with, the same for all rows of a group: kept and read once for each group."""
 
-    ``trunks`` are distinct; ``group[row]`` is a row's trunk, ``own[row]`` its own tokens so far (may be of none).
+    def __init__(self, parts: Sequence[Layers], group: Sequence[int], device: torch.device):
+        """``parts`` are the groups' keys and values; ``group[row]`` is a row's group."""
+        lengths = [part[0][0].shape[1] for part in parts]
+        longest = max(lengths)
+        self.layers = [
+            tuple(_padded([part[layer][side] for part in parts], longest) for side in (0, 1))
+            for layer in range(len(parts[0]))
+        ]
+        # Parts begin at column 0; columns behind a shorter one are masked, by a number: one part may be of none.
+        self.lengths = torch.tensor(lengths, device=device)
+        least = torch.finfo(torch.float32).min
+        self.mask = torch.where(torch.arange(longest, device=device) < self.lengths[:, None], 0.0, least)
+        self.group = torch.tensor(group, device=device)
+        self._arrange()
+
+    def attend(self, layer: int, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of [rows, heads, queries, width] over what each row shares, and its log-sum-exp."""
+        heads = query.shape[1]
+        keys, values = self.layers[layer]
+        over, total = _attended(self._to_groups(query), keys, values, self.mask[:, None, None])
+        return self._to_rows(over, heads), self._to_rows(total, heads)
+
+    def take(self, rows: torch.Tensor) -> None:
+        """Only these rows, in this order; a row may come more than once."""
+        self.group = self.group[rows]
+        self._arrange()
+
+    def of(self, row: int) -> Layers:
+        """The keys and values that a row shares."""
+        group = int(self.group[row])
+        end = int(self.lengths[group])
+        return [(keys[group, :, :end], values[group, :, :end]) for keys, values in self.layers]
+
+    def _arrange(self) -> None:
+        """Each row's place among the rows of its group: rows lie side by side in a product, group by group."""
+        counts = torch.bincount(self.group, minlength=len(self.lengths))
+        alive = counts.nonzero()[:, 0]
+        if 2 * len(alive) <= len(counts):
+            self.layers = [(keys[alive], values[alive]) for keys, values in self.layers]
+            self.lengths, self.mask = self.lengths[alive], self.mask[alive]
+            self.group = torch.searchsorted(alive, self.group)
+            counts = counts[alive]
+        self.widest = int(counts.max())
+        order = self.group.argsort(stable=True)
+        first = counts.cumsum(0) - counts
+        self.place = torch.empty_like(order)
+        self.place[order] = torch.arange(len(order), device=order.device) - first[self.group[order]]
+        self.place += self.group * self.widest
+
+    def _to_groups(self, query: torch.Tensor) -> torch.Tensor:
+        _, heads, each, width = query.shape
+        out = query.new_zeros(len(self.lengths) * self.widest, heads, each, width)
+        out[self.place] = query
+        out = out.view(-1, self.widest, heads, each, width).transpose(1, 2)
+        return out.reshape(-1, heads, self.widest * each, width)
+
+    def _to_rows(self, grouped: torch.Tensor, heads: int) -> torch.Tensor:
+        width = grouped.shape[-1]
+        out = grouped.view(len(grouped), heads, self.widest, -1, width).transpose(1, 2)
+        return out.reshape(len(grouped) * self.widest, heads, -1, width)[self.place]
+
+
+class Rows:
+    """Rows that are decoded together: what they share, and the keys and values of the tokens that each writes now.
+
+    ``trunks`` are distinct; ``group[row]`` is a row's trunk, ``path[row]`` its tokens between that and now (may be of
+    none), which the row's copies will share in their turn.
     """
 
-    def __init__(self, model: PreTrainedModel, trunks: Sequence[Layers], group: Sequence[int], own: Sequence[Layers]):
+    def __init__(self, model: PreTrainedModel, trunks: Sequence[Layers], group: Sequence[int], path: Sequence[Layers]):
         self.model, self.device = model, model.device
-        lengths = [trunk[0][0].shape[1] for trunk in trunks]
-        self.longest = max(lengths)
-        self.trunks = [
-            tuple(_padded([trunk[layer][side] for trunk in trunks], self.longest, left=False) for side in (0, 1))
-            for layer in range(len(trunks[0]))
-        ]
-        # Trunks begin at column 0; columns behind a shorter one are masked.
-        column = torch.arange(self.longest, device=self.device)
-        self.trunk_length = torch.tensor(lengths, device=self.device)
-        self.trunk_mask = torch.where(column < self.trunk_length[:, None], 0.0, -torch.inf)
-        self.group = torch.tensor(group, device=self.device)
-        filled = [part[0][0].shape[1] for part in own]
-        self.columns = max(filled)
-        self.start = torch.tensor([self.columns - n for n in filled], device=self.device)
-        self.cache = Cache(layers=[_Own() for _ in self.trunks])
-        for number, layer in enumerate(self.cache.layers):
-            layer.fill(*(_padded([part[number][side] for part in own], self.columns, left=True) for side in (0, 1)))
-        self._arrange()
+        self.shared = [_Shared(trunks, group, self.device)]
+        if any(part[0][0].shape[1] for part in path):
+            self.shared.append(_Shared(path, range(len(path)), self.device))
+        self.cache = Cache(layers=[_Own() for _ in trunks[0]])
+        for layer, (keys, values) in zip(self.cache.layers, trunks[0], strict=True):
+            layer.fill(*(part.new_empty(len(group), part.shape[0], 0, part.shape[2]) for part in (keys, values)))
+
+    def __len__(self) -> int:
+        return len(self.shared[0].group)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append a token [rows] to each row; next-token logits [rows, vocabulary], in 32 bit."""
-        position = self.trunk_length[self.group] + self.columns - self.start
-        self.columns += 1
-        column = torch.arange(self.columns, device=self.device)
-        self.own_mask = torch.where(column >= self.start[:, None], 0.0, -torch.inf)[:, None, None]
+        before = sum(part.lengths[part.group] for part in self.shared)
         token = _NOW.set(self)
         try:
             out = self.model(
                 input_ids=tokens[:, None],
                 # Of the shape of a mask that is ready, which the model then leaves alone; the masks are ours.
-                attention_mask=self.own_mask,
-                position_ids=position[:, None],
+                attention_mask=torch.zeros(len(tokens), 1, 1, 1, device=self.device),
+                position_ids=(before + self.cache.layers[0].keys.shape[2])[:, None],
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -128,64 +183,42 @@ class Rows:
 
     def repeat(self, k: int) -> None:
         """Each row ``k`` times."""
-        self._take(torch.arange(len(self.group), device=self.device).repeat_interleave(k))
+        self._take(torch.arange(len(self), device=self.device).repeat_interleave(k))
 
     def select(self, rows: Sequence[int]) -> None:
         """Only these rows."""
         self._take(torch.tensor(rows, device=self.device))
 
     def own(self, row: int, trunk: int, columns: int) -> Layers:
-        """A copy of the keys and values of a row's first ``columns`` own tokens, those after its ``trunk`` tokens."""
-        start = int(self.start[row])
-        part = slice(start, start + columns)
-        return [(layer.keys[row, :, part].clone(), layer.values[row, :, part].clone()) for layer in self.cache.layers]
+        """A copy of the keys and values of a row's first ``columns`` tokens after its ``trunk`` tokens."""
+        path = self.shared[1].of(row) if len(self.shared) > 1 else None
+        out = []
+        for number, layer in enumerate(self.cache.layers):
+            sides = (layer.keys[row], layer.values[row])
+            if path is None:
+                out.append(tuple(side[:, :columns].clone() for side in sides))
+            else:
+                out.append(tuple(torch.cat(both, 1)[:, :columns] for both in zip(path[number], sides, strict=True)))
+        return out
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attention [rows, heads, width] of scaled queries [rows, heads, width] over trunk and own tokens."""
+        """Attention [rows, heads, width] of scaled queries [rows, heads, width] over all that is before them."""
         rows, heads, width = query.shape
-        shared = key.shape[1]  # heads of keys and values, each for several of the queries'
-        query = query.view(rows, shared, heads // shared, width)
-        trunk_key, trunk_value = self.trunks[layer]
-        grouped = self._to_groups(query)
-        over_trunk, trunk_sum = _attended(grouped, trunk_key, trunk_value, self.trunk_mask[:, None, None])
-        over_trunk, trunk_sum = self._to_rows(over_trunk, shared), self._to_rows(trunk_sum, shared)
-        over_own, own_sum = _attended(query, key, value, self.own_mask)
-        share = torch.sigmoid(trunk_sum - own_sum).to(query.dtype)
-        return (over_own + (over_trunk - over_own) * share).reshape(rows, heads, width)
+        few = key.shape[1]  # heads of keys and values, each for several of the queries'
+        query = query.view(rows, few, heads // few, width)
+        parts = [part.attend(layer, query) for part in self.shared]
+        over, total = _attended(query, key, value)
+        for other, its_total in parts:
+            share = torch.sigmoid(its_total - total)
+            over = over + (other - over) * share.to(over.dtype)
+            total = torch.logaddexp(total, its_total)
+        return over.reshape(rows, heads, width)
 
     def _take(self, rows: torch.Tensor) -> None:
         for layer in self.cache.layers:
             layer.fill(layer.keys[rows], layer.values[rows])
-        self.group, self.start = self.group[rows], self.start[rows]
-        self._arrange()
-
-    def _arrange(self) -> None:
-        """Each row's place among the rows of its trunk: rows lie side by side in a product, trunk by trunk."""
-        counts = torch.bincount(self.group, minlength=len(self.trunk_length))
-        alive = counts.nonzero()[:, 0]
-        if 2 * len(alive) <= len(counts):
-            self.trunks = [(keys[alive], values[alive]) for keys, values in self.trunks]
-            self.trunk_length, self.trunk_mask = self.trunk_length[alive], self.trunk_mask[alive]
-            self.group = torch.searchsorted(alive, self.group)
-            counts = counts[alive]
-        self.widest = int(counts.max())
-        order = self.group.argsort(stable=True)
-        first = counts.cumsum(0) - counts
-        self.place = torch.empty_like(order)
-        self.place[order] = torch.arange(len(order), device=self.device) - first[self.group[order]]
-        self.place += self.group * self.widest
-
-    def _to_groups(self, query: torch.Tensor) -> torch.Tensor:
-        _, shared, each, width = query.shape
-        out = query.new_zeros(len(self.trunk_length) * self.widest, shared, each, width)
-        out[self.place] = query
-        out = out.view(-1, self.widest, shared, each, width).transpose(1, 2)
-        return out.reshape(-1, shared, self.widest * each, width)
-
-    def _to_rows(self, grouped: torch.Tensor, shared: int) -> torch.Tensor:
-        width = grouped.shape[-1]
-        out = grouped.view(len(grouped), shared, self.widest, -1, width).transpose(1, 2)
-        return out.reshape(len(grouped) * self.widest, shared, -1, width)[self.place]
+        for part in self.shared:
+            part.take(rows)
 
 
 class PlainRows:
@@ -290,17 +323,19 @@ def take_trunks(model: PreTrainedModel) -> bool:
 
 
 def _attended(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of [rows, heads, queries, width] over [rows, heads, keys, width], and the log-sum-exp of its scores."""
-    scores = (query @ key.transpose(-1, -2)).float() + mask
+    scores = (query @ key.transpose(-1, -2)).float()
+    if mask is not None:
+        scores = scores + mask
     top = scores.amax(-1, keepdim=True)
     weight = (scores - top).exp_()
     total = weight.sum(-1, keepdim=True)
     return (weight / total).to(value.dtype) @ value, top + total.log()
 
 
-def _padded(rows: Sequence[torch.Tensor], width: int, left: bool) -> torch.Tensor:
+def _padded(rows: Sequence[torch.Tensor], width: int, left: bool = False) -> torch.Tensor:
     """Rows of [heads, tokens, size] as one tensor [rows, heads, width, size], zeros on one side."""
     heads, _, size = rows[0].shape
     out = rows[0].new_zeros(len(rows), heads, width, size)

@@ -39,6 +39,7 @@ class VllmGenerator(Generator):
         self.engine = LLM(
             model=name,
             enable_prefix_caching=True,
+            load_format="bitsandbytes" if quantization == "nf4" else "safetensors",  # never a pickle
             **({"quantization": "bitsandbytes"} if quantization == "nf4" else {}),
         )
         self.usage = Usage()
@@ -72,17 +73,17 @@ class VllmGenerator(Generator):
             for row in seeds
             for seed in row[:k]
         ]
-        used = Spent(self.usage.calls, self.usage.prompt_tokens, self.usage.completion_tokens)
         most = Spent(len(rows), sum(map(len, asked)), len(rows) * sampling.max_tokens)
-        if complaint := self.budget.complaint(used, most):
+        if complaint := self.budget.complaint(self.spent, most):
             raise MedReflError(f"engine vllm: {complaint}")
         start = time.perf_counter()
         outputs = self.engine.generate(rows, ways, use_tqdm=False)
         written = [_continuation(output.outputs[0], stop) for output in outputs]
         self.usage.seconds += time.perf_counter() - start
-        self.usage.calls += len(written)
-        self.usage.prompt_tokens += sum(len(ids) for ids in asked)
-        self.usage.completion_tokens += sum(one.length for one in written)
+        self.spent += (used := Spent(len(written), sum(map(len, asked)), sum(one.length for one in written)))
+        self.usage.calls += used.calls
+        self.usage.prompt_tokens += used.read
+        self.usage.completion_tokens += used.written
         if progress is not None:
             progress(len(written))
         return [written[i : i + k] for i in range(0, len(written), k)]
