@@ -144,7 +144,7 @@ class Chain:
         entry, now = self._entry(stage), self._ingredients(stage)
         if "running" in entry:
             return Decision(stage, True, "was interrupted")
-        if "key" not in entry:
+        if not {"key", "outputs"} <= entry.keys():
             return Decision(stage, True, "run by hand since" if entry.get("outputs") else "new")
         why = [] if entry["key"] == _digest(now) else _differences(entry.get("ingredients", {}), now)
         for name, digest in entry["outputs"].items():

@@ -20,6 +20,7 @@ import pandas as pd
 from medrefl_utils.adapters import write_card
 from medrefl_utils.chain import STAGES
 from medrefl_utils.pairs import of_kinds
+from medrefl_utils.preflight import preflight
 from medrefl_utils.profiles import load_profile
 from medrefl_utils.records import PAIRS, QUESTIONS, TRAINING, RunFiles
 from medrefl_utils.store import read_table, record, write_table
@@ -32,12 +33,13 @@ def train_profile(profile: Path, *, root: Path, overrides: Sequence[str] = ()) -
     """Train as the profile's section of stage 04 says, on the pairs of the profile's run; returns the log.
 
     Raises:
-        MedReflError: what is wrong with the profile, pairs that are missing (naming who makes them), or what
-            ``train_dpo`` raises.
+        MedReflError: what is wrong with the profile, what ``preflight`` finds, pairs that are missing (naming who
+            makes them), or what ``train_dpo`` raises.
     """
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
     loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
     values, files = loaded.parameters[STAGE], RunFiles(root / "runs" / loaded.run)
+    preflight({STAGE: values}, files, given=("pairs",))
     pairs = of_kinds(read_table(files.pairs, PAIRS), values["kinds"])
     dpo, economy, upkeep = settings(values, files)
     log = train_dpo(pairs, values["model"], files.adapter, dpo=dpo, seed=values["seed"], economy=economy, upkeep=upkeep)

@@ -20,6 +20,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field, ValidationError
 
 from medrefl_utils.records import MedReflError, RunFiles
 
@@ -139,8 +140,32 @@ def record(
     return entry
 
 
+class _Stage(BaseModel):
+    """What is read of a stage's entry; there may be more."""
+
+    key: str = ""
+    running: str = ""
+    outputs: dict[str, str] = {}
+    figures: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    ingredients: dict[str, dict[str, Any]] = {}
+    tokens: int = 0
+    seconds: float = Field(0.0, ge=0)
+
+
+class _Manifest(BaseModel):
+    """What is read of a manifest; there may be more."""
+
+    stages: dict[str, _Stage] = {}
+    seeds: dict[str, dict[str, Any]] = {}
+    versions: dict[str, str | None] = {}
+    machine: dict[str, Any] = {}
+    git: dict[str, Any] = {}
+    overrides: list[str] = []
+
+
 def read_manifest(run: RunFiles) -> dict[str, Any]:
-    """The run's manifest, or an empty one. Raises MedReflError when the file is not a JSON object."""
+    """The run's manifest, or an empty one. Raises MedReflError for a file of another shape than a manifest's."""
     if not run.manifest.exists():
         return {}
     try:
@@ -149,6 +174,14 @@ def read_manifest(run: RunFiles) -> dict[str, Any]:
         raise MedReflError(f"{run.manifest} is not JSON ({_one_line(error)}): delete it to run again") from error
     if not isinstance(manifest, dict):
         raise MedReflError(f"{run.manifest} holds a {type(manifest).__name__}, expected an object")
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, found = ".".join(map(str, first["loc"])), f"{first['input']!r:.60}"
+        raise MedReflError(
+            f"{run.manifest}: {where} is {found}: {first['msg'][0].lower()}{first['msg'][1:]}; delete it to run again"
+        ) from None
     return manifest
 
 

@@ -743,6 +743,28 @@ CASES: list[Case] = [
         ["run", PROFILE],
         "{root}/runs/t/manifest.json holds a list, expected an object",
     ),
+    (
+        "manifest-stages-a-list",
+        lambda root: (root / "runs/t/manifest.json").write_text('{"stages": ["01_tree_rollout"]}'),
+        ["run", PROFILE],
+        "{root}/runs/t/manifest.json: stages is ['01_tree_rollout']: input should be a valid dictionary; delete it to "
+        "run again",
+    ),
+    (
+        "manifest-outputs-a-text",
+        lambda root: (root / "runs/t/manifest.json").write_text(
+            '{"stages": {"01_tree_rollout": {"key": "k", "outputs": "steps"}}}'
+        ),
+        ["run", PROFILE],
+        "{root}/runs/t/manifest.json: stages.01_tree_rollout.outputs is 'steps': input should be a valid dictionary; "
+        "delete it to run again",
+    ),
+    (
+        "train-on-an-empty-side",
+        lambda root: write_pairs(root, {"rejected": []}),
+        ["train", PROFILE],
+        "pairs: pair 'p2': rejected is empty, expected messages with text",
+    ),
 ]
 
 
