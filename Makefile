@@ -25,7 +25,7 @@ run: $(STAMP)
 	@$(BIN)/python -m medrefl_utils run $(PROFILE) $(ARGS)
 
 test: $(STAMP)
-	@# A process a core, up to four; a file's tests stay together, as they share what they made, in conftest's order.
+	@# As many processes as conftest says, up to four; a file's tests stay together, as they share what they made.
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)

@@ -18,6 +18,11 @@ ROOT = Path(__file__).parents[1]
 MINUTES = ("test_pipeline", "test_faults", "test_browser", "test_colab", "test_ablation", "test_plan", "test_adapters")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: what waits, for a kernel to start or a browser, leaves its core to another."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes go first: begun last, one of them would keep a core busy while the others have done."""
     items.sort(key=lambda item: MINUTES.index(item.path.stem) if item.path.stem in MINUTES else len(MINUTES))

@@ -61,7 +61,8 @@ def test_an_accumulation_that_cannot_be_shared_is_told(monkeypatch):
 def test_train_by_command_makes_what_the_notebook_makes(root, tiny_student):
     files = RunFiles(root / "runs" / "test_train")
     shutil.rmtree(files.root, ignore_errors=True)
-    pairs = pd.DataFrame([{name: row.get(name) for name in PAIRS.names} for row in make_pairs(8)], dtype=object)
+    rows = [{name: row.get(name) for name in PAIRS.names} for row in make_pairs(8)]
+    pairs = pd.DataFrame(rows, dtype=object).assign(prompt_tokens=90, chosen_tokens=100, rejected_tokens=100)
     try:
         command = [
             sys.executable,

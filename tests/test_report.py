@@ -123,7 +123,11 @@ MANIFEST = {
     "stages": {
         "01_tree_rollout": {
             **{"outputs": {"questions.parquet": "ab" * 32}, "figures": {"leaves": 4321}, "tokens": 123456},
-            **{"seconds": 75.2, "parameters": {"model": "medrefl_utils/tiny_student"}, "ingredients": {"secret": 1}},
+            **{
+                "seconds": 75.2,
+                "parameters": {"model": "medrefl_utils/tiny_student"},
+                "ingredients": {"secret": {"of": 1}},
+            },
         },
         "03_pair_construction": {"outputs": {}, "figures": {"pairs": 1, "dropped": {"all_wrong": 17}}, "tokens": 0},
     },
