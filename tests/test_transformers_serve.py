@@ -1,4 +1,4 @@
-"""Trees through ``transformers serve``, a server that other people wrote; skipped where it is not installed."""
+"""Trees through ``transformers serve``, a server that other people wrote."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ import urllib.request
 import pytest
 
 from medrefl_utils import clinic, prompts
+from medrefl_utils.generators.calls import CallLog
 from medrefl_utils.generators.endpoint import EndpointGenerator
 from medrefl_utils.pairs import Turn
 from medrefl_utils.records import Sampling
 from medrefl_utils.reflections import write_reflections
 from medrefl_utils.search import Growth, grow
-
-for extra in ("fastapi", "uvicorn"):
-    pytest.importorskip(extra, reason="transformers serve is not installed: pip install 'transformers[serving]'")
 
 QUESTIONS = clinic.make_exam(4, seed=3)
 SERVE = "from transformers.cli.transformers import main; main()"
@@ -59,8 +57,8 @@ def _wait(health: str, server: subprocess.Popen) -> None:
 
 def test_trees_and_a_reflection_through_transformers_serve(url, tmp_path):
     address, model = url
-    calls = tmp_path / "calls.jsonl"
-    generator = EndpointGenerator(address, model, calls=calls, concurrency=1)
+    log = CallLog(tmp_path / "calls")
+    generator = EndpointGenerator(address, model, log=log, concurrency=1)
     settings = {"growth": Growth((3, 2), max_depth=4), "sampling": Sampling(1.0, 1.0, 48), "seed": 0}
     steps = grow(QUESTIONS, generator, **settings)
     # What it lacks is found out: several choices, log-probabilities, a turn that is continued, vLLM's flags for it.
@@ -72,7 +70,7 @@ def test_trees_and_a_reflection_through_transformers_serve(url, tmp_path):
     assert inner["text"].str.fullmatch(r"[^\n]*\S[^\n]*\n").all() and (steps["n_tokens"] <= 48).all()
     assert steps.groupby(["question_id", "parent_id"]).size().max() > 1  # siblings differ: their seeds do
     sent = generator.usage.requests
-    again = EndpointGenerator(address, model, calls=calls)
+    again = EndpointGenerator(address, model, log=CallLog(log.folder))
     assert grow(QUESTIONS, again, **settings).equals(steps) and again.usage.requests == 0 and sent > 20
 
     turn = Turn(QUESTIONS[0], (), ("Step 1: a guess.\n",), ("Step 1: a thought.\n", f"Answer: {QUESTIONS[0].gold}"))
