@@ -1,0 +1,102 @@
+"""The vLLM generator against a stand-in with vLLM's documented interface: what it is told, how its outputs are read.
+
+vLLM itself needs a GPU and an environment of its own; nothing here shows that it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from medrefl_utils.generators import Prefix, open_generator
+from medrefl_utils.generators.budget import Budget, Spent
+from medrefl_utils.models import load_tokenizer
+from medrefl_utils.records import MedReflError, Sampling
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("one", "two")]
+SAMPLING = Sampling(0.7, 0.9, 40)
+
+
+@dataclass
+class Engine:
+    """``vllm.LLM``: a row's text tells its prompt's length and its seed, and stops as it was asked to."""
+
+    told: dict = field(default_factory=dict)
+    asked: list = field(default_factory=list)
+
+    def generate(self, rows: list, ways: list, use_tqdm: bool) -> list:
+        assert not use_tqdm
+        self.asked.append((rows, ways))
+        return [self._output(row["prompt_token_ids"], way) for row, way in zip(rows, ways, strict=True)]
+
+    def _output(self, prompt: list[int], way: SimpleNamespace) -> SimpleNamespace:
+        text = f"Step {len(prompt)}: seed {way.seed}\n"
+        ids = self.tokenizer(text if way.stop else text + "Answer: A\n", add_special_tokens=False).input_ids
+        logprobs = [{token: SimpleNamespace(logprob=-0.5)} for token in ids]
+        why = dict(finish_reason="stop", stop_reason=way.stop[0] if way.stop else None)
+        if way.seed == 99:
+            why = dict(finish_reason="length", stop_reason=None)
+        one = SimpleNamespace(text=self.tokenizer.decode(ids), token_ids=ids, logprobs=logprobs, **why)
+        return SimpleNamespace(outputs=[one])
+
+
+@pytest.fixture
+def engine(monkeypatch, tiny_student) -> Engine:
+    engine = Engine()
+    engine.tokenizer = load_tokenizer(tiny_student)
+
+    def load(**told) -> Engine:
+        engine.told = told
+        return engine
+
+    fake = ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = load, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    return engine
+
+
+def test_it_loads_safetensors_alone_and_shares_prefixes(engine, tiny_student):
+    generator = open_generator(tiny_student, engine="vllm")
+    assert engine.told == {"model": tiny_student, "enable_prefix_caching": True, "load_format": "safetensors"}
+    assert generator.key.startswith("vllm ") and generator.about["engine"] == "vllm"
+    open_generator(tiny_student, engine="vllm", quantization="nf4")
+    assert engine.told["quantization"] == engine.told["load_format"] == "bitsandbytes"
+
+
+def test_rows_come_back_in_the_prefixes_order_with_seeds_and_reasons(engine, tiny_student):
+    generator = open_generator(tiny_student, engine="vllm")
+    begun = generator.encode("Step 1: a\n")
+    prefixes = [Prefix(PROMPTS[0]), Prefix(PROMPTS[1], begun)]
+    rows = generator.expand(prefixes, 2, "\n", SAMPLING, [[1, 2], [3, 99]])
+    [(asked, ways)] = engine.asked
+    assert asked[0] == asked[1] and asked[3]["prompt_token_ids"][-len(begun) :] == list(begun)
+    assert [row.text.split("seed ")[1] for pair in rows for row in pair] == ["1\n", "2\n", "3\n", "99\n"]
+    assert [row.stop for pair in rows for row in pair] == ["boundary", "boundary", "boundary", "length"]
+    assert {(w.temperature, w.top_p, w.max_tokens, w.include_stop_str_in_output) for w in ways} == {
+        (0.7, 0.9, 40, True)
+    }
+    one = rows[0][0]
+    assert one.logprob == pytest.approx(-0.5 * one.length) and one.length == len(one.token_ids)
+    assert generator.usage.calls == 4 and generator.usage.completion_tokens == sum(r.length for p in rows for r in p)
+
+
+def test_a_chain_is_cut_at_its_steps(engine, tiny_student):
+    generator = open_generator(tiny_student, engine="vllm")
+    [chain] = generator.chat(PROMPTS[:1], SAMPLING, [7])
+    assert chain.stop == "end" and chain.text.count("\n") == 2
+    steps = generator.steps(chain, "\n")
+    assert "".join(step.text for step in steps) == chain.text
+    assert [step.stop for step in steps] == ["boundary", "end"] and steps[1].text.startswith("Answer")
+    assert sum(step.logprob for step in steps) == pytest.approx(chain.logprob)
+
+
+def test_it_heeds_a_budget(engine, tiny_student):
+    generator = open_generator(tiny_student, engine="vllm", budget=Budget(max_calls=3))
+    generator.chat(PROMPTS, SAMPLING, [1, 2])
+    assert generator.spent == Spent(2, generator.usage.prompt_tokens, generator.usage.completion_tokens)
+    with pytest.raises(MedReflError, match="engine vllm: max_calls is 3, 2 is spent, and the next call could take it"):
+        generator.chat(PROMPTS, SAMPLING, [3, 4])
+    assert len(engine.asked) == 1
