@@ -35,7 +35,7 @@ HEAD_TILE = 4096 * 32768
 DRAWING = 64
 """Bytes a row and word of the vocabulary while a token is drawn: log-probabilities, and masses in 64 bit, sorted."""
 MOST_ROWS = 1024
-"""Rows decoded together, at most (ours: steps of trees grow half as fast again as by 512, whole answers no slower)."""
+"""Rows decoded together, at most (ours: most rows of a step end early, so that many must begin to fill a batch)."""
 
 
 @dataclass(frozen=True)

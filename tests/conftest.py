@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 MINUTES = ("test_pipeline", "test_faults", "test_browser", "test_colab", "test_ablation", "test_plan", "test_adapters")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are cores: what waits, for a kernel to start or a browser, leaves its core to another."""
     return (os.cpu_count() or 1) + 1

@@ -8,6 +8,7 @@ import pytest
 
 from medrefl_utils import clinic, prompts
 from medrefl_utils.generators import seed_of
+from medrefl_utils.generators.budget import Budget
 from medrefl_utils.generators.local import LocalGenerator
 from medrefl_utils.records import STEPS, Continuation, MedReflError, Question, Sampling
 from medrefl_utils.rollout import roll_out, worth_a_tree
@@ -279,6 +280,16 @@ def test_the_students_trees_are_the_same_again_and_in_any_shard(student, tmp_pat
     leaves = whole[whole.kind == "leaf"]
     assert (leaves.stop == "answer").mean() > 0.9 and set(leaves.outcome) == {1.0, -1.0}
     assert leaves.groupby("question_id").weight.sum().eq(4).all()  # 2 x 2 paths a question, merged or not
+
+
+def test_the_bar_shows_leaves_and_what_is_spent_of_the_budget(tiny_student, tmp_path, capsys):
+    generator = LocalGenerator(tiny_student, budget=Budget(max_calls=900, max_cost=5.0, price_out=100.0))
+    settings = dict(growth=Growth((2, 2)), sampling=Sampling(1.0, 1.0, 64), seed=0)
+    steps, _ = roll_out(clinic.make_exam(2, seed=2), generator, tmp_path / "a", shards=tmp_path / "s", **settings)
+    last = capsys.readouterr().err.rstrip().split("\r")[-1]
+    assert f"calls={generator.spent.calls}/900" in last and f"cost={generator.spent.written / 1e4:.6g}/5" in last
+    assert f"right={(steps.outcome > 0).sum()}, wrong={(steps.outcome < 0).sum()}" in last and "tokens/s=" in last
+    assert generator.spent.calls > 10
 
 
 def test_full_path_with_the_student_cuts_chains_as_steps_are_cut(student):

@@ -35,7 +35,7 @@ QUESTIONS, PROMPT, K, DEPTH, OPEN = 64, 256, 3, 6, 9
 BATCH = 64  # rows of generate's batches
 VOCABULARY, EVERY = 8192, 16  # every so many-th token is a line's end
 STUDENT = str(ROOT / "medrefl_utils/tiny_student")
-ROUNDS = 2
+ROUNDS = int(os.environ.get("MEDREFL_BENCH_ROUNDS", "2"))
 SAMPLE_S = 20.0  # at least so long is each peer measured in each round
 
 _MEMORY = """
@@ -234,8 +234,9 @@ def _memory() -> Iterator[Measurement]:
 def main() -> Iterator[Measurement]:
     """Speed of both models, then growth and memory with the tiny student."""
     with tempfile.TemporaryDirectory() as folder:
-        model = random_llama(Path(folder))
-        yield from _speed("31M random", model, None, Sampling(1.0, 1.0, 48), (5, 20))
+        for case, shared_heads in (("31M random", 2), ("34M random, a key's head for each of queries", 8)):
+            model = random_llama(Path(folder, case), shared_heads=shared_heads)
+            yield from _speed(case, model, None, Sampling(1.0, 1.0, 48), (5, 20))
     exam = clinic.make_exam(QUESTIONS, seed=5)
     yield from _speed("tiny student", STUDENT, exam, Sampling(1.0, 1.0, 128), (3, 15))
     yield from _linear()

@@ -24,7 +24,8 @@ import numpy as np
 
 from tests.benchmarks.measure import Measurement
 
-PAIRS, BATCH, ROUNDS = 64, 16, 2
+PAIRS, BATCH = 64, 16
+ROUNDS = int(os.environ.get("MEDREFL_BENCH_ROUNDS", "2"))
 WORDS = 4000
 LEARNING_RATE = 1e-4
 # Tokens of prompt, of the shared beginning of both responses, and of what follows on each side, from and to. A word is
