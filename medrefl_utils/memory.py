@@ -1,6 +1,6 @@
 """How much memory a DPO training takes at its peak, and decoding, from the model's config and lengths alone.
 
-    predict("meta-llama/Llama-3.1-8B-Instruct", lengths, settings=settings).gib
+    predict(Shape.named("meta-llama/Llama-3.1-8B-Instruct"), lengths, settings=settings).gib
     rows_that_fit(config, prefix=300, new=128, k=3, width=2, budget=20 * GIB)
 
 What is counted of a training: the base in NF4 (embeddings, head and norms in 16 bit), the adapter with its gradients
@@ -68,6 +68,11 @@ class Shape:
     tied: bool
 
     @classmethod
+    def named(cls, model: str) -> Shape:
+        """Of a folder or a hub id; raises MedReflError for one that cannot be had, or whose config lacks a size."""
+        return cls.of(AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False))
+
+    @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
         """Read from a transformers config; raises MedReflError where it lacks one of the sizes."""
         text = config.get_text_config()
@@ -115,45 +120,32 @@ class Shape:
 def kept_per_token(shape: Shape, rank: int, width: int) -> int:
     """Bytes that a layer keeps of each token for the backward pass, without gradient checkpointing.
 
-    ``width``: bytes a number of the computation: 2 under autocast to 16 bit, where PEFT's adapter (32 bit) makes a copy
-    of each linear map's input, or 4.
+    ``width``: bytes a number of the computation: 2 under autocast to 16 bit, or 4.
     """
     q, h, m = shape.heads * shape.head_dim, shape.hidden, shape.intermediate
     norms = 2 * 4 * h  # RMSNorm computes in 32 bit
-    if width == 2:
-        inputs = 2 * sum(i for i, _ in shape.linears)
-    else:
-        inputs = 4 * (2 * h + m)  # q, k, v and gate, up read the same tensor; o reads what the attention keeps
+    inputs = width * (2 * h + m)  # q, k, v and gate, up read the same tensor; o reads what the attention keeps
     lora = 7 * rank * width
     attention = width * 4 * q + 4 * shape.heads  # q, k and v, repeated to all heads, and what comes out
     gated = 3 * m * width
     return norms + inputs + lora + attention + gated
 
 
-def predict(
-    model: str | PreTrainedConfig, lengths: pd.DataFrame, *, settings: Mapping[str, Any], width: int = 2
-) -> Memory:
+def predict(shape: Shape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], width: int = 2) -> Memory:
     """Peak memory of training on pairs of these lengths.
 
     Args:
-        model: a folder, a hub id, or a transformers config.
+        shape: of the base.
         lengths: ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens`` of the pairs (columns of ``records.PAIRS``);
             ``shared_tokens``, how many tokens both sides begin with, counts as 0 where it is missing.
         settings: the parameters of 04_dpo_lora_4bit by name: quantization, rank, batch_size, max_length,
             shared_prefix, gradient_checkpointing, activation_offloading, optimizer.
         width: bytes a number of the computation: 2 (bf16, fp16) or 4 (fp32).
-
-    Raises:
-        MedReflError: a model that cannot be had, or whose config lacks a size.
     """
-    config = (
-        AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False) if isinstance(model, str) else model
-    )
-    shape, rank = Shape.of(config), settings["rank"]
+    rank = settings["rank"]
     rows, longest = _largest_batch(lengths, settings)
     tokens = rows * longest
-    per_weight = NF4_BYTES if settings["quantization"] == "nf4" else width
-    weights = per_weight * shape.linear_weights + width * shape.other_weights
+    weights = _weights(shape, settings["quantization"], width)
     states = 2 if settings["optimizer"] == "paged_adamw_8bit" else 8
     kept = kept_per_token(shape, rank, width) * tokens
     border = width * shape.hidden * tokens
@@ -179,6 +171,21 @@ def predict(
     )
 
 
+def decoding(shape: Shape, *, quantization: str, rows: int, tokens: int, width: int = 2) -> float:
+    """Bytes that so many rows take to decode up to ``tokens`` tokens, prompt and all, with the model itself."""
+    return _weights(shape, quantization, width) + CONTEXT + rows * _row(shape, tokens, width)
+
+
+def _weights(shape: Shape, quantization: str, width: int) -> float:
+    """Bytes of the model itself: the linear maps in ``quantization``, all else in ``width`` bytes a number."""
+    return (NF4_BYTES if quantization == "nf4" else width) * shape.linear_weights + width * shape.other_weights
+
+
+def _row(shape: Shape, tokens: int, width: int) -> float:
+    """Bytes of a row that decodes: its cache of so many tokens, and its draw."""
+    return width * shape.cached * tokens + DRAWING * shape.vocabulary
+
+
 def rows_that_fit(config: PreTrainedConfig, *, prefix: int, new: int, k: int, width: int, budget: float) -> int:
     """How many rows, ``k`` for each prefix, decode together in ``budget`` bytes: a power of two, from 1 to MOST_ROWS.
 
@@ -187,7 +194,7 @@ def rows_that_fit(config: PreTrainedConfig, *, prefix: int, new: int, k: int, wi
     computation. Raises MedReflError for a config that lacks a size.
     """
     shape = Shape.of(config)
-    row = width * shape.cached * (prefix + new) + DRAWING * shape.vocabulary
+    row = _row(shape, prefix + new, width)
     reading = width * (2 * shape.cached + 3 * shape.intermediate + 6 * shape.hidden) * prefix
     return power_of_two(min(MOST_ROWS, k * budget / (k * row + reading)))
 
@@ -215,39 +222,111 @@ def ran_out(error: RuntimeError) -> bool:
 
 
 def longest_that_fits(
-    config: PreTrainedConfig, lengths: pd.DataFrame, *, settings: Mapping[str, Any], gib: float, width: int = 2
+    shape: Shape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], gib: float, width: int = 2
 ) -> int | None:
     """The largest ``max_length`` predicted to fit in ``gib``, in steps of 64 tokens; None where none does."""
     for length in range(int(settings["max_length"]) // 64 * 64, 63, -64):
-        if predict(config, lengths, settings={**settings, "max_length": length}, width=width).gib <= gib:
+        if predict(shape, lengths, settings={**settings, "max_length": length}, width=width).gib <= gib:
             return length
     return None
 
 
-def advice(
-    config: PreTrainedConfig, ids: pd.DataFrame, *, settings: Mapping[str, Any], gib: float | None = None
-) -> str:
-    """Which parameters to lower, and to what, when the batch ``ids`` (rows of ``preferences.pair_ids``) did not fit.
+def changes_that_fit(
+    shape: Shape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], gib: float, width: int = 2
+) -> dict[str, Any] | None:
+    """The parameters to change, and to what, until the training is predicted to fit in ``gib``.
 
-    In this order, each only as far as it goes: smaller batches with the same effective batch, checkpointing, a shorter
-    ``max_length``. ``gib`` is the memory that the card has; without a card there is none to ask.
+    Empty where it fits as it is, None where nothing makes it fit. In this order, each only as far as it goes: what
+    trains the same first (smaller batches with the same effective batch, checkpointing), then the base in 4 bit, then
+    a shorter ``max_length``.
     """
-    lengths = pd.DataFrame({f"{n}_tokens": ids[f"{n}_ids"].str.len() for n in ("prompt", "chosen", "rejected")})
+    changed: dict[str, Any] = {}
+    while predict(shape, lengths, settings={**settings, **changed}, width=width).gib > gib:
+        one = _next_change({**settings, **changed})
+        if not one:
+            length = longest_that_fits(shape, lengths, settings={**settings, **changed}, gib=gib, width=width)
+            return None if length is None else {**changed, "max_length": length}
+        changed |= one
+    return changed
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a training fits: its predicted peak, the GiB that ``where`` there are, and ``changes_that_fit``."""
+
+    memory: Memory
+    gib: float
+    where: str
+    changes: dict[str, Any] | None
+
+    def line(self) -> str:
+        """The peak and its parts, what there is, and what to change if that is not enough."""
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in vars(self.memory).items())
+        line = f"predicted peak memory {self.memory.gib:.3g} GiB ({parts}) of {self.gib:.3g} {self.where}"
+        if self.changes is None:
+            return f"{line}: does not fit, whatever is changed"
+        return f"{line}: to fit, {told(self.changes)}" if self.changes else line
+
+
+def fit(shape: Shape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], card: float | None = None) -> Fit:
+    """Whether training on pairs of these lengths fits on a card of ``card`` GiB, or else on this machine.
+
+    ``settings`` are those of ``predict``, with accumulation and compute. Without a card it is the free main memory that
+    has to do, and the computation is in 32 bit unless ``compute`` says otherwise.
+    """
+    where = "on the card"
+    if card is None and (card := card_gib()) is None:
+        card, where = free_bytes() / GIB, "free here, without a card"
+    width = {"fp32": 4, "auto": 2 if where == "on the card" else 4}.get(settings["compute"], 2)
+    memory = predict(shape, lengths, settings=settings, width=width)
+    changes = changes_that_fit(shape, lengths, settings=settings, gib=card, width=width)
+    return Fit(memory, card, where, changes)
+
+
+def filled(max_length: int, pairs: int) -> pd.DataFrame:
+    """The lengths of the largest pairs that ``max_length`` lets through: two sides that fill it and share nothing."""
+    side = [max_length] * pairs
+    return pd.DataFrame({"prompt_tokens": 0, "chosen_tokens": side, "rejected_tokens": side})
+
+
+def told(changes: Mapping[str, Any]) -> str:
+    """``changes_that_fit`` in words."""
+    words = [f"{name} to {str(value).lower() if value is True else value}" for name, value in changes.items()]
+    return "set " + ", ".join(words) + (", which trains the same" if changes.keys() <= _TRAINS_THE_SAME else "")
+
+
+def advice(shape: Shape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], gib: float | None = None) -> str:
+    """Which parameters to lower, and to what, when the batch of these lengths did not fit, whatever was predicted.
+
+    One step in the order of ``changes_that_fit``. ``gib`` is the memory that the card has; without a card there is
+    none to ask.
+    """
+    if one := _next_change(settings):
+        return told(one)
+    gib = card_gib() if gib is None else gib
+    fitting = None if gib is None else longest_that_fits(shape, lengths, settings=settings, gib=gib)
+    longer_side = lengths[["chosen_tokens", "rejected_tokens"]].max(axis=1)
+    longest = min(int((lengths["prompt_tokens"] + longer_side).max()), settings["max_length"])
+    shorter = max(64, min(fitting or longest, longest * 3 // 4))
+    return f"{told({'max_length': shorter})}: longer pairs are cut, or left out by 03's"
+
+
+_TRAINS_THE_SAME = {"batch_size", "accumulation", "gradient_checkpointing"}
+
+
+def _next_change(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The next parameter that saves memory and costs no tokens; empty where none is left."""
     if settings["batch_size"] > 1:
         half = settings["batch_size"] // 2
         raised = -(-settings["batch_size"] * settings["accumulation"] // half)
-        return f"lower batch_size to {half} and raise accumulation to {raised}, which trains the same"
+        return {"batch_size": half, "accumulation": raised}
     if not settings["gradient_checkpointing"]:
-        return "set gradient_checkpointing to true"
-    gib = _card_gib() if gib is None else gib
-    fitting = None if gib is None else longest_that_fits(config, lengths, settings=settings, gib=gib)
-    shorter = min(fitting or settings["max_length"], int(lengths.sum(axis=1).max()) * 3 // 4)
-    if settings["quantization"] == "none":
-        return "set quantization to nf4"
-    return f"lower max_length to {max(64, shorter)}: longer pairs are cut, or left out by 03's"
+        return {"gradient_checkpointing": True}
+    return {"quantization": "nf4"} if settings["quantization"] == "none" else {}
 
 
-def _card_gib() -> float | None:
+def card_gib() -> float | None:
+    """GiB of the GPU, in use or not; None where there is none."""
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else None

@@ -80,10 +80,20 @@ def shared_tokens(chosen: Sequence[int], rejected: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))
 
 
+def pair_lengths(ids: pd.DataFrame) -> pd.DataFrame:
+    """Of each row of ``pair_ids``: ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens``, ``shared_tokens``.
+
+    As in ``records.PAIRS``: a side is counted without the token that ends it.
+    """
+    sides = {f"{side}_tokens": ids[f"{side}_ids"].str.len() - 1 for side in SIDES}
+    shared = [shared_tokens(*both) for both in zip(ids.chosen_ids, ids.rejected_ids, strict=True)]
+    return pd.DataFrame({"prompt_tokens": ids["prompt_ids"].str.len(), **sides, "shared_tokens": shared}, dtype=int)
+
+
 def row_tokens(ids: pd.DataFrame, shared_prefix: bool) -> pd.Series:
     """Tokens that a forward pass reads of each pair: both sequences, or one row with what they share once."""
-    prompt, chosen, rejected = (ids[f"{name}_ids"].str.len() for name in ("prompt", *SIDES))
+    lengths = pair_lengths(ids)
+    prompt, chosen, rejected = lengths.prompt_tokens, lengths.chosen_tokens + 1, lengths.rejected_tokens + 1
     if not shared_prefix:
         return 2 * prompt + chosen + rejected
-    shared = pd.Series(map(shared_tokens, ids.chosen_ids, ids.rejected_ids), index=ids.index, dtype=int)
-    return prompt + chosen + rejected - shared + 1  # the last shared token opens both branches
+    return prompt + chosen + rejected - lengths.shared_tokens + 1  # the last shared token opens both branches

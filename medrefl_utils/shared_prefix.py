@@ -26,6 +26,9 @@ from medrefl_utils.records import MedReflError
 
 IGNORED = -100
 """The label of a position that predicts nothing, as in transformers."""
+PADDED = 32
+"""Rows are padded to a multiple of it. Of one that is none of 8, CUDA would copy the mask to pad it; and for each new
+length memory is taken anew, on the CPU also kernels, which it keeps."""
 PREFIX, CHOSEN, REJECTED, PAD = range(4)
 
 Batch = Mapping[str, torch.Tensor]
@@ -39,13 +42,14 @@ class PairTrainer(DPOTrainer):
 
     def use_references(self, train: pd.DataFrame, held_out: pd.DataFrame) -> None:
         """Train and evaluate against these reference log-probabilities: ``chosen``, ``rejected``, a row a pair."""
-        self.train_dataset = self._with(self.train_dataset, train)
+        self.train_dataset = self.with_references(self.train_dataset, train)
         if self.eval_dataset is not None:
-            self.eval_dataset = self._with(self.eval_dataset, held_out)
+            self.eval_dataset = self.with_references(self.eval_dataset, held_out)
         self.precompute_ref_logps = True
 
     @staticmethod
-    def _with(data: Dataset, logps: pd.DataFrame) -> Dataset:
+    def with_references(data: Dataset, logps: pd.DataFrame) -> Dataset:
+        """The pairs with their reference log-probabilities, as a batch must have them."""
         chosen, rejected = logps["chosen"].tolist(), logps["rejected"].tolist()
         return data.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
 
@@ -68,9 +72,9 @@ class SharedPrefixCollator:
     pad_token_id: int
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows padded on the right to the longest, and on to a multiple of 8, or CUDA would copy the mask to pad it."""
+        """Rows padded on the right to the longest, and on to a multiple of ``PADDED``."""
         rows = [self._row(e["prompt_ids"], e["chosen_ids"], e["rejected_ids"]) for e in examples]
-        width = -(-max(len(row[0]) for row in rows) // 8) * 8
+        width = -(-max(len(row[0]) for row in rows) // PADDED) * PADDED
         blank = (self.pad_token_id, 0, PAD, IGNORED)
         names = ("input_ids", "position_ids", "part", "shift_labels")
         batch = {

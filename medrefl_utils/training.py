@@ -19,15 +19,16 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from medrefl_utils import health, shared_prefix
-from medrefl_utils.memory import advice, ran_out
+from medrefl_utils.memory import Shape, advice, ran_out
 from medrefl_utils.models import compute_dtype, device, load_model, load_tokenizer, model_key
-from medrefl_utils.preferences import end_of_turn, generation_ends, pair_ids, row_tokens
+from medrefl_utils.preferences import end_of_turn, generation_ends, pair_ids, pair_lengths, row_tokens
 from medrefl_utils.records import TRAINING, MedReflError
 from medrefl_utils.references import reference_logprobs
 from medrefl_utils.shared_prefix import PairTrainer, SharedPrefixTrainer
@@ -177,9 +178,10 @@ def train_dpo(
     trainer.remove_callback(PrinterCallback)
     if trainer.args.deepspeed_plugin is None:  # which wants one type, and keeps 32-bit copies of its own
         keep_adapter_in_32_bit(trainer.model)
-    try_longest(trainer, train, dpo, economy)
-    add_references(trainer, train, held_out, model_key(model, dpo.quantization), economy, upkeep.references)
-    with watch.bar:
+    # Autocast makes the adapter's input what it must be; PEFT would copy it to 32 bit before, for each linear map.
+    with disable_input_dtype_casting(trainer.model, active=economy.dtype != torch.float32), watch.bar:
+        try_longest(trainer, train, dpo, economy)
+        add_references(trainer, train, held_out, model_key(model, dpo.quantization), economy, upkeep.references)
         trainer.train(resume_from_checkpoint=None if kept is None else last_checkpoint(kept))
     if watch.stopped:
         raise MedReflError(f"training: stopped at step {watch.stopped.step}: {watch.stopped.line}")
@@ -230,6 +232,8 @@ def keep_adapter_in_32_bit(model: torch.nn.Module) -> None:
 def try_longest(trainer: PairTrainer, ids: pd.DataFrame, dpo: Dpo, economy: Economy) -> None:
     """One forward and backward pass of the batch with the most tokens, so that memory runs out now or never.
 
+    What AdamW's states will take is held meanwhile; paged ones can leave the card.
+
     Raises:
         MedReflError: it ran out; the message names the parameters to lower, and to what.
     """
@@ -238,8 +242,13 @@ def try_longest(trainer: PairTrainer, ids: pd.DataFrame, dpo: Dpo, economy: Econ
     tokens = row_tokens(ids, economy.shared_prefix)
     rows = ids.loc[tokens.sort_values(ascending=False, kind="stable").index[: dpo.batch_size]]
     trainer.model.train()
+    states: list[torch.Tensor] = []
     try:
-        batch = trainer._prepare_inputs(trainer.data_collator(_dataset(rows).to_list()))
+        if economy.optimizer == "adamw":
+            states = [torch.empty_like(p) for p in trainer.model.parameters() if p.requires_grad for _ in range(2)]
+        trainer.precompute_ref_logps = True  # the reference's own pass keeps nothing for a backward one
+        given = PairTrainer.with_references(_dataset(rows), pd.DataFrame(0.0, rows.index, ["chosen", "rejected"]))
+        batch = trainer._prepare_inputs(trainer.data_collator(given.to_list()))
         with trainer.accelerator.autocast():
             loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
@@ -248,10 +257,11 @@ def try_longest(trainer: PairTrainer, ids: pd.DataFrame, dpo: Dpo, economy: Econ
             raise
         longest = int(rows["length"].max())
         problem = f"training: out of memory on the longest batch ({len(rows)} pairs, up to {longest} tokens): "
-        raise MedReflError(
-            problem + advice(trainer.model.config, rows, settings=asdict(dpo) | asdict(economy))
-        ) from None
+        shape, settings = Shape.of(trainer.model.config), asdict(dpo) | asdict(economy)
+        raise MedReflError(problem + advice(shape, pair_lengths(rows), settings=settings)) from None
     finally:
+        states.clear()
+        trainer.precompute_ref_logps = False
         trainer.model.zero_grad(set_to_none=True)
         trainer._metrics["train"].clear()
         trainer._total_train_tokens = 0

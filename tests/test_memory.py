@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pandas as pd
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
 from medrefl_utils.memory import (
@@ -16,6 +19,9 @@ from medrefl_utils.memory import (
     Memory,
     Shape,
     advice,
+    changes_that_fit,
+    filled,
+    fit,
     kept_per_token,
     longest_that_fits,
     predict,
@@ -64,7 +70,8 @@ def kept(config, rank, tokens, *, autocast):
     context = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
     ids = torch.randint(0, 97, (1, tokens))
     mask = attention_mask(torch.zeros(1, tokens, dtype=torch.int), torch.bfloat16 if autocast else torch.float32)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), context:
+    saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with saved, context, disable_input_dtype_casting(model, active=autocast):
         model.get_base_model().model(input_ids=ids, attention_mask=mask, use_cache=False)
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -104,11 +111,11 @@ def test_four_bit_weights_take_what_bitsandbytes_says(tiny_student):
 
 
 def test_each_setting_moves_the_prediction_its_way():
-    usual = predict(LLAMA_8B, LENGTHS, settings=SETTINGS).gib
+    usual = predict(Shape.of(LLAMA_8B), LENGTHS, settings=SETTINGS).gib
     assert 5 < usual < 15  # the weights alone are 5.5 GiB; a T4 has 15
 
     def gib(**changed):
-        return predict(LLAMA_8B, LENGTHS, settings=SETTINGS | changed).gib
+        return predict(Shape.of(LLAMA_8B), LENGTHS, settings=SETTINGS | changed).gib
 
     assert gib(batch_size=2) > usual and gib(shared_prefix=False) > usual
     assert gib(gradient_checkpointing=False) > 1.5 * usual
@@ -116,28 +123,93 @@ def test_each_setting_moves_the_prediction_its_way():
     assert gib(rank=128) > usual and gib(max_length=400) < usual
     assert gib(gradient_checkpointing=False, activation_offloading=True) < gib(gradient_checkpointing=False)
     shared = LENGTHS.assign(shared_tokens=300)
-    assert predict(LLAMA_8B, shared, settings=SETTINGS).gib < usual
+    assert predict(Shape.of(LLAMA_8B), shared, settings=SETTINGS).gib < usual
 
 
 def test_the_longest_that_fits_grows_with_the_card():
     long = LENGTHS * [4, 20, 20]
-    found = [longest_that_fits(LLAMA_8B, long, settings=SETTINGS, gib=gib) for gib in (4, 10, 12, 39)]
+    found = [longest_that_fits(Shape.of(LLAMA_8B), long, settings=SETTINGS, gib=gib) for gib in (4, 10, 12, 39)]
     assert found[0] is None and 0 < found[1] < found[2] < found[3]
-    assert predict(LLAMA_8B, long, settings=SETTINGS | {"max_length": found[1]}).gib <= 10
+    assert predict(Shape.of(LLAMA_8B), long, settings=SETTINGS | {"max_length": found[1]}).gib <= 10
+
+
+ALL_PUBLISHED = SETTINGS | {
+    "batch_size": 4, "accumulation": 16, "gradient_checkpointing": False, "quantization": "none", "optimizer": "adamw",
+}  # fmt: skip
 
 
 def test_advice_goes_from_what_costs_nothing_to_what_costs_tokens():
-    ids = pd.DataFrame({f"{n}_ids": [[0] * 900, [0] * 800] for n in ("prompt", "chosen", "rejected")})
+    lengths = pd.DataFrame({f"{n}_tokens": [900, 800] for n in ("prompt", "chosen", "rejected")})
 
-    def told(**settings):
-        return advice(LLAMA_8B, ids, settings=SETTINGS | settings, gib=15)
+    def told(gib=15, **settings):
+        return advice(Shape.of(LLAMA_8B), lengths, settings=SETTINGS | settings, gib=gib)
 
-    assert told(batch_size=4, accumulation=16) == (
-        "lower batch_size to 2 and raise accumulation to 32, which trains the same"
-    )
-    assert told(gradient_checkpointing=False) == "set gradient_checkpointing to true"
+    assert told(batch_size=4, accumulation=16) == "set batch_size to 2, accumulation to 32, which trains the same"
+    assert told(gradient_checkpointing=False) == "set gradient_checkpointing to true, which trains the same"
     assert told(quantization="none") == "set quantization to nf4"
-    assert told().startswith("lower max_length to ")
+    # Whatever was predicted, these 1,800 tokens did not fit: what is advised must be shorter than they are.
+    for gib in (15, 80, 8.5):
+        shorter = int(told(gib).removeprefix("set max_length to ").split(":")[0])
+        assert 64 <= shorter <= 1350
+    assert told(8.5) != told(80) == told(15) == "set max_length to 1350: longer pairs are cut, or left out by 03's"
+    assert told(max_length=1000).startswith("set max_length to 750:")  # what was tried is what the limit let through
+
+
+def test_changes_go_on_until_it_fits():
+    def found(gib, **settings):
+        return changes_that_fit(Shape.of(LLAMA_8B), filled(5000, 4), settings=ALL_PUBLISHED | settings, gib=gib)
+
+    assert found(300) == {}
+    assert found(40) == {"batch_size": 1, "accumulation": 64, "gradient_checkpointing": True}
+    assert found(22) == found(40) | {"quantization": "nf4"}
+    short = found(12.5)
+    assert short.items() >= found(22).items() and 2000 < short["max_length"] < 5000
+    assert predict(Shape.of(LLAMA_8B), filled(5000, 4), settings=ALL_PUBLISHED | short).gib <= 12.5
+    assert found(6) is None
+
+
+def test_a_fit_tells_the_peak_its_parts_and_what_to_change():
+    shape, settings = Shape.of(LLAMA_8B), ALL_PUBLISHED | {"compute": "bf16"}
+    there = fit(shape, filled(5000, 4), settings=SETTINGS | {"compute": "fp16"}, card=22)
+    assert there.changes == {} and there.line() == (
+        "predicted peak memory 13.5 GiB (weights 5.3, adapter 1.6, activations 4.6, working 1.2, context 0.6) "
+        "of 22 on the card"
+    )
+    large = fit(shape, filled(5000, 4), settings=settings, card=40)
+    assert large.line().endswith(
+        "of 40 on the card: to fit, set batch_size to 1, accumulation to 64, gradient_checkpointing to true, which "
+        "trains the same"
+    )
+    assert fit(shape, filled(5000, 4), settings=settings, card=3).line().endswith("does not fit, whatever is changed")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
+def test_without_a_card_the_main_memory_has_to_do_in_32_bit(monkeypatch):
+    monkeypatch.setattr("medrefl_utils.memory.free_bytes", lambda: 7 * GIB)
+    shape = Shape.of(SMALL)
+    auto, half = (fit(shape, LENGTHS, settings=SETTINGS | {"compute": c}) for c in ("auto", "bf16"))
+    assert auto.gib == 7 and auto.line().endswith("of 7 free here, without a card")
+    assert auto.memory == predict(shape, LENGTHS, settings=SETTINGS, width=4) != half.memory
+    assert fit(shape, LENGTHS, settings=SETTINGS | {"compute": "auto"}, card=7).memory == half.memory
+
+
+@pytest.mark.parametrize("name", ["colab_t4", "colab_l4", "colab_a100"])
+def test_what_the_colab_profiles_say_of_memory_is_what_is_predicted(name, root):
+    """Of pairs that fill max_length, or 5,000 tokens."""
+    text = (root / "params" / f"{name}.yaml").read_text()
+    values = yaml.safe_load(text)["04_dpo_lora_4bit"]
+    usual = SETTINGS | {"optimizer": "adamw"} | {k: v for k, v in values.items() if k in SETTINGS}
+
+    def gib(length, **changed):
+        settings = usual | {"max_length": length} | changed
+        return f"{predict(Shape.of(LLAMA_8B), filled(length, usual['batch_size']), settings=settings).gib:.3g}"
+
+    limit = values["max_length"]
+    peaks = re.findall(r"predicted peak (\S+) GiB", text)
+    without = re.findall(r"without it (\S+) GiB are predicted", text)
+    assert set(peaks) == {gib(limit)} and without == [gib(limit, gradient_checkpointing=False)]
+    assert set(re.findall(r"published 5000 is predicted at (\S+) of", text)) <= {gib(5000)}
+    assert float(gib(limit)) <= float(re.search(r"Needs a GPU of (\d+) GiB", text)[1])
 
 
 def test_rows_that_fit_follow_the_memory_and_what_a_row_takes():

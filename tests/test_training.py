@@ -1,5 +1,7 @@
 """DPO on the 4-bit student: what it must change, what it must not, and the traps of the stack."""
 
+import contextlib
+import gc
 import json
 import math
 import os
@@ -230,6 +232,51 @@ def test_checkpointing_and_grouping_change_no_loss(trained, tiny_student, tmp_pa
     assert len(grouped) == len(log) and grouped.margin.iloc[-1] > 0.01
 
 
+def test_16_bit_inputs_of_the_adapter_are_not_copied_to_32_and_it_learns_the_same(tiny_student, tmp_path, monkeypatch):
+    seen = {}
+
+    def run(name):
+        def watched(trainer, *rest, tried=training.try_longest):
+            for linear in (m for n, m in trainer.model.named_modules() if n.endswith("lora_A.default")):
+                linear.register_forward_pre_hook(lambda _, args: seen.setdefault(name, set()).add(args[0].dtype))
+            tried(trainer, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "try_longest", watched)
+            train_dpo(PAIRS_24, tiny_student, tmp_path / name, dpo=SMALL, seed=0, economy=Economy(compute="bf16"))
+        return load_file(tmp_path / name / "adapter_model.safetensors")
+
+    ours = run("ours")
+    monkeypatch.setattr(training, "disable_input_dtype_casting", lambda model, active: contextlib.nullcontext())
+    pefts = run("peft")
+    assert seen == {"ours": {torch.bfloat16}, "peft": {torch.float32}}
+    assert all(torch.equal(ours[name], pefts[name]) for name in ours)
+
+
+def test_the_longest_batch_is_tried_beside_what_the_optimizer_will_take(tiny_student, tmp_path, monkeypatch):
+    class Tried(Exception):
+        pass
+
+    def held(optimizer):
+        found = []
+
+        def count(trainer, *rest):
+            shapes = {p.shape for p in trainer.model.parameters() if p.requires_grad}
+            tensors = (one for one in gc.get_objects() if type(one) is torch.Tensor)
+            found.append(sum(t.numel() for t in tensors if t.dtype == torch.float32 and t.shape in shapes))
+            found.append(sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
+            raise Tried
+
+        with monkeypatch.context() as patch, pytest.raises(Tried):
+            patch.setattr(SharedPrefixTrainer, "compute_loss", count)
+            train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=SMALL, seed=0, economy=Economy(optimizer=optimizer))
+        gc.collect()
+        return found
+
+    (nothing, _), (states, adapter) = held("paged_adamw_8bit"), held("adamw")
+    assert states - nothing == 2 * adapter > 0
+
+
 def test_held_out_pairs_are_of_other_questions_and_are_measured(tiny_student, tmp_path):
     dpo = replace(SMALL, held_out=0.25)
     log = train_dpo(PAIRS_24, tiny_student, tmp_path, dpo=dpo, seed=0)
@@ -338,7 +385,7 @@ def test_memory_that_runs_out_is_told_before_training_with_what_to_lower(tiny_st
         cwd=root, capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
     assert "training: out of memory on the longest batch (96 pairs, up to " in done.stdout, done.stderr
-    assert "lower batch_size to 48 and raise accumulation to 4" in done.stdout
+    assert "set batch_size to 48, accumulation to 4, which trains the same" in done.stdout
     assert "DPO:   0%" in done.stderr and "reference" not in done.stderr
 
 
