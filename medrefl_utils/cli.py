@@ -72,16 +72,25 @@ def plan(
     ] = None,
     price_in: Annotated[float, typer.Option(help="Of a million tokens read.", min=0)] = 0.0,
     price_out: Annotated[float, typer.Option(help="Of a million tokens written.", min=0)] = 0.0,
-    probe: Annotated[int, typer.Option(help="Questions that are taken through the stages to measure it.")] = 64,
+    probe: Annotated[
+        int, typer.Option(help="Questions taken through the stages to measure it; 0: no model is run, memory alone.")
+    ] = 64,
+    card: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory of the card; this machine's without it.")
+    ] = None,
 ) -> None:
-    """Say what a profile's calls, tokens, time and money would be; measured on a few questions."""
+    """Say what a profile's calls, tokens, time and money would be, from a few questions, and training's memory."""
     from medrefl_utils.plan import plan as planned
     from medrefl_utils.plan import plan_table
 
     with _one_line_errors():
         profile, root = _at_root(profile)
-        costs = planned(profile, root=root, overrides=overrides or (), probe=probe)
-        Console(highlight=False).print(plan_table(costs, price_in, price_out))
+        found = planned(profile, root=root, overrides=overrides or (), probe=probe, card=card)
+        console = Console(highlight=False)
+        if found.costs:
+            console.print(plan_table(found.costs, price_in, price_out))
+        for line in found.memory:
+            console.print(line, soft_wrap=True)
 
 
 @app.command()

@@ -1,9 +1,10 @@
 """What a profile will cost before it runs: calls, tokens, time and money of each stage that runs a model.
 
-All is measured on a small run of the stages' own functions: the trees of a few of stage 01's questions; the pairs of
-these trees, with their reflections; a few steps of training on the pairs; answers of the base and of that adapter. What
-each took is multiplied. Not counted is what notebooks do besides: starting, tables, figures. Against an endpoint the
-replies are kept in the run's log, and the run takes those that it asks for again.
+Calls, tokens and time are measured on a small run of the stages' own functions: the trees of a few of stage 01's
+questions; the pairs of these trees, with their reflections; a few steps of training on the pairs; answers of the base
+and of that adapter. What each took is multiplied. Not counted is what notebooks do besides: starting, tables, figures.
+Against an endpoint the replies are kept in the run's log, and the run takes those that it asks for again. The memory
+of training is predicted (``memory``), for this machine or for another card.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ from medrefl_utils.evaluation import protocol, respond
 from medrefl_utils.generators import Generator, open_generator
 from medrefl_utils.generators.local import LocalGenerator
 from medrefl_utils.launching import settings as training_settings
+from medrefl_utils.memory import Shape, filled, fit
+from medrefl_utils.models import load_tokenizer
+from medrefl_utils.pairs import of_kinds
+from medrefl_utils.preferences import end_of_turn, pair_ids, pair_lengths
 from medrefl_utils.profiles import load_profile
 from medrefl_utils.questions import load_questions
-from medrefl_utils.records import MedReflError, Question, RunFiles, Sampling
+from medrefl_utils.records import PAIRS, MedReflError, Question, RunFiles, Sampling
 from medrefl_utils.rollout import roll_out
 from medrefl_utils.search import Growth
+from medrefl_utils.store import read_table
 from medrefl_utils.training import Upkeep, train_dpo
 from medrefl_utils.values import paths
 
@@ -71,20 +77,39 @@ class Cost:
     how: str
 
 
-def plan(profile: Path, *, root: Path, overrides: Sequence[str] = (), probe: int = 64) -> list[Cost]:
-    """The cost of each stage of a profile that runs a model, from a probe of ``probe`` questions.
+@dataclass(frozen=True)
+class Plan:
+    """The costs of the stages that run a model, in order, and what memory training needs, a line each."""
+
+    costs: list[Cost]
+    memory: list[str]
+
+
+def plan(
+    profile: Path, *, root: Path, overrides: Sequence[str] = (), probe: int = 64, card: float | None = None
+) -> Plan:
+    """What a profile costs, from a probe of ``probe`` questions; with 0 no model is run, and only memory is told.
+
+    Memory is that of a card of ``card`` GiB, or of this machine. It is predicted of the pairs that the run has made
+    already, else of the probe's.
 
     Raises:
-        MedReflError: whatever is wrong with the profile, its questions or its models; a probe of no question, or one
-            whose questions are all too easy or too hard for ``ease_chains``.
+        MedReflError: whatever is wrong with the profile, its questions or its models; a probe or a card below 0, or a
+            probe whose questions are all too easy or too hard for ``ease_chains``.
     """
-    if probe < 1:
-        raise MedReflError(f"plan: the probe is {probe} questions, expected at least 1")
+    if probe < 0:
+        raise MedReflError(f"plan: the probe is {probe} questions, expected at least 0")
+    if card is not None and card <= 0:
+        raise MedReflError(f"plan: the card has {card:g} GiB, expected more than 0")
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
     loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
     rollout, pairing, training, asking = (
         loaded.parameters[name] for name in (_ROLLOUT, _PAIRS, _TRAINING, _EVALUATION)
     )
+    run = RunFiles(root / "runs" / loaded.run)
+    there = of_kinds(read_table(run.pairs, PAIRS), training["kinds"]) if run.pairs.exists() else None
+    if not probe:
+        return Plan([], training_memory(training, there, f"of {run.root.name}", card))
     exam = load_questions(
         rollout["questions"], split=rollout["split"], limit=rollout["n_questions"], offset=rollout["offset"],
         seed=rollout["seed"],
@@ -94,14 +119,13 @@ def plan(profile: Path, *, root: Path, overrides: Sequence[str] = (), probe: int
         seed=asking["seed"],
     )  # fmt: skip
     probed, times = exam[:probe], len(exam) / len(exam[:probe])
-    calls = RunFiles(root / "runs" / loaded.run).calls
     with TemporaryDirectory() as folder:
         files = RunFiles(Path(folder) / "probe")
-        opened, generator = _opening(lambda: _writer(rollout, calls))
+        opened, generator = _opening(lambda: _writer(rollout, run.calls))
         trees, steps = grown(probed, generator, rollout, files)
         costs = [Cost(_ROLLOUT, trees * times + opened, f"the trees of {len(probed)} of {len(exam)} questions")]
         generator = None  # one model at a time
-        opened, generator = _opening(lambda: _writer(pairing, calls))
+        opened, generator = _opening(lambda: _writer(pairing, run.calls))
         written, made, expected = paired(probed, steps, generator, pairing, times)
         what = ", ".join(f"{n:.0f} {kind}" for kind, n in expected.items())
         costs.append(Cost(_PAIRS, written + opened, f"pairs, as the probe's trees give them: {what}"))
@@ -110,15 +134,44 @@ def plan(profile: Path, *, root: Path, overrides: Sequence[str] = (), probe: int
         answers, begun = answered(held_out, base, asking, files, probe)
         base = None
         chosen = {kind: n for kind, n in expected.items() if kind in training["kinds"]}
-        learnt, tokens = trained(made, chosen, training, files)
+        few = made[made["kind"].isin(training["kinds"])]
+        known, whose = (few, "of the probe") if there is None else (there, f"of {run.root.name}")
+        told = training_memory(training, known, whose, card)
+        learnt, tokens = trained(made, chosen, training, files) if fits_here(few, training) else (Work(), 0.0)
         passes = f"{tokens:,.0f} tokens of {sum(chosen.values()):.0f} pairs"
-        costs.append(Cost(_TRAINING, learnt, passes if tokens else "no pair came of the probe: take a larger one"))
+        why = "no pair came of the probe: take a larger one" if few.empty else "not measured: it does not fit here"
+        costs.append(Cost(_TRAINING, learnt, passes if tokens else why))
         adapter = files.adapter if tokens else None
         again, tuned = _opening(lambda: LocalGenerator(asking["model"], adapter=adapter, **_rows(asking)))
         answers = answers + answered(held_out, tuned, asking, files, probe, begun)[0]
         how = "base and adapter as in the probe; without a judge's replies"
         costs.append(Cost(_EVALUATION, answers + opened + again, how))
-    return costs
+    return Plan(costs, told)
+
+
+def training_memory(
+    settings: Mapping[str, Any], made: pd.DataFrame | None, whose: str, card: float | None = None
+) -> list[str]:
+    """What stage 04 needs with the longest of the pairs that are ``made``, and at most, a line each."""
+    shape, limit = Shape.named(settings["model"]), settings["max_length"]
+    most = fit(shape, filled(limit, settings["batch_size"]), settings=settings, card=card)
+    lines = [f"{_TRAINING}, both sides filling max_length {limit}: {most.line()}"]
+    if made is None or made.empty:
+        return lines
+    ids = _ids(made, settings)
+    longest = fit(shape, pair_lengths(ids), settings=settings, card=card)
+    return [f"{_TRAINING}, the {len(ids)} pairs {whose}, up to {ids.length.max()} tokens: {longest.line()}", *lines]
+
+
+def fits_here(made: pd.DataFrame, settings: Mapping[str, Any]) -> bool:
+    """Whether training on these pairs fits on this machine, as far as that can be predicted."""
+    shape = Shape.named(settings["model"])
+    return made.empty or fit(shape, pair_lengths(_ids(made, settings)), settings=settings).changes == {}
+
+
+def _ids(made: pd.DataFrame, settings: Mapping[str, Any]) -> pd.DataFrame:
+    tokenizer = load_tokenizer(settings["model"])
+    return pair_ids(made, tokenizer, end=end_of_turn(tokenizer), max_length=settings["max_length"])[0]
 
 
 def grown(

@@ -1,5 +1,6 @@
 """``medrefl plan``: what its probe of all questions says is what the stages then ask; of fewer ones, its multiple."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,9 @@ import pytest
 
 from medrefl_utils import corrections, pairs, prompts
 from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.plan import Cost, Work, answered, grown, paired, plan_table, trained
+from medrefl_utils.memory import GIB
+from medrefl_utils.plan import Cost, Work, answered, grown, paired, plan, plan_table, trained, training_memory
+from medrefl_utils.preferences import pair_ids
 from medrefl_utils.profiles import notebook_parameters
 from medrefl_utils.questions import load_questions
 from medrefl_utils.records import MedReflError, RunFiles, Sampling
@@ -127,8 +130,51 @@ def test_the_command_prints_a_row_a_stage_and_leaves_nothing(root):
         "01_tree_rollout", "03_pair_construction", "04_dpo_lora_4bit", "05_benchmark_evaluation", "all",
     ]  # fmt: skip
     assert "the trees of 6 of 1800 questions" in done.stdout and not (root / "runs" / "test_plan").exists()
-    bad = subprocess.run([*command[:-4], "--probe", "0"], cwd=root, capture_output=True, text=True, timeout=300)
-    assert bad.returncode == 2 and bad.stderr.startswith("error: plan: the probe is 0 questions")
+    said = " ".join(done.stdout.split())
+    assert re.search(r"04_dpo_lora_4bit, the \d+ pairs of the probe, up to \d+ tokens: predicted peak memory", said)
+    assert "04_dpo_lora_4bit, both sides filling max_length 5000: predicted peak memory" in said
+
+
+def test_without_a_probe_only_memory_is_told_at_once_for_any_card(root):
+    def medrefl(*words):
+        command = [sys.executable, "-m", "medrefl_utils", "plan", "params/smoke.yaml", *words]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+
+    done = medrefl("--set", "shared.run=test_plan", "--probe", "0", "--card", "15")
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    assert line.startswith("04_dpo_lora_4bit, both sides filling max_length 5000: predicted peak memory ")
+    assert line.endswith(" of 15 on the card")
+    for words, message in [
+        (("--probe", "-1"), "error: plan: the probe is -1 questions, expected at least 0"),
+        (("--card", "0"), "error: plan: the card has 0 GiB, expected more than 0"),
+    ]:
+        bad = medrefl(*words)
+        assert bad.returncode == 2 and bad.stderr.strip() == message
+
+
+def test_memory_is_of_the_runs_own_pairs_where_it_has_made_some(root, exam, steps, student, tmp_path):
+    made = paired(exam, steps, student, defaults(root, "03_pair_construction") | {"kinds": ["reasoning"]}, 1.0)[1]
+    made = made[made["kind"] == "reasoning"]
+    settings = defaults(root, "04_dpo_lora_4bit")
+    own, most = training_memory(settings, made, "of mine", card=15)
+    tokenizer = student.tokenizer
+    longest = pair_ids(made, tokenizer, end=tokenizer.eos_token_id, max_length=5000)[0].length.max()
+    assert own.startswith(f"04_dpo_lora_4bit, the {len(made)} pairs of mine, up to {longest} tokens: predicted ")
+    assert most.startswith("04_dpo_lora_4bit, both sides filling max_length 5000: predicted peak memory ")
+    assert training_memory(settings, made.head(0), "of mine", card=15) == [most]
+    small = training_memory(settings, made, "of mine", card=0.65)
+    assert "to fit, set batch_size to 4, accumulation to 4" in small[0]
+
+
+def test_training_that_does_not_fit_here_is_not_tried(root, monkeypatch):
+    monkeypatch.setattr("medrefl_utils.memory.free_bytes", lambda: GIB // 2)
+    monkeypatch.setattr("medrefl_utils.plan.trained", lambda *a: pytest.fail("it was trained"))
+    few = [f"05_benchmark_evaluation.{name}=4" for name in ("n_questions", "repair_questions")]
+    found = plan(root / "params" / "smoke.yaml", root=root, overrides=["shared.run=test_plan", *few], probe=12)
+    how = {cost.stage: cost.how for cost in found.costs}
+    assert how["04_dpo_lora_4bit"] == "not measured: it does not fit here"
+    assert "of 0.5 free here, without a card: does not fit, whatever is changed" in found.memory[0]
 
 
 def test_a_first_pass_that_leaves_no_question_says_so(root, exam, student, tmp_path):
