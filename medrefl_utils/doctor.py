@@ -1,41 +1,51 @@
 """``medrefl doctor``: what this machine has, what fits on it, and what would stop a run before it starts.
 
-The sizes are estimates (**ours**), for decoders of the Llama and Qwen kind in NF4, pairs of about 1,000 tokens a side,
-one pair at a time, gradient checkpointing, a LoRA of rank 64: they say whether to try, not how much to the megabyte.
+What fits is predicted by ``memory``: of a profile's models with the profile's settings and pairs that fill
+``max_length``; without a profile, of the published models of each size in NF4, pairs of 1,000 tokens a side, one at a
+time, gradient checkpointing, a LoRA of rank 64.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from rich.table import Table
 from rich.text import Text
 
-from medrefl_utils.hub import resolve_model
+from medrefl_utils.memory import GIB, Shape, decoding, filled, predict
 from medrefl_utils.profiles import Profile
 from medrefl_utils.records import MedReflError
 
 Verdict = Literal["ok", "note", "stop"]
-SIZES = (0.5, 1.5, 3.0, 8.0, 14.0, 32.0)
-"""Billions of parameters that are tried, the largest that fits being named."""
+_QWEN, _TIED = 152_064, {"vocabulary": 151_936, "tied": True}
+SIZES = {
+    "0.5B": Shape(896, 24, 14, 2, 64, 4864, **_TIED),
+    "1.5B": Shape(1536, 28, 12, 2, 128, 8960, **_TIED),
+    "3B": Shape(2048, 36, 16, 2, 128, 11_008, **_TIED),
+    "8B": Shape(4096, 32, 32, 8, 128, 14_336, 128_256, tied=False),
+    "14B": Shape(5120, 48, 40, 8, 128, 13_824, _QWEN, tied=False),
+    "32B": Shape(5120, 64, 40, 8, 128, 27_648, _QWEN, tied=False),
+}
+"""Sizes that are tried, the largest that fits being named: those of Qwen 2.5, and Llama 3.1 8B."""
+_USUAL = {
+    "quantization": "nf4", "rank": 64, "batch_size": 1, "max_length": 1000, "shared_prefix": True,
+    "gradient_checkpointing": True, "activation_offloading": False, "optimizer": "adamw",
+}  # fmt: skip
 _LEAST_PYTHON = (3, 11)
 _LEAST_DISK, _LEAST_MEMORY = 2.0, 2.0  # GiB: a smoke run and its models
 _ENOUGH_DISK = 10.0  # GiB: below it adapters and hub checkpoints soon do not fit
-_SMALL = 0.1  # billions of parameters, from which the estimate holds
-_GIB_A_BILLION = {"nf4": 0.70, "none": 1.86}
-"""Weights: 4 bits and their constants for the linear layers, 16 bits for embeddings and head; else 16 bits for all."""
-_WORKING = 2.5  # GiB: CUDA itself, and keys and values of a few dozen continuations
-_TRAINING, _TRAINING_A_BILLION = 3.5, 0.33  # GiB: activations and logits of one pair; adapter, its gradient and Adam's
+_SMALL = 0.1  # billions of parameters, from which the prediction holds
+_ROWS, _TOKENS = 8, 2048
+"""Continuations that decode together, and tokens of each with its prompt: what is worth trying (ours)."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +69,24 @@ class Machine:
     dtype: str
 
 
-def need(billions: float, *, quantization: str = "nf4", training: bool) -> float:
-    """GiB that a model of so many parameters takes, to write or to be trained by DPO (an estimate, **ours**)."""
-    weights = _GIB_A_BILLION[quantization] * billions
-    return weights + _WORKING + (_TRAINING + _TRAINING_A_BILLION * billions if training else 0.0)
+def need(shape: Shape, *, training: bool, settings: Mapping[str, Any] | None = None, width: int = 2) -> float:
+    """Predicted GiB of a model of this shape: to write, or to be trained by DPO on pairs that fill ``max_length``.
+
+    ``settings`` are those of ``memory.predict``; without them, the usual ones of this module. ``width``: bytes a number
+    of the computation.
+    """
+    settings = settings or _USUAL
+    if training:
+        lengths = filled(settings["max_length"], settings["batch_size"])
+        return predict(shape, lengths, settings=settings, width=width).gib
+    quantization = settings.get("quantization", "none")
+    return decoding(shape, quantization=quantization, rows=_ROWS, tokens=_TOKENS, width=width) / GIB
 
 
-def largest(room: float, *, training: bool) -> float | None:
+def largest(room: float, *, training: bool) -> str | None:
     """The largest of ``SIZES`` that fits into so many GiB in NF4; None where not even the smallest does."""
-    fitting = [size for size in SIZES if need(size, training=training) <= room]
-    return max(fitting, default=None)
-
-
-def billions(model: str) -> float | None:
-    """A model's parameters in billions: of a folder by the size of its weights, of a hub id by its name ("7B")."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2 / 1e9  # 16 bits each
-    named = re.findall(r"(\d+(?:\.\d+)?)[bB](?![A-Za-z])", model)
-    return float(named[-1]) if named else None
+    fitting = [name for name, shape in SIZES.items() if need(shape, training=training) <= room]
+    return fitting[-1] if fitting else None
 
 
 def look(root: Path) -> Machine:
@@ -176,31 +185,29 @@ def _fits(machine: Machine) -> Check:
     if machine.card_memory is None:
         return Check("fits in NF4", "small models", "note", "memory would hold more, but without a card time ends it")
     trained, written = (largest(machine.card_memory, training=training) for training in (True, False))
-    shown = [f"up to {size:g}B" if size else "nothing" for size in (trained, written)]
+    shown = [f"up to {size}" if size else "nothing" for size in (trained, written)]
     found = f"{shown[0]} to train, {shown[1]} to write"
     return Check("fits in NF4", found, "ok" if trained else "note", "" if trained else "no model can be trained on it")
 
 
 def _models(machine: Machine, profile: Profile) -> Iterator[Check]:
     """The models that the profile's stages load, each with what it needs in the stage that needs most."""
-    uses: dict[str, list[tuple[str, bool]]] = {}
+    uses: dict[str, list[tuple[bool, Mapping[str, Any]]]] = {}
     for stage, parameters in profile.parameters.items():
         if model := parameters.get("model"):
-            uses.setdefault(model, []).append((parameters.get("quantization", "none"), stage.startswith("04")))
+            uses.setdefault(model, []).append((stage.startswith("04"), parameters))
     room, where = (machine.card_memory, "the card") if machine.card else (machine.memory, "memory")
     for model, ways in uses.items():
         try:
-            resolve_model(model)
+            shape = Shape.named(model)
         except MedReflError as error:
             yield Check("model", model, "stop", str(error))
             continue
-        size = billions(model)
-        if size is None:
-            yield Check("model", model, "note", "its size is not in its name")
+        billions = (shape.linear_weights + shape.other_weights) / 1e9
+        if billions < _SMALL:
+            yield Check("model", f"{model}, {1000 * billions:.2g} million parameters", "ok", "fits anywhere")
             continue
-        if size < _SMALL:
-            yield Check("model", f"{model}, {1000 * size:.2g} million parameters", "ok", "fits anywhere")
-            continue
-        needed = max(need(size, quantization=quantization, training=training) for quantization, training in ways)
-        verdict = "stop" if needed > room else "ok"
-        yield Check("model", f"{model}, {size:.2g}B", verdict, f"needs about {needed:.1f} GiB, {where} has {room:.1f}")
+        width = 2 if machine.card else 4
+        needed = max(need(shape, training=training, settings=given, width=width) for training, given in ways)
+        verdict, why = "stop" if needed > room else "ok", f"needs about {needed:.1f} GiB, {where} has {room:.1f}"
+        yield Check("model", f"{model}, {billions:.2g}B", verdict, why)
