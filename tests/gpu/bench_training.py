@@ -1,101 +1,142 @@
-"""``python -m tests.gpu.bench_training [GIB ...]``: what trains on a card of so much memory, and what was predicted.
+"""DPO on one CUDA card: an 8B architecture with random weights in NF4, trained by ``train_dpo`` as a user does.
 
-An 8B Llama with random weights in NF4, LoRA of rank 64, a pair a forward pass with checkpointing, memory capped by
-``set_per_process_memory_fraction``. For each cap: the longest ``max_length`` whose step fits (by bisection, in steps of
-128), tokens a second, the peak, and ``memory.predict`` beside it (to be within 15%). Not yet run on any card.
+    python -m tests.gpu.bench_training [--caps 15 22 39] [--layers 32]
+
+The card's memory is capped by ``set_per_process_memory_fraction``. For each cap: the longest ``max_length`` at which a
+training of pairs that fill it comes to its end (a pair a forward pass, checkpointing, LoRA of rank 64), its tokens a
+second, its peak, and what ``medrefl plan`` predicts for these pairs, to be within 15%. Figures: not yet measured.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+from rich.console import Console
+from rich.table import Table
 
-from medrefl_utils.memory import GIB, predict
-from medrefl_utils.shared_prefix import SharedPrefixCollator, attention_mask
-from medrefl_utils.training import keep_adapter_in_32_bit
+from medrefl_utils.memory import GIB, Shape, longest_that_fits, predict
+from medrefl_utils.records import MedReflError
+from medrefl_utils.training import Dpo, Economy, Upkeep, train_dpo
+from tests.gpu.bench_rollout import model_folder
 
-CAPS = (15, 22, 39)
-LLAMA_8B = LlamaConfig(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, max_position_embeddings=131072,
-)  # fmt: skip
-SETTINGS = {
-    "quantization": "nf4", "rank": 64, "batch_size": 1, "shared_prefix": True, "gradient_checkpointing": True,
-    "activation_offloading": False, "optimizer": "paged_adamw_8bit",
-}  # fmt: skip
+PAIRS, PROMPT, STEP = 6, 300, 128
+DPO = Dpo(batch_size=1, accumulation=2)
+ECONOMY = Economy(gradient_checkpointing=True, optimizer="paged_adamw_8bit", compute="bf16")
 
 
-def build(folder: str) -> torch.nn.Module:
-    """The model as 04 trains it; its random weights are written to ``folder`` once and loaded in NF4."""
-    AutoModelForCausalLM.from_config(LLAMA_8B, dtype=torch.bfloat16).save_pretrained(folder)
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantised, device_map="cuda")
-    model.gradient_checkpointing_enable()
-    model.enable_input_require_grads()
-    tuned = get_peft_model(model, LoraConfig(r=64, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    keep_adapter_in_32_bit(tuned)
-    return tuned.train()
+@dataclass(frozen=True)
+class Trial:
+    """A training that came to its end: tokens a second after its first step, and the peak in GiB."""
+
+    rate: float
+    peak: float
 
 
-def step(model: torch.nn.Module, length: int) -> tuple[float, float]:
-    """Seconds and peak GiB of one forward and backward pass of a pair of two responses that fill ``length``."""
-    prompt, side = [5] * 300, [7] * (length - 300)
-    batch = SharedPrefixCollator(0)([{"prompt_ids": prompt, "chosen_ids": side, "rejected_ids": [8, *side[1:]]}])
-    batch = {name: tensor.cuda() for name, tensor in batch.items()}
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    with torch.autocast("cuda", torch.bfloat16):
-        hidden = model.get_base_model().model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
-            attention_mask=attention_mask(batch["part"], torch.bfloat16),
-        )[0]  # fmt: skip
-    hidden.float().pow(2).mean().backward()
-    torch.cuda.synchronize()
-    model.zero_grad(set_to_none=True)
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated() / GIB
+def make_pairs(length: int, words: int) -> pd.DataFrame:
+    """Pairs of random words, a token each: a prompt of PROMPT tokens, and two sides that fill ``length`` with it."""
+    rng = np.random.default_rng(0)
+
+    def message(role: str, tokens: int) -> list[dict[str, str]]:
+        # Odd words: an even one may stand for the end of a line.
+        return [{"role": role, "content": " ".join(f"w{2 * i + 1}" for i in rng.integers(2, words // 2 - 1, tokens))}]
+
+    side = length - PROMPT - 1  # which the end of the turn closes
+    return pd.DataFrame(
+        {"pair_id": str(i), "question_id": str(i), "kind": "bench", "prompt": message("user", PROMPT)}
+        | {name: message("assistant", side) for name in ("chosen", "rejected")}
+        for i in range(PAIRS)
+    )
 
 
-def longest(model: torch.nn.Module, gib: float) -> tuple[int, float, float]:
-    """The longest length that trains under the cap, its seconds and its peak."""
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / torch.cuda.get_device_properties(0).total_memory))
-    low, high, best = 3, 128, (0, float("nan"), float("nan"))
-    while low < high:
-        middle = (low + high + 1) // 2
-        try:
-            best = (128 * middle, *step(model, 128 * middle))
-            low = middle
-        except torch.OutOfMemoryError:
-            high = middle - 1
+def lengths(length: int) -> pd.DataFrame:
+    """Of one of these pairs, as ``memory.predict`` takes them."""
+    side = length - PROMPT - 1
+    return pd.DataFrame({"prompt_tokens": [PROMPT], "chosen_tokens": [side], "rejected_tokens": [side]})
+
+
+def trained(model: str, length: int, words: int, dpo: Dpo = DPO, economy: Economy = ECONOMY) -> Trial | None:
+    """Train on pairs of this length; None where memory ran out."""
+    gc.collect()
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return best
+        torch.cuda.reset_peak_memory_stats()
+    times: list[float] = []
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            train_dpo(
+                make_pairs(length, words), model, Path(out) / "adapter", dpo=replace(dpo, max_length=length), seed=0,
+                economy=economy, upkeep=Upkeep(show=lambda log: times.append(time.perf_counter())),
+            )  # fmt: skip
+    except (MedReflError, torch.OutOfMemoryError) as error:
+        if isinstance(error, MedReflError) and "out of memory" not in str(error):
+            raise
+        return None
+    pairs = (len(times) - 1) * dpo.batch_size * dpo.accumulation
+    peak = torch.cuda.max_memory_reserved() / GIB if torch.cuda.is_available() else float("nan")
+    return Trial(pairs * (2 * length - PROMPT) / (times[-1] - times[0]), peak)
 
 
-def main(caps: Sequence[float] = CAPS) -> None:
-    """A line for each cap."""
-    import tempfile
+def longest(trial: Callable[[int], Trial | None], guess: int) -> tuple[int, Trial] | None:
+    """The longest multiple of STEP that trains, beginning at a guess; None where 3 steps do not."""
+    low, best, high, at = 0, None, None, max(3, guess // STEP)
+    while high is None or high - low > 1:
+        if (found := trial(at * STEP)) is not None:
+            low, best = at, found
+        else:
+            high = at
+        if high is None:
+            at += max(1, at // 8)
+        elif best is None:
+            if at == 3:
+                return None
+            at = max(3, at - max(1, at // 8))
+        else:
+            at = (low + high) // 2
+    return low * STEP, best
 
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 1 where there is no card or a prediction is off by more than 15%."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--caps", type=float, nargs="+", default=[15.0, 22.0, 39.0], metavar="GIB")
+    parser.add_argument("--layers", type=int, default=32, help="32 are 8B parameters")
+    given = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("no CUDA card here: nothing is measured", file=sys.stderr)
+        return 1
+    table = Table("cap, GiB", "max_length", "tokens/s", "peak, GiB", "predicted", "off by", title=None)
+    table.title, off = torch.cuda.get_device_name(), []
     with tempfile.TemporaryDirectory() as folder:
-        model = build(folder)
-    print(torch.cuda.get_device_name())
-    for gib in caps:
-        length, seconds, peak = longest(model, gib)
-        lengths = pd.DataFrame(
-            {"prompt_tokens": [300], **dict.fromkeys(["chosen_tokens", "rejected_tokens"], [length])}
-        )
-        predicted = predict(LLAMA_8B, lengths, settings=SETTINGS | {"max_length": length}).gib
-        rate = (2 * length - 300) / seconds
-        print(f"{gib:g} GiB: max_length {length}, {rate:.0f} tokens/s, peak {peak:.1f} GiB, predicted {predicted:.1f}")
+        model = model_folder(Path(folder), given.layers)
+        shape, settings = Shape.named(model), asdict(DPO) | asdict(ECONOMY)
+        for gib in given.caps:
+            total = torch.cuda.get_device_properties(0).total_memory / GIB
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total))
+            guess = longest_that_fits(shape, lengths(20_000), settings=settings | {"max_length": 20_000}, gib=gib)
+            found = longest(lambda length: trained(model, length, shape.vocabulary), guess or 3 * STEP)
+            if found is None:
+                table.add_row(f"{gib:g}", "none", "", "", "", "")
+                continue
+            length, trial = found
+            predicted = predict(shape, lengths(length), settings=settings | {"max_length": length}).gib
+            # The cap is on what torch holds; the prediction counts the context, too.
+            off.append(predicted / trial.peak - 1)
+            table.add_row(
+                f"{gib:g}", str(length), f"{trial.rate:.0f}", f"{trial.peak:.1f}", f"{predicted:.1f}", f"{off[-1]:+.0%}"
+            )
+    Console().print(table)
+    return int(any(abs(one) > 0.15 for one in off))
 
 
 if __name__ == "__main__":
-    main([float(word) for word in sys.argv[1:]] or CAPS)
+    sys.exit(main())
