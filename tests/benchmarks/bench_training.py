@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,12 +35,10 @@ LEARNING_RATE = 1e-4
 SHAPES = {"reasoning": ((150, 250), (0, 8), (273, 520)), "reflection": ((150, 250), (140, 260), (133, 260))}
 
 _JOB = """
-import json, sys
+import importlib, json, sys
 from pathlib import Path
-from tests.benchmarks import bench_training as bench
-name, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-job = getattr(bench, name)
-print("RESULT", json.dumps(job(folder, out)))
+module, name, folder, out = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+print("RESULT", json.dumps(importlib.import_module(module).job(name, folder, out)))
 """
 
 
@@ -66,8 +65,8 @@ def main() -> Iterator[Measurement]:
             for turn in range(ROUNDS):
                 for name, python in jobs.items():
                     out = folder / f"{name}{turn}"
-                    runs[name].append(_alone(name, python, folder, out))
-                runs["again"].append(_alone("again", sys.executable, folder, folder / f"ours{turn}"))
+                    runs[name].append(alone(name, python, folder, out))
+                runs["again"].append(alone("again", sys.executable, folder, folder / f"ours{turn}"))
             best = {name: min(results, key=lambda r: r[clock]) for name, results in runs.items()}
             details = {"runs": runs, "pairs": PAIRS, "shape": SHAPES[kind], "clock": clock, "load": os.getloadavg()}
             # The peers shuffle in another order: what must agree is the level over the whole job.
@@ -85,7 +84,7 @@ def main() -> Iterator[Measurement]:
             yield Measurement(f"{kind}, second seed", best["again"][clock], best["ours"][clock], 1.3)
 
 
-def write_inputs(folder: Path, kind: str) -> Path:
+def write_inputs(folder: Path, kind: str, pairs: int = PAIRS) -> Path:
     """The base, its tokenizer and the pairs, as every job reads them."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -116,15 +115,28 @@ def write_inputs(folder: Path, kind: str) -> Path:
         return " ".join(f"w{i}" for i in rng.integers(0, WORDS, rng.integers(low, high + 1)))
 
     with (folder / "pairs.jsonl").open("w") as file:
-        for _ in range(PAIRS):
+        for _ in range(pairs):
             prompt, shared = (text(*size) for size in SHAPES[kind][:2])
             sides = (f"{shared} {text(*SHAPES[kind][2])}".strip() for _ in range(2))
             file.write(json.dumps({"prompt": prompt, **dict(zip(("chosen", "rejected"), sides, strict=True))}) + "\n")
     return folder
 
 
-def ours(folder: Path, out: Path, seed: int = 0) -> dict[str, object]:
-    """``train_dpo`` as it comes; a pair a forward pass, as 04's economy section advises."""
+def job(name: str, folder: Path, out: Path) -> dict[str, object]:
+    """One of the jobs, in the process that this is called in."""
+    if name == "again":  # another seed on the same pairs, beside the first: the reference's log-probabilities are there
+        return ours(folder, out, seed=1)
+    return {"ours": ours, "trl": trl}[name](folder, out)
+
+
+def ours(
+    folder: Path,
+    out: Path,
+    seed: int = 0,
+    dpo: Mapping[str, Any] | None = None,
+    economy: Mapping[str, Any] | None = None,
+) -> dict[str, object]:
+    """``train_dpo`` as it comes, but for ``dpo`` and ``economy``; a pair a forward pass, as 04's text advises."""
     import pandas as pd
 
     from medrefl_utils.training import Dpo, Economy, Upkeep, train_dpo
@@ -139,18 +151,14 @@ def ours(folder: Path, out: Path, seed: int = 0) -> dict[str, object]:
             **{side: [_turn("assistant", row[side]) for row in rows] for side in ("chosen", "rejected")},
         }
     )
-    dpo = Dpo(learning_rate=LEARNING_RATE, warmup_steps=0, batch_size=1, accumulation=BATCH, quantization="none")
+    given = {"batch_size": 1, "accumulation": BATCH} | dict(dpo or {})
+    settings = Dpo(learning_rate=LEARNING_RATE, warmup_steps=0, quantization="none", **given)
     clock = Clock()
     log = train_dpo(
-        pairs, str(folder / "base"), out / "adapter", dpo=dpo, seed=seed,
-        economy=Economy(compute="bf16"), upkeep=Upkeep(references=out / "references"),
+        pairs, str(folder / "base"), out / "adapter", dpo=settings, seed=seed,
+        economy=Economy(**({"compute": "bf16"} | dict(economy or {}))), upkeep=Upkeep(references=out / "references"),
     )  # fmt: skip
     return clock.read() | {"losses": log["loss"].tolist()}
-
-
-def again(folder: Path, out: Path) -> dict[str, object]:
-    """Another seed on the same pairs, beside the first: the reference's log-probabilities are there."""
-    return ours(folder, out, seed=1)
 
 
 def trl(folder: Path, out: Path) -> dict[str, object]:
@@ -212,9 +220,9 @@ def _factory_settings(folder: Path, out: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _alone(name: str, python: str, folder: Path, out: Path) -> dict[str, object]:
-    """One job in a process of its own: seconds, losses and the peak of its memory in GiB."""
-    words = [python, "-c", _JOB, name, str(folder), str(out)]
+def alone(name: str, python: str, folder: Path, out: Path, module: str = __name__) -> dict[str, object]:
+    """One job of ``module`` in a process of its own: seconds, losses and the peak of its memory in GiB."""
+    words = [python, "-c", _JOB, module, name, str(folder), str(out)]
     if name == "factory":
         words = [python, "-c", _FACTORY, json.dumps(_factory_settings(folder, out))]
     with tempfile.TemporaryFile("w+") as said:
