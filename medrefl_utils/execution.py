@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -82,20 +81,19 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, cwd:
         StageFailed: the notebook's own error.
         MedReflError: the executed notebook cannot be written.
     """
-    progress, kernels, started = Progress(file), [], time.perf_counter()
+    progress, started = Progress(file), time.perf_counter()
     # In a thread of its own: nbclient would take Ctrl-C for itself, and inside JupyterLab an event loop runs already.
     with ThreadPoolExecutor(1) as pool:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            future = pool.submit(_papermill, notebook, output, dict(parameters), cwd, progress, kernels)
+            future = pool.submit(_papermill, notebook, output, dict(parameters), cwd, progress)
             future.result()
         except OSError as error:
             raise MedReflError(f"{output} cannot be written: {error.strerror or error}") from None
         except KeyboardInterrupt:
-            for kernel in kernels:
-                if kernel.provisioner is not None and kernel.provisioner.pid:
-                    os.killpg(kernel.provisioner.pid, signal.SIGKILL)
-            future.exception()
+            while not future.done():  # its kernel may only be about to start
+                end_orphans(output.parent.parent)
+                wait([future], timeout=0.2)
             raise
         finally:
             progress.close()
@@ -103,7 +101,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, cwd:
 
 
 def end_orphans(folder: Path) -> None:
-    """End the kernels that work in a run's folder, of a chain that was killed. Only for who holds the folder's lock."""
+    """End the kernels that work in a run's folder, with what they started. Only for who holds the folder's lock."""
     ours = os.path.abspath(folder)
     orphans = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(CHAIN) == ours]
     for process in orphans:
@@ -112,9 +110,7 @@ def end_orphans(folder: Path) -> None:
     psutil.wait_procs(orphans, timeout=10)
 
 
-def _papermill(
-    notebook: Path, output: Path, parameters: dict[str, Any], cwd: Path, progress: Progress, kernels: list[Any]
-) -> None:
+def _papermill(notebook: Path, output: Path, parameters: dict[str, Any], cwd: Path, progress: Progress) -> None:
     import zmq
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -138,7 +134,6 @@ def _papermill(
             if self.has_trait("transport_encryption") and zmq.has("curve"):
                 settings["transport_encryption"] = "auto"  # else other users of the machine can read along
             super().__init__(**settings)
-            kernels.append(self)
 
         @property
         def kernel_spec(self) -> KernelSpec:

@@ -5,8 +5,9 @@
 
 What is counted of a training: the base in NF4 (embeddings, head and norms in 16 bit), the adapter with its gradients
 and optimizer states in 32 bit, what one forward pass keeps for the backward pass, the largest working set of that pass,
-and the library's own share. The activations are counted tensor by tensor of a Llama-like layer under PEFT's LoRA (a
-test holds them to what torch keeps); the constants at the top are ours, to be checked on each card.
+and the library's own share. The activations are counted tensor by tensor of a Llama-like layer under PEFT's LoRA: tests
+hold them to what torch keeps, and the peak of a small model's step to what torch takes. The constants at the top are
+ours, to be checked on each card.
 """
 
 from __future__ import annotations
@@ -157,10 +158,10 @@ def predict(shape: Shape, lengths: pd.DataFrame, *, settings: Mapping[str, Any],
         activations = shape.layers * kept
     if settings["gradient_checkpointing"] and settings["activation_offloading"]:
         activations = 5 * border + kept
-    # The backward pass of the gated map: its gradients, their 32-bit copies for the adapter, one dequantised weight.
-    largest = max(i * o for i, o in shape.linears)
-    working = (2 * width + 4) * shape.intermediate * tokens + width * largest
-    mask = (1 + width) * rows * longest**2  # boolean while it is made; as numbers, one for all layers
+    # The backward pass of the gated map: the gradients of both its factors, and one dequantised weight.
+    dequantised = width * max(i * o for i, o in shape.linears) if settings["quantization"] == "nf4" else 0
+    working = 2 * width * shape.intermediate * tokens + dequantised
+    mask = width * rows * longest**2  # one for all layers
     head = 4 * shape.hidden * tokens + width * min(HEAD_TILE, tokens * shape.vocabulary)
     return Memory(
         weights=weights,

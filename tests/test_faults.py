@@ -98,14 +98,17 @@ def test_a_key_is_nowhere_in_what_a_run_writes_or_says(checkout, places, monkeyp
 
 
 def test_ctrl_c_ends_a_stage_and_the_same_command_goes_on(begun):
-    process = start(begun.checkout, begun.words)
-    while not kernels_of(process):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    told = (begun.checkout / "log.txt").read_text().splitlines()
-    assert told[-1] == "stopped by Ctrl-C: the same command takes the chain up again"
+    for moment in (0.0, 0.01, 0.1, 1.0):  # from where the kernel is about to start to where it works
+        process = start(begun.checkout, begun.words)
+        while not (kernels := kernels_of(process)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(moment)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        told = (begun.checkout / "log.txt").read_text().splitlines()
+        assert told[-1] == "stopped by Ctrl-C: the same command takes the chain up again"
+        assert not any(kernel.is_running() for kernel in kernels)
     assert as_undisturbed(begun)
 
 
