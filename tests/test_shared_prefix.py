@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
@@ -14,7 +15,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from medrefl_utils.models import load_tokenizer
 from medrefl_utils.preferences import pair_ids
 from medrefl_utils.records import MedReflError
-from medrefl_utils.shared_prefix import PairTrainer, SharedPrefixTrainer
+from medrefl_utils.shared_prefix import PAD, PairTrainer, SharedPrefixTrainer
 from tests.models import make_pairs, save_model
 
 PAIRS = pd.DataFrame(make_pairs(2) + make_pairs(3, "reflection_mid"))
@@ -147,6 +148,19 @@ def test_the_sides_do_not_read_each_other(folder, ids, tmp_path):
     first, second = (trainer.reference(trainer.data_collator([r])) for r in (row, other))
     assert first[0].item() == pytest.approx(second[0].item(), abs=1e-4)
     assert first[1].item() != pytest.approx(second[1].item(), abs=1e-2)
+
+
+@pytest.mark.parametrize(("bf16", "multiple"), [(True, 32), (False, 8)])
+def test_rows_are_padded_to_lengths_that_come_again(folder, ids, tmp_path, bf16, multiple):
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process computes in one precision
+    trainer = SharedPrefixTrainer(
+        AutoModelForCausalLM.from_pretrained(folder), args=DPOConfig(tmp_path, use_cpu=True, bf16=bf16),
+        processing_class=load_tokenizer(folder), train_dataset=Dataset.from_dict({"length": [1]}),
+    )  # fmt: skip
+    AcceleratorState._reset_state(reset_partial_state=True)
+    batch = trainer.data_collator(ids.to_dict("records"))
+    assert {tensor.shape[1] % multiple for tensor in batch.values()} == {0}
+    assert (batch["part"] == PAD).all(0).sum() < multiple
 
 
 def test_the_end_of_the_turn_is_logged(folder, ids, tmp_path):
