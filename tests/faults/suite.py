@@ -140,8 +140,11 @@ def prepare(checkout: Path, upto: str = STAGES[-1]) -> list[Place]:
 
 def kernels_of(process: subprocess.Popen) -> list[psutil.Process]:
     """The kernels that a chain has started."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie, too
+            found += [child] if "ipykernel_launcher" in " ".join(child.cmdline()) else []
+    return found
 
 
 def kill(process: subprocess.Popen, victim: str) -> bool:
