@@ -71,7 +71,13 @@ class Shape:
     @classmethod
     def named(cls, model: str) -> Shape:
         """Of a folder or a hub id; raises MedReflError for one that cannot be had, or whose config lacks a size."""
-        return cls.of(AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False))
+        name = resolve_model(model)
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            found = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise MedReflError(f"model {model}: its config does not load: {found}") from error
+        return cls.of(config)
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
