@@ -140,14 +140,16 @@ def test_the_reference_is_the_base_and_can_be_given(folder, ids, tmp_path):
     assert step(ours)[0] != pytest.approx(before[0], abs=1e-2)  # the given ones are used
 
 
-def test_the_sides_do_not_read_each_other(folder, ids, tmp_path):
-    """Another rejected side leaves the chosen side's log-probability as it was, to the bit of rounding."""
+@pytest.mark.parametrize(("side", "place"), [("chosen", 0), ("rejected", 1)])
+def test_the_sides_do_not_read_each_other(folder, ids, tmp_path, side, place):
+    """Another text on one side leaves the other side's log-probability as it was, but for rounding."""
     trainer = make_trainer(SharedPrefixTrainer, folder, ids, tmp_path)
     row = ids.iloc[-1].to_dict()
-    other = row | {"rejected_ids": [*row["rejected_ids"][:-2], 7, 8, 9, row["rejected_ids"][-1]]}
+    tokens = row[f"{side}_ids"]
+    other = row | {f"{side}_ids": [*tokens[:-2], 7, 8, 9, tokens[-1]]}
     first, second = (trainer.reference(trainer.data_collator([r])) for r in (row, other))
-    assert first[0].item() == pytest.approx(second[0].item(), abs=1e-4)
-    assert first[1].item() != pytest.approx(second[1].item(), abs=1e-2)
+    assert first[1 - place].item() == pytest.approx(second[1 - place].item(), abs=1e-4)
+    assert first[place].item() != pytest.approx(second[place].item(), abs=1e-2)
 
 
 @pytest.mark.parametrize(("bf16", "multiple"), [(True, 32), (False, 8)])
