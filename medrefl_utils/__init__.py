@@ -3,7 +3,7 @@
 import logging
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Spinning OpenMP threads make decoding tens of times slower beside any other busy process on a small machine; this
 # must stand before torch is first imported.

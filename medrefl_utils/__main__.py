@@ -1,5 +1,5 @@
 """``python -m medrefl_utils`` is the command ``medrefl``."""
 
-from medrefl_utils.cli import main
+from medrefl_utils.runs.cli import main
 
 main()

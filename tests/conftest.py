@@ -47,4 +47,4 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_student() -> str:
     """The model folder that ships with the package."""
-    return str(ROOT / "medrefl_utils" / "tiny_student")
+    return str(ROOT / "medrefl_utils" / "models" / "tiny_student")

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from medrefl_utils import clinic, prompts
+from medrefl_utils.exam import clinic, prompts
 
 LLAMA_31 = """\
 {{- bos_token }}

@@ -15,9 +15,8 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from medrefl_utils.generators import Prefix
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import Sampling
+from medrefl_utils.core import Sampling
+from medrefl_utils.models import LocalGenerator, Prefix
 
 
 class Server(ThreadingHTTPServer):

@@ -6,9 +6,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from medrefl_utils import ablation
-from medrefl_utils.records import ABLATION, PAIRS, MedReflError, RunFiles
-from medrefl_utils.store import read_table
+from medrefl_utils.core import ABLATION, PAIRS, MedReflError, RunFiles, read_table
+from medrefl_utils.evaluation import ablation
 from tests.test_pipeline import medrefl
 
 KINDS = ["reasoning"] * 9 + ["reflection_mid"] * 3 + ["reflection_post"] * 2 + ["random_cot"] * 7
@@ -17,20 +16,20 @@ ARMS = ["reasoning", "reflection", "reasoning+reflection", "random_cot"]
 
 
 def test_every_arm_gets_as_many_pairs_as_the_poorest_has():
-    arms = ablation.equal_arms(TABLE, ARMS, seed=1)
+    arms = ablation.draw_equal_arms(TABLE, ARMS, seed=1)
     assert {arm: len(table) for arm, table in arms.items()} == dict.fromkeys(ARMS, 5)
     assert set(arms["reflection"]["kind"]) == {"reflection_mid", "reflection_post"}
     assert set(arms["random_cot"]["kind"]) == {"random_cot"}
     assert set(arms["reasoning+reflection"]["kind"]) <= {"reasoning", "reflection_mid", "reflection_post"}
-    assert arms["reasoning"].equals(ablation.equal_arms(TABLE, ARMS, seed=1)["reasoning"])
-    assert not arms["reasoning"].equals(ablation.equal_arms(TABLE, ARMS, seed=2)["reasoning"])
+    assert arms["reasoning"].equals(ablation.draw_equal_arms(TABLE, ARMS, seed=1)["reasoning"])
+    assert not arms["reasoning"].equals(ablation.draw_equal_arms(TABLE, ARMS, seed=2)["reasoning"])
 
 
 def test_too_few_pairs_and_an_unknown_arm_are_refused():
     with pytest.raises(MedReflError, match=r"the arm 'reflection' has 5 pairs, expected 6: lower n_pairs"):
-        ablation.equal_arms(TABLE, ARMS, n=6)
+        ablation.draw_equal_arms(TABLE, ARMS, n=6)
     with pytest.raises(MedReflError, match=r"'thinking' is given, expected some of reasoning"):
-        ablation.equal_arms(TABLE, ["reasoning+thinking"])
+        ablation.draw_equal_arms(TABLE, ["reasoning+thinking"])
 
 
 @pytest.mark.timeout(600)
@@ -40,10 +39,10 @@ def test_the_ablations_profile_ends_with_the_table_and_goes_on_where_it_stopped(
     small = {
         "shared.run": "test_ablation",
         "01_tree_rollout.n_questions": 32,
-        "03_pair_construction.n_questions": 40,
+        "03_pair_construction.n_evaluation_questions": 40,
         "07_ablation.n_questions": 24,
-        "07_ablation.repair_questions": 12,
-        "07_ablation.n_pairs": 8,
+        "07_ablation.self_correction_questions": 12,
+        "07_ablation.pairs_per_arm": 8,
         "07_ablation.seeds": "[0, 1]",
         "07_ablation.arms": "[reasoning, reflection]",
         "07_ablation.batch_size": 4,

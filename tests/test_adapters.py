@@ -17,10 +17,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from medrefl_utils import adapters
-from medrefl_utils.adapters import Agreement, find_adapter, merge, push, write_card
+from medrefl_utils.core import TRAINING, MedReflError
 from medrefl_utils.models import load_model
-from medrefl_utils.records import TRAINING, MedReflError
+from medrefl_utils.training import Agreement, find_adapter, merge_adapter, push_to_hub, write_model_card
 from tests.models import make_pairs
 
 PAIRS = pd.DataFrame(make_pairs(3) + make_pairs(2, "reflection_mid"))
@@ -44,7 +43,9 @@ def adapter(tiny_student, tmp_path_factory):
     AutoTokenizer.from_pretrained(tiny_student).save_pretrained(folder)
     settings = {"beta": 0.1, "seed": 3}
     licences = {tiny_student: "Apache-2.0"}
-    write_card(folder, PAIRS, LOG, base=tiny_student, settings=settings, licences=licences, sources=["clinic", "x"])
+    write_model_card(
+        folder, PAIRS, LOG, base=tiny_student, settings=settings, licences=licences, sources=["clinic", "x"]
+    )
     return folder
 
 
@@ -57,7 +58,7 @@ def test_the_card_tells_data_settings_figures_and_licences(adapter, tiny_student
         "margin\n1.250, pairs ranked right 90.0%.",
         "Held-out pairs: loss 0.6000, margin 0.750, ranked right 80.0%.",
         f"| base: {tiny_student} | Apache-2.0 |",
-        "| questions: clinic | not stated |\n| questions: x | not stated |",
+        "| questions: clinic | Apache-2.0 |\n| questions: x | not stated |",
         "rank 8, on down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
         "--max-lora-rank 8",
     ):
@@ -66,7 +67,7 @@ def test_the_card_tells_data_settings_figures_and_licences(adapter, tiny_student
 
 
 def test_the_merged_model_is_16_bit_and_says_what_base_and_adapter_say(adapter, tiny_student, tmp_path):
-    agreement = merge(adapter, tmp_path / "merged", pairs=PAIRS)
+    agreement = merge_adapter(adapter, tmp_path / "merged", pairs=PAIRS)
     assert agreement.same >= 0.98 and agreement.difference < 0.1 and agreement.tokens > 100
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     merged = load_model(str(tmp_path / "merged"), dtype=torch.float32)
@@ -87,7 +88,7 @@ def test_a_merged_model_that_differs_is_refused(adapter, tmp_path, monkeypatch):
     monkeypatch.setattr("peft.PeftModel.merge_and_unload", lambda self: self.unload(), raising=False)
     told = r"merge: merged and adapter agree on .*; expected at least 98%: nothing is written$"
     with pytest.raises(MedReflError, match=told):
-        merge(adapter, tmp_path / "merged")
+        merge_adapter(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -190,20 +191,20 @@ def test_push_is_private_unless_told_otherwise(adapter, root):
 
 def test_what_cannot_be_pushed_is_told_before_the_hub_is_asked(adapter, tmp_path):
     with pytest.raises(MedReflError, match="holds neither an adapter nor a model"):
-        push(tmp_path, "me/medrefl")
+        push_to_hub(tmp_path, "me/medrefl")
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     with pytest.raises(MedReflError, match="'medrefl' is not a hub id of the form owner/name"):
-        push(folder, "medrefl")
+        push_to_hub(folder, "medrefl")
     (folder / "README.md").unlink()
     with pytest.raises(MedReflError, match=r"has no card \(README.md\)"):
-        push(folder, "me/medrefl")
+        push_to_hub(folder, "me/medrefl")
 
 
-def test_the_hub_is_only_reached_by_push():
+def test_the_hub_is_only_reached_by_push(root):
     """Nothing else uploads: a run with licensed questions stays on the machine."""
     uploads = [
-        path.name
-        for path in adapters.Path(adapters.__file__).parent.rglob("*.py")
-        if "upload_folder" in path.read_text() or "push_to_hub" in path.read_text()
+        path.relative_to(root / "medrefl_utils").as_posix()
+        for path in (root / "medrefl_utils").rglob("*.py")
+        if "upload_folder(" in path.read_text() or ".push_to_hub(" in path.read_text()
     ]
-    assert uploads == ["adapters.py"]
+    assert uploads == ["training/adapters.py"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medrefl_utils.answers import extract_answer
-from medrefl_utils.records import Answer
+from medrefl_utils.core import Answer
+from medrefl_utils.exam import extract_answer
 
 OPTIONS = {"A": "Aspirin", "B": "Hepatitis B vaccine", "C": "Vitamin D", "D": "Escherichia coli", "E": "B lymphocytes"}
 

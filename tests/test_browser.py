@@ -22,9 +22,8 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from medrefl_utils.records import STEPS, Question, RunFiles
-from medrefl_utils.report import write_report
-from medrefl_utils.store import read_table, write_table
+from medrefl_utils.core import STEPS, Question, RunFiles, read_table, write_table
+from medrefl_utils.views import write_report
 from tests.test_report import grown
 
 pytestmark = pytest.mark.timeout(1200)  # minutes where other work has the cores
@@ -40,7 +39,7 @@ SMALLER = {
     "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 8"},
     "05_benchmark_evaluation": {
         "n_questions: int = 100": "n_questions: int = 40",
-        "repair_questions: int = 40": "repair_questions: int = 8",
+        "self_correction_questions: int = 40": "self_correction_questions: int = 8",
     },
 }
 
@@ -69,8 +68,13 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=40"):
         command += ["--set", name]
     # So few pairs must change some answers: the response browser has something to show.
-    command += ["--set", "03_pair_construction.max_reflection_pairs=8", "--set", "03_pair_construction.n_questions=40"]
-    command += ["--set", "05_benchmark_evaluation.repair_questions=8"]
+    command += [
+        "--set",
+        "03_pair_construction.max_reflection_pairs=8",
+        "--set",
+        "03_pair_construction.n_evaluation_questions=40",
+    ]
+    command += ["--set", "05_benchmark_evaluation.self_correction_questions=8"]
     command += ["--set", "04_dpo_lora_4bit.epochs=4", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
     run = RunFiles(folder / "runs" / "interactive")
     medrefl(folder, root, *command, "--only", "01")

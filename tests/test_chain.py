@@ -16,10 +16,10 @@ import nbformat
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from medrefl_utils import chain, provenance
-from medrefl_utils.execution import Progress, StageFailed
-from medrefl_utils.records import MedReflError, RunFiles
-from medrefl_utils.store import content_hash, record
+import medrefl_utils
+from medrefl_utils.core import MedReflError, RunFiles, content_hash, record_stage
+from medrefl_utils.runs import StageFailed, chain, provenance, stages
+from medrefl_utils.runs.execution import Progress
 from tests import toy
 
 SHARED = {"run": "t", "seed": 5}
@@ -100,7 +100,7 @@ def test_manifest_holds_what_a_reader_needs(_finished: tuple[Path, str]) -> None
         "run": "runs/t", "seed": 5, "n": 4, "rate": 1.0, "names": ["a", "b"], "data": "",
     }  # fmt: skip
     assert set(found["versions"]) >= {"medrefl", "torch", "transformers", "trl", "peft", "papermill", "pandas"}
-    assert found["versions"]["medrefl"] == "0.1.0"
+    assert found["versions"]["medrefl"] == medrefl_utils.__version__
     assert found["machine"]["python"].startswith("3.") and found["machine"]["cores"] >= 1
     assert found["git"] == {"revision": None, "dirty": None}
     first, second = found["stages"]["01_count"], found["stages"]["02_double"]
@@ -179,7 +179,7 @@ def test_dry_run_in_a_fresh_checkout_leaves_no_file(tmp_path: Path) -> None:
             {"03_tell": "notebook changed"},
         ),
         (
-            lambda r: record(RunFiles(r / "runs/t"), "03_tell", [r / "runs/t/report.html"], {}),
+            lambda r: record_stage(RunFiles(r / "runs/t"), "03_tell", [r / "runs/t/report.html"], {}),
             {"03_tell": "run by hand since"},
         ),
     ],
@@ -303,7 +303,7 @@ def test_upstream_makes_what_is_missing_when_a_notebook_is_opened_alone(tmp_path
 
 
 def test_upstream_returns_at_once_when_all_is_there(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chain.upstream("03_tell", "runs/t", root=finished, stages=toy.STAGES, package=finished / "toy")
+    chain.make_missing_inputs("03_tell", "runs/t", root=finished, stages=toy.STAGES, package=finished / "toy")
     assert capsys.readouterr().out == ""
 
 
@@ -313,7 +313,7 @@ def test_upstream_never_starts_a_chain_inside_a_chain(tmp_path: Path, monkeypatc
     with pytest.raises(
         MedReflError, match="^03_tell reads runs/x/values.parquet, which is missing: 02_double makes it$"
     ):
-        chain.upstream("03_tell", "runs/x", root=root, stages=toy.STAGES, package=root / "toy")
+        chain.make_missing_inputs("03_tell", "runs/x", root=root, stages=toy.STAGES, package=root / "toy")
     assert not (root / "runs").exists()
 
 
@@ -384,19 +384,33 @@ def test_code_hashes_follow_imports_of_every_form(tmp_path: Path) -> None:
         "d/e.py": "from ..f import h",
         "f.py": "import os, numpy",
         "z.py": "",
-        "chain.py": "import pkg.z",
+        "runs/chain.py": "import pkg.z",
+        "room/__init__.py": "import lazy\n"
+        "_ = lazy.attach(__name__, submodules=['k'], submod_attrs={'m': ['one', 'two'], 'n': ['n']})",
+        "room/k.py": "",
+        "room/m.py": "",
+        "room/n.py": "",
     }
     for name, source in sources.items():
         (tmp_path / "pkg" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pkg" / name).write_text(source)
-    toy.notebook(tmp_path / "n.ipynb", "x: int = 1", ["%matplotlib inline\nimport pkg.chain\nfrom pkg import a"])
+    toy.notebook(tmp_path / "n.ipynb", "x: int = 1", ["%matplotlib inline\nimport pkg.runs.chain\nfrom pkg import a"])
     found = provenance.code_hashes(tmp_path / "n.ipynb", tmp_path / "pkg")
     assert list(found) == ["a.py", "b.py", "c.py", "d/__init__.py", "d/e.py", "f.py"]
+    for source, modules in {
+        "from pkg.room import one": {"room/m.py"},
+        "from pkg import room\nroom.two(1)": {"room/m.py"},
+        "from pkg import room as r\nr.n\nr.one": {"room/m.py", "room/n.py"},
+        "from pkg.room import k": {"room/k.py"},
+        "from pkg import room": set(),
+    }.items():
+        toy.notebook(tmp_path / "n.ipynb", "x: int = 1", [source])
+        assert provenance.code_hashes(tmp_path / "n.ipynb", tmp_path / "pkg").keys() == modules, source
 
 
 def test_the_real_chain_hands_on_every_artifact() -> None:
     made: set[str] = {"figures"}
-    for stage in chain.STAGES:
+    for stage in stages.STAGES:
         assert set(stage.reads) <= made, f"{stage.name} reads what nothing above it makes"
         assert stage.writes, f"{stage.name} writes nothing"
         made |= set(stage.writes)

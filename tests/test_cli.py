@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medrefl_utils import __version__
-from medrefl_utils.chain import DEFAULT_STAGES, STAGES
+from medrefl_utils.runs import DEFAULT_STAGES, STAGES
 from tests import toy
 
 COMMAND = [sys.executable, "-m", "medrefl_utils"]
@@ -22,8 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 WRITE_SCORES = """\
 import pandas as pd
-from medrefl_utils.records import CLAIMS, SCORES
-from medrefl_utils.store import write_table
+from medrefl_utils.core import SCORES, SELF_CORRECTION, write_table
 rows = [
     dict(source='clinic', protocol='sampled', model=m, n=1000, runs=1, accuracy=a, gain=g, gain_low=0.05,
          gain_high=0.09, mcnemar_p=1e-9, fixed=100, broken=30, accuracy_low=a, accuracy_high=a, accuracy_published=a,
@@ -37,7 +36,7 @@ WRITE_CLAIMS = """rates = [
          difference_high=0.2)
     for m, s in (('base', 0.4), ('medrefl', 0.5))
 ]
-write_table(files.claims, pd.DataFrame(rates), CLAIMS)"""
+write_table(files.self_correction, pd.DataFrame(rates), SELF_CORRECTION)"""
 
 
 def tiny_checkout(root: Path) -> Path:
@@ -48,13 +47,13 @@ def tiny_checkout(root: Path) -> Path:
             text = (
                 f"files.{artifact}.parent.mkdir(parents=True, exist_ok=True)\nfiles.{artifact}.write_text('{artifact}')"
             )
-            cells.append({"scores": WRITE_SCORES, "claims": WRITE_CLAIMS}.get(artifact, text))
+            cells.append({"scores": WRITE_SCORES, "self_correction": WRITE_CLAIMS}.get(artifact, text))
         outputs = ", ".join(f"files.{artifact}" for artifact in stage.writes)
         cells += [
             "if fail:\n    raise MedReflError('row 3: [bold]no gold[/bold] letter')",
             "print('told the notebook')",
         ]
-        cells += [f"record(files, '{stage.name}', [{outputs}], {{}})"]
+        cells += [f"record_stage(files, '{stage.name}', [{outputs}], {{}})"]
         parameters = 'run: str = "runs/interactive"  # folder\nfail: bool = False  # raise\nseed: int = 0  # any'
         toy.notebook(root / "notebooks" / f"{stage.name}.ipynb", parameters, cells)
     (root / "params").mkdir()
@@ -194,7 +193,8 @@ def test_version_and_help(tmp_path: Path) -> None:
 
 def test_starting_costs_no_model_import(tmp_path: Path) -> None:
     code = (
-        "import sys, medrefl_utils.cli; print(sorted({'torch', 'transformers', 'trl', 'papermill'} & set(sys.modules)))"
+        "import sys, medrefl_utils.runs.cli\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'papermill'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
 
@@ -221,9 +221,8 @@ def test_a_profile_names_the_stages_that_run(finished: Path) -> None:
 
 def test_two_chains_do_not_work_in_one_folder_and_a_dead_ones_lock_is_free(finished: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from medrefl_utils.records import RunFiles;"
-        " from medrefl_utils.store import held\n"
-        "with held(RunFiles(Path('runs/t'))):\n    print('mine', flush=True)\n    time.sleep(600)"
+        "import sys, time; from pathlib import Path; from medrefl_utils.core import RunFiles, lock_run\n"
+        "with lock_run(RunFiles(Path('runs/t'))):\n    print('mine', flush=True)\n    time.sleep(600)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     holder = subprocess.Popen(

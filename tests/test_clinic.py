@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from medrefl_utils import clinic
-from medrefl_utils.records import MedReflError
+from medrefl_utils.core import MedReflError
+from medrefl_utils.exam import clinic
 
 CASES = clinic.make_cases(400, seed=5, split="train") + clinic.make_cases(400, seed=5, split="test")
 

@@ -37,8 +37,8 @@ def test_the_colab_notebook_runs_the_smoke_profile_and_shows_its_report(root: Pa
     run = root / "runs" / "test_colab"
     shutil.rmtree(run, ignore_errors=True)
     small = ["01_tree_rollout.n_questions=16", "05_benchmark_evaluation.n_questions=24"]
-    small += ["03_pair_construction.max_reflection_pairs=4", "03_pair_construction.n_questions=100"]
-    small += ["05_benchmark_evaluation.repair_questions=8"]
+    small += ["03_pair_construction.max_reflection_pairs=4", "03_pair_construction.n_evaluation_questions=100"]
+    small += ["05_benchmark_evaluation.self_correction_questions=8"]
     parameters = {"profile": "smoke", "run": "test_colab", "overrides": small}
     try:
         book = papermill.execute_notebook(

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medrefl_utils import clinic
-from medrefl_utils.contamination import overlaps, without_overlaps
-from medrefl_utils.records import OVERLAPS, MedReflError, Question
+from medrefl_utils.core import OVERLAPS, MedReflError, Question
+from medrefl_utils.exam import clinic, find_overlaps, remove_overlaps
 
 TRAIN = clinic.make_exam(300, seed=0, split="train")
 TEST = clinic.make_exam(600, seed=0, split="test")
@@ -37,11 +36,11 @@ def reworded(question: Question, n: int, seed: int = 0) -> Question:
 
 
 def test_two_splits_of_the_clinic_share_a_template_and_no_question() -> None:
-    assert overlaps(TRAIN, TEST).empty
+    assert find_overlaps(TRAIN, TEST).empty
 
 
 def test_an_exact_copy_counts_whatever_its_case_punctuation_and_order_of_options() -> None:
-    found = overlaps(TRAIN, [*TEST, shuffled(TRAIN[7])])
+    found = find_overlaps(TRAIN, [*TEST, shuffled(TRAIN[7])])
     assert found[["question_id", "other_id", "other_source", "how"]].values.tolist() == [
         [TRAIN[7].question_id, "copy", "clinic", "same"]
     ]
@@ -50,9 +49,9 @@ def test_an_exact_copy_counts_whatever_its_case_punctuation_and_order_of_options
 
 
 def test_a_lightly_reworded_copy_counts_and_a_heavily_reworded_one_does_not() -> None:
-    hits = [len(overlaps([q], [reworded(q, 1, i)])) for i, q in enumerate(TRAIN[:60])]
+    hits = [len(find_overlaps([q], [reworded(q, 1, i)])) for i, q in enumerate(TRAIN[:60])]
     assert sum(hits) == 60
-    assert sum(len(overlaps([q], [reworded(q, 12, i)])) for i, q in enumerate(TRAIN[:60])) == 0
+    assert sum(len(find_overlaps([q], [reworded(q, 12, i)])) for i, q in enumerate(TRAIN[:60])) == 0
 
 
 def test_other_findings_do_not_count_though_all_else_is_the_same() -> None:
@@ -63,43 +62,43 @@ def test_other_findings_do_not_count_though_all_else_is_the_same() -> None:
         case.findings, ("mossy gums", "spotted elbows", "ticking hips", "bitter tears"), strict=False
     ):
         stem = stem.replace(finding, other)
-    assert stem != one.stem and overlaps([one], [replace(one, question_id="copy", stem=stem)]).empty
+    assert stem != one.stem and find_overlaps([one], [replace(one, question_id="copy", stem=stem)]).empty
 
 
 def test_a_question_inside_a_longer_one_counts() -> None:
     vignette = " ".join(f"word{i}" for i in range(60))
     short = Question("short", vignette, {"A": "one", "B": "two"}, "A")
     longer = replace(short, question_id="long", stem=f"{vignette} {' '.join(f'more{i}' for i in range(40))}")
-    [row] = overlaps([short], [longer]).itertuples()
+    [row] = find_overlaps([short], [longer]).itertuples()
     assert row.how == "contained" and row.containment == 1 and row.jaccard < 0.7
 
 
 def test_the_figures_are_true_ones_not_the_hashes_estimates() -> None:
     a = Question("a", "one two three four five six", {"A": "x", "B": "y"}, "A")
     b = Question("b", "one two three four five seven", {"A": "x", "B": "y"}, "A")
-    [row] = overlaps([a], [b], threshold=0.5).itertuples()  # 3 of 4 trigrams and both options shared, of 7 in all
+    [row] = find_overlaps([a], [b], threshold=0.5).itertuples()  # 3 of 4 trigrams and both options shared, of 7 in all
     assert (row.jaccard, row.containment) == (5 / 7, 5 / 6)
 
 
 def test_the_stage_stops_unless_told_to_drop() -> None:
-    found = overlaps(TRAIN, [shuffled(TRAIN[7])])
+    found = find_overlaps(TRAIN, [shuffled(TRAIN[7])])
     with pytest.raises(
         MedReflError, match=f"1 of 300 training questions .* '{TRAIN[7].question_id}' as 'copy' .same."
     ) as e:
-        without_overlaps(TRAIN, found, contaminated="stop")
+        remove_overlaps(TRAIN, found, contaminated="stop")
     assert "\n" not in str(e.value)
-    assert without_overlaps(TRAIN, found, contaminated="drop") == TRAIN[:7] + TRAIN[8:]
-    assert without_overlaps(TRAIN, found.iloc[:0], contaminated="stop") == TRAIN
+    assert remove_overlaps(TRAIN, found, contaminated="drop") == TRAIN[:7] + TRAIN[8:]
+    assert remove_overlaps(TRAIN, found.iloc[:0], contaminated="stop") == TRAIN
     with pytest.raises(MedReflError, match="contaminated is 'keep', expected stop or drop"):
-        without_overlaps(TRAIN, found, contaminated="keep")
+        remove_overlaps(TRAIN, found, contaminated="keep")
 
 
 def test_nothing_to_compare_and_impossible_settings() -> None:
-    assert overlaps([], TEST).empty and overlaps(TRAIN, []).empty
+    assert find_overlaps([], TEST).empty and find_overlaps(TRAIN, []).empty
     with pytest.raises(MedReflError, match="n is 0"):
-        overlaps(TRAIN, TEST, n=0)
+        find_overlaps(TRAIN, TEST, n=0)
     with pytest.raises(MedReflError, match="threshold 0.2"):
-        overlaps(TRAIN, TEST, threshold=0.2)
+        find_overlaps(TRAIN, TEST, threshold=0.2)
 
 
 WORDS = st.lists(st.sampled_from("fever rash cough pain itch".split()), min_size=1, max_size=12).map(" ".join)
@@ -125,17 +124,17 @@ def test_hashing_misses_nothing_that_comparing_all_finds(ours: list[str], theirs
                 expected.add((f"t{i}", f"e{j}"))
             elif shared / small >= 0.95 and shared / both < 0.6:
                 expected.discard((f"t{i}", f"e{j}"))  # contained, and so far apart that hashing need not see it
-    found = overlaps(training, evaluation, threshold=0.8)
+    found = find_overlaps(training, evaluation, threshold=0.8)
     pairs = set(zip(found["question_id"], found["other_id"], strict=True))
     assert expected <= pairs
     assert all(row.jaccard >= 0.8 or row.containment >= 0.95 or row.how == "same" for row in found.itertuples())
 
 
 def test_medqa_questions_overlap_the_other_version_of_their_file(shared_data) -> None:
-    from medrefl_utils.questions import load_questions
+    from medrefl_utils.exam import load_questions
 
     four = load_questions(str(shared_data / "benchmarks" / "medqa_usmle_4op_test.jsonl"), limit=200)
     five = load_questions(str(shared_data / "benchmarks" / "medqa_usmle_5op_test.jsonl"), limit=200)
-    found = overlaps(four, five)
+    found = find_overlaps(four, five)
     assert found["question_id"].nunique() > 190  # the same stems, less one option
-    assert overlaps(four[:100], five[100:]).empty
+    assert find_overlaps(four[:100], five[100:]).empty

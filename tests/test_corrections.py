@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrefl_utils import corrections as module
-from medrefl_utils.corrections import corrections, locate_errors
-from medrefl_utils.records import MedReflError
-from medrefl_utils.values import paths, remain_values
+from medrefl_utils.core import MedReflError
+from medrefl_utils.trees import corrections as module
+from medrefl_utils.trees import locate_errors, paths, rank_corrections, remain_values
 from tests.test_values import FIGURE, forests, plain
 
 # V: 1 = -1/3, 2 = 1/5, 3 = 0, 4 = -1, 5 = 0, 6 = -1, 7 = 1; leaves 8 = 1, 9 = -1, 10 = -1, 11 = 1, 12 = 13 = 1; root 0.
@@ -49,12 +48,12 @@ def test_errors_of_the_figures_tree() -> None:
 def test_a_tree_that_is_all_wrong_has_no_error() -> None:
     wrong = FIGURE.assign(outcome=FIGURE["outcome"].where(FIGURE["outcome"].isna(), -1.0))
     assert set(errors(wrong).values()) == {None}
-    table, dropped = corrections(wrong, locate_errors(wrong), kind="post")
+    table, dropped = rank_corrections(wrong, locate_errors(wrong), kind="post")
     assert table.empty and dropped["no_error"] == 8
 
 
 def test_corrections_in_the_middle_of_the_figures_tree() -> None:
-    table, dropped = corrections(FIGURE, locate_errors(FIGURE), kind="mid")
+    table, dropped = rank_corrections(FIGURE, locate_errors(FIGURE), kind="mid")
     # Paths 4 and 9 err at 1: 9 stands for both, since its S, -4/9, is above -2/3. Path 6 errs at its leaf.
     assert dropped == {"unreadable": 0, "no_error": 0, "error_ends_path": 1, "same_error": 1}
     shown = table[["wrong_leaf", "left", "taken", "leaf", "effective"]].values.tolist()
@@ -82,7 +81,7 @@ def test_corrections_in_the_middle_of_the_figures_tree() -> None:
 
 
 def test_corrections_after_the_end_leave_the_leaf() -> None:
-    table, dropped = corrections(FIGURE, locate_errors(FIGURE), kind="post", weights=(2.0, 0.0, 0.0))
+    table, dropped = rank_corrections(FIGURE, locate_errors(FIGURE), kind="post", weights=(2.0, 0.0, 0.0))
     assert sum(dropped.values()) == 0
     assert (table["left"] == table["wrong_leaf"]).all()
     assert table["wrong_leaf"].unique().tolist() == [4, 6, 9, 10]
@@ -98,8 +97,8 @@ def test_corrections_after_the_end_leave_the_leaf() -> None:
 
 def test_top_k_keeps_the_best_of_both_ways_to_end() -> None:
     located = locate_errors(FIGURE)
-    everything, _ = corrections(FIGURE, located, kind="post")
-    best, _ = corrections(FIGURE, located, kind="post", top_k=1)
+    everything, _ = rank_corrections(FIGURE, located, kind="post")
+    best, _ = rank_corrections(FIGURE, located, kind="post", top_k=1)
     expected = everything.groupby(["wrong_leaf", "effective"], sort=False).head(1).reset_index(drop=True)
     pd.testing.assert_frame_equal(best, expected)
     assert len(best) == 8
@@ -107,21 +106,21 @@ def test_top_k_keeps_the_best_of_both_ways_to_end() -> None:
 
 def test_a_model_may_say_where_the_error_is() -> None:
     told = pd.DataFrame({"question_id": ["figure"] * 2, "leaf": [9, 10], "node_id": [3, None]})
-    table, dropped = corrections(FIGURE, told, kind="mid")
+    table, dropped = rank_corrections(FIGURE, told, kind="mid")
     assert table["left"].unique().tolist() == [3] and dropped["no_error"] == 1
     assert sorted(table["leaf"]) == [4, 6, 10, 11, 12, 13]
     with pytest.raises(MedReflError, match="'figure': the located error 5 is not a step of the path to leaf 9"):
-        corrections(FIGURE, told.assign(node_id=[5, 5]), kind="mid")
+        rank_corrections(FIGURE, told.assign(node_id=[5, 5]), kind="mid")
     with pytest.raises(MedReflError, match="the located error 99 is not a step of the path to leaf 9"):
-        corrections(FIGURE, told.assign(node_id=[99, 5]), kind="mid")
+        rank_corrections(FIGURE, told.assign(node_id=[99, 5]), kind="mid")
     with pytest.raises(MedReflError, match="leaf 8 is not that of a wrong path"):
-        corrections(FIGURE, told.assign(leaf=[8, 10], node_id=[3, None]), kind="mid")
+        rank_corrections(FIGURE, told.assign(leaf=[8, 10], node_id=[3, None]), kind="mid")
 
 
 def test_what_states_no_answer_is_neither_corrected_nor_taken_up() -> None:
     stop = FIGURE["outcome"].notna().map({True: "answer", False: None})
     cut = FIGURE.assign(stop=stop.mask(FIGURE["node_id"].isin([9, 6]), "tokens"))
-    table, dropped = corrections(cut, locate_errors(cut), kind="post")
+    table, dropped = rank_corrections(cut, locate_errors(cut), kind="post")
     assert dropped["unreadable"] == 2
     assert table["wrong_leaf"].unique().tolist() == [4, 10] and not table["leaf"].isin([6, 9]).any()
 
@@ -129,11 +128,11 @@ def test_what_states_no_answer_is_neither_corrected_nor_taken_up() -> None:
 def test_impossible_parameters_are_refused() -> None:
     located = locate_errors(FIGURE)
     with pytest.raises(MedReflError, match="kind is 'after', expected one of mid, post"):
-        corrections(FIGURE, located, kind="after")
+        rank_corrections(FIGURE, located, kind="after")
     with pytest.raises(MedReflError, match=r"weights are \[1, -1, 1\], expected three"):
-        corrections(FIGURE, located, kind="mid", weights=(1, -1, 1))
+        rank_corrections(FIGURE, located, kind="mid", weights=(1, -1, 1))
     with pytest.raises(MedReflError, match="top_k is 0"):
-        corrections(FIGURE, located, kind="mid", top_k=0)
+        rank_corrections(FIGURE, located, kind="mid", top_k=0)
 
 
 def brute(table: pd.DataFrame, kind: str, margin: Fraction) -> set[tuple]:
@@ -176,8 +175,8 @@ def brute(table: pd.DataFrame, kind: str, margin: Fraction) -> set[tuple]:
 def test_any_forest_has_the_corrections_of_the_definition(table, kind, margin, block) -> None:
     size, module._BLOCK = module._BLOCK, block
     try:
-        ours, _ = corrections(table, locate_errors(table, margin), kind=kind, weights=(0.2, 0.3, 0.5))
-        best, _ = corrections(table, locate_errors(table, margin), kind=kind, weights=(0.2, 0.3, 0.5), top_k=2)
+        ours, _ = rank_corrections(table, locate_errors(table, margin), kind=kind, weights=(0.2, 0.3, 0.5))
+        best, _ = rank_corrections(table, locate_errors(table, margin), kind=kind, weights=(0.2, 0.3, 0.5), top_k=2)
     finally:
         module._BLOCK = size
     gains = ours[["gain_step", "gain_path", "gain_rest"]]
@@ -204,12 +203,12 @@ def test_row_order_changes_nothing(table, random) -> None:
     random.shuffle(order)
     key = ["question_id", "wrong_leaf", "leaf"]
     ours, other = (
-        corrections(t, locate_errors(t), kind="post")[0].sort_values(key, ignore_index=True)
+        rank_corrections(t, locate_errors(t), kind="post")[0].sort_values(key, ignore_index=True)
         for t in (table, table.iloc[order])
     )
     pd.testing.assert_frame_equal(ours, other)
 
 
 def test_no_rows_give_no_corrections() -> None:
-    table, dropped = corrections(FIGURE.iloc[:0], locate_errors(FIGURE.iloc[:0]), kind="mid")
+    table, dropped = rank_corrections(FIGURE.iloc[:0], locate_errors(FIGURE.iloc[:0]), kind="mid")
     assert table.empty and "action" in table and sum(dropped.values()) == 0

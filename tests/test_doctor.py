@@ -10,23 +10,21 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from medrefl_utils import doctor
-from medrefl_utils.doctor import Machine
-from medrefl_utils.memory import filled, predict
-from medrefl_utils.profiles import Profile
+from medrefl_utils.models import longest_pairs, predict_training
+from medrefl_utils.runs import Machine, Profile, doctor
 
 T4 = Machine("Tesla T4 (compute 7.5)", 14.7, 12.7, 70.0, "float16")
 LAPTOP = Machine(None, None, 16.0, 100.0, "float32")
 
 
 def found(machine: Machine, profile: Profile | None = None) -> dict[str, doctor.Check]:
-    return {check.name: check for check in doctor.examine(machine, profile)}
+    return {check.name: check for check in doctor.check_machine(machine, profile)}
 
 
 def profile(model: str, quantization: str = "nf4") -> Profile:
     used = {"model": model, "quantization": quantization}
     training = used | {
-        "rank": 64, "batch_size": 1, "max_length": 4096, "shared_prefix": True, "gradient_checkpointing": True,
+        "lora_rank": 64, "batch_size": 1, "max_length": 4096, "shared_prefix": True, "gradient_checkpointing": True,
         "activation_offloading": False, "optimizer": "paged_adamw_8bit",
     }  # fmt: skip
     return Profile("p.yaml", "p", {"01_tree_rollout": used, "04_dpo_lora_4bit": training, "06_report": {}})
@@ -42,15 +40,18 @@ def test_a_t4_computes_in_fp16_and_holds_an_8b_model_in_4_bit() -> None:
 
 def test_what_a_model_needs_is_what_the_plan_predicts() -> None:
     shape = doctor.SIZES["8B"]
-    usual = {"rank": 64, "batch_size": 1, "shared_prefix": True, "gradient_checkpointing": True}
+    usual = {"lora_rank": 64, "batch_size": 1, "shared_prefix": True, "gradient_checkpointing": True}
     usual |= {"quantization": "nf4", "max_length": 1000, "activation_offloading": False, "optimizer": "adamw"}
-    assert doctor.need(shape, training=True) == predict(shape, filled(1000, 1), settings=usual).gib
+    assert (
+        doctor.memory_needed(shape, training=True)
+        == predict_training(shape, longest_pairs(1000, 1), settings=usual).gib
+    )
     # By hand: 6.98 billion weights in linear maps at 0.5158 bytes, 1.05 others at 2; 8 rows of 2,048 tokens at 131,072
     # bytes and a draw of 128,256 words at 64; 0.6 GiB of libraries.
     by_hand = (0.51587 * 6.9793e9 + 2 * 1.05093e9 + 8 * (2048 * 131_072 + 64 * 128_256)) / 2**30 + 0.6
-    assert doctor.need(shape, training=False) == pytest.approx(by_hand, rel=1e-3)
-    assert doctor.need(shape, training=False, settings={"quantization": "none"}) > 16
-    assert doctor.largest(14.7, training=True) == "8B" and doctor.largest(1.0, training=True) is None
+    assert doctor.memory_needed(shape, training=False) == pytest.approx(by_hand, rel=1e-3)
+    assert doctor.memory_needed(shape, training=False, settings={"quantization": "none"}) > 16
+    assert doctor.largest_model(14.7, training=True) == "8B" and doctor.largest_model(1.0, training=True) is None
 
 
 def test_the_sizes_are_those_of_their_names() -> None:

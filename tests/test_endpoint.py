@@ -10,20 +10,15 @@ from dataclasses import asdict
 
 import pytest
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.generators import Prefix, open_generator
-from medrefl_utils.generators.calls import CallLog
-from medrefl_utils.generators.endpoint import EndpointGenerator
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import Continuation, MedReflError, Sampling
-from medrefl_utils.rollout import roll_out
-from medrefl_utils.search import Growth, grow
-from medrefl_utils.values import value_table
+from medrefl_utils.core import Continuation, MedReflError, Sampling
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import CallLog, EndpointGenerator, LocalGenerator, Prefix, open_generator
+from medrefl_utils.trees import SearchSettings, grow_trees, roll_out, value_table
 from tests.server import serving
 
 QUESTIONS = clinic.make_exam(3, seed=3)
 SAMPLING = Sampling(1.0, 1.0, 80)
-PLAIN = Growth((2, 2, 1))
+PLAIN = SearchSettings((2, 2, 1))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +55,7 @@ def test_one_probe_finds_out_what_the_server_can_do_and_it_is_recorded(manners, 
 def test_trees_grow_the_same_way_whatever_the_servers_manners(manners):
     with serving(**manners) as server:
         generator = EndpointGenerator(server.url, "student")
-        steps = grow(QUESTIONS, generator, growth=PLAIN, sampling=SAMPLING, seed=0)
+        steps = grow_trees(QUESTIONS, generator, growth=PLAIN, sampling=SAMPLING, seed=0)
     inner, leaves = steps[steps.kind == "step"], steps[steps.kind == "leaf"]
     assert inner.text.str.endswith("\n").all() and (inner.text.str.strip() != "").all()
     assert (inner.text.str.count("\n") == 1).all() and (leaves.stop == "answer").all()
@@ -74,7 +69,7 @@ def test_trees_grow_the_same_way_whatever_the_servers_manners(manners):
 def test_the_students_trees_over_http(tiny_student):
     with serving(LocalGenerator(tiny_student)) as server:
         generator = EndpointGenerator(server.url, "student")
-        steps = grow(QUESTIONS[:1], generator, growth=Growth((2,)), sampling=SAMPLING, seed=0)
+        steps = grow_trees(QUESTIONS[:1], generator, growth=SearchSettings((2,)), sampling=SAMPLING, seed=0)
         chain = EndpointGenerator(server.url, "student").chat(
             [prompts.exam(QUESTIONS[0])], Sampling(0.0, 1.0, 250), [1]
         )

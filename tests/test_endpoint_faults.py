@@ -5,12 +5,9 @@ import time
 
 import pytest
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.generators import Prefix, open_generator
-from medrefl_utils.generators.budget import Budget, Spent
-from medrefl_utils.generators.calls import CallLog
-from medrefl_utils.generators.endpoint import EndpointGenerator
-from medrefl_utils.records import MedReflError, Sampling
+from medrefl_utils.core import MedReflError, Sampling
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import Budget, CallLog, EndpointGenerator, Prefix, Spent, open_generator
 from tests.server import serving
 
 MESSAGES = [prompts.exam(question) for question in clinic.make_exam(5, seed=3)]
@@ -150,7 +147,7 @@ def spent(server) -> Spent:
 LIMITS = [
     {"max_calls": 9},
     {"max_tokens": 600},
-    {"max_cost": 0.0012, "price_in": 1.0, "price_out": 5.0},
+    {"max_cost": 0.0012, "input_price": 1.0, "output_price": 5.0},
 ]
 
 
@@ -204,7 +201,10 @@ def test_the_model_in_this_process_heeds_a_budget_too(tiny_student):
     ("wrong", "message"),
     [
         ({"max_calls": -1}, "budget: max_calls is -1, expected at least 0"),
-        ({"max_cost": 3.0}, "budget: max_cost needs price_in and price_out, of a million tokens read and written"),
+        (
+            {"max_cost": 3.0},
+            "budget: max_cost needs input_price and output_price, of a million tokens read and written",
+        ),
     ],
 )
 def test_a_budget_that_is_none_is_refused(wrong, message):

@@ -6,22 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrefl_utils import clinic
+from medrefl_utils.core import RESPONSES, Continuation, MedReflError, Question, Sampling, read_table
 from medrefl_utils.evaluation import (
     PROTOCOLS,
     Protocol,
+    collect_responses,
     evaluate,
-    judged,
-    protocol,
+    judge_answers,
+    make_protocol,
     published_temperature,
     published_top_p,
-    respond,
+    score_responses,
 )
-from medrefl_utils.generators import Usage
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import RESPONSES, Continuation, MedReflError, Question, Sampling
-from medrefl_utils.statistics import score_responses
-from medrefl_utils.store import read_table
+from medrefl_utils.exam import clinic
+from medrefl_utils.models import LocalGenerator, Usage
 
 QUESTIONS = clinic.make_exam(150, seed=4, split="test")
 SAMPLED = Protocol("sampled", (Sampling(1.0, 1.0, 256),) * 2)
@@ -69,11 +67,11 @@ def test_the_student_answers_step_by_step_and_errs_as_it_was_taught(responses):
 
 
 def test_runs_draw_differently_and_models_alike(student):
-    first = respond(QUESTIONS[:20], student, model="base", protocol=SAMPLED, seed=0)
-    again = respond(QUESTIONS[:20], student, model="medrefl", protocol=SAMPLED, seed=0)
+    first = collect_responses(QUESTIONS[:20], student, model="base", protocol=SAMPLED, seed=0)
+    again = collect_responses(QUESTIONS[:20], student, model="medrefl", protocol=SAMPLED, seed=0)
     assert first.response.tolist() == again.response.tolist()
     assert first.response[:20].tolist() != first.response[20:].tolist()
-    other = respond(QUESTIONS[:20], student, model="base", protocol=SAMPLED, seed=1)
+    other = collect_responses(QUESTIONS[:20], student, model="base", protocol=SAMPLED, seed=1)
     assert first.response.tolist() != other.response.tolist()
 
 
@@ -118,7 +116,7 @@ def test_the_density_is_the_published_one() -> None:
 
 
 def test_published_is_three_seeded_runs() -> None:
-    ways = [protocol("published", seed=seed, max_tokens=99, temperature=0.0) for seed in (5, 5, 6)]
+    ways = [make_protocol("published", seed=seed, max_tokens=99, temperature=0.0) for seed in (5, 5, 6)]
     assert ways[0] == ways[1] != ways[2]
     assert len(ways[0].samplings) == len(set(ways[0].samplings)) == 3
     for sampling in ways[0].samplings:
@@ -127,15 +125,17 @@ def test_published_is_three_seeded_runs() -> None:
 
 
 def test_protocols_by_name() -> None:
-    settings = dict(runs=2, temperature=0.7, top_p=0.9, max_tokens=50, repetition_penalty=1.05, samples=4, budget=8)
-    ways = {name: protocol(name, **settings) for name in PROTOCOLS}
+    settings = dict(
+        n_runs=2, temperature=0.7, top_p=0.9, max_tokens=50, repetition_penalty=1.05, n_votes=4, thinking_budget=8
+    )
+    ways = {name: make_protocol(name, **settings) for name in PROTOCOLS}
     drawn, greedy = Sampling(0.7, 0.9, 50, 1.05), Sampling(0.0, 1.0, 50, 1.05)
     assert ways["sampled"] == Protocol("sampled", (drawn, drawn))
     assert ways["greedy"] == Protocol("greedy", (greedy,))
     assert ways["self-consistency"] == Protocol("self-consistency", (drawn,) * 4, vote=True)
     assert ways["budget"] == Protocol("budget", (Sampling(0.0, 1.0, 8, 1.05),), budget=True)
     with pytest.raises(MedReflError, match="protocol 'beam': expected one of published, greedy"):
-        protocol("beam")
+        make_protocol("beam")
 
 
 class Scripted:
@@ -175,8 +175,8 @@ def test_the_majority_is_the_answer() -> None:
         "two?": ["Answer: C", "Answer: A", "Answer: C", "Answer: A"],  # a tie: the first vote counts
         "three?": ["hm", "hm", "hm", "hm"],
     }
-    way = protocol("self-consistency", samples=4, max_tokens=99)
-    table = respond(ASKED, Scripted(votes), model="base", protocol=way, seed=0)
+    way = make_protocol("self-consistency", n_votes=4, max_tokens=99)
+    table = collect_responses(ASKED, Scripted(votes), model="base", protocol=way, seed=0)
     assert table["response"].tolist() == ["Answer: B, I think", "Answer: C", "hm"]
     assert table["answer"].tolist()[:2] == ["B", "C"] and pd.isna(table["answer"][2])
     assert table["rule"].tolist() == ["vote 2/4", "vote 2/4", "none"]
@@ -188,7 +188,9 @@ def test_the_majority_is_the_answer() -> None:
 def test_thinking_is_cut_at_the_budget_and_the_answer_asked_for() -> None:
     texts = {"one?": ["Answer: A"], "two?": ["Step 1: so many words"], "three?": ["<think>so many words"]}
     generator = Scripted(texts)
-    table = respond(ASKED, generator, model="base", protocol=protocol("budget", budget=12), seed=0)
+    table = collect_responses(
+        ASKED, generator, model="base", protocol=make_protocol("budget", thinking_budget=12), seed=0
+    )
     assert generator.prefixes == ["Step 1: so m\nAnswer:", "<think>so ma\n</think>\n\nAnswer:"]
     assert table["response"].tolist() == ["Answer: A"] + [f"{prefix} B" for prefix in generator.prefixes]
     assert table["stop"].tolist() == ["end", "forced", "forced"]
@@ -198,11 +200,11 @@ def test_thinking_is_cut_at_the_budget_and_the_answer_asked_for() -> None:
 
 def test_a_response_says_what_was_shown() -> None:
     generator = Scripted({"one?": ["Answer: B: z"]})
-    table = respond(ASKED[:1], generator, model="base", protocol=GREEDY, seed=0)
+    table = collect_responses(ASKED[:1], generator, model="base", protocol=GREEDY, seed=0)
     (row,) = table.itertuples()
     assert dict(row.options) == ASKED[0].options and row.seconds > 0
     assert (row.answer, row.stated_letter, row.conflict) == ("C", "B", True)
-    other = respond(
+    other = collect_responses(
         [Question("other", "ONE?  ", {"A": "z", "B": "x", "C": "y"}, "C")],
         Scripted({"ONE?": ["A"]}), model="base", protocol=GREEDY, seed=0,
     )  # fmt: skip
@@ -237,7 +239,7 @@ def test_a_judge_reads_what_the_rules_leave_and_both_figures_are_shown(responses
             "fourth": ["I think so.", "Settles on: Z", "hm"],  # never a letter of the question
         }
     )
-    read = judged(table, QUESTIONS, judge, seed=0)
+    read = judge_answers(table, QUESTIONS, judge, seed=0)
     assert read["judged"].fillna("-").tolist() == [gold[0], other, "-", "-", "-"]
     assert len(judge.asked) == 6 and not any("fifth" in text for text in judge.asked)
     assert read["answer"].isna().sum() == 4, "the rules' own reading stands"
@@ -254,7 +256,7 @@ def test_json_is_asked_for_and_read(student):
             assert all('"reason"' in message[0]["content"] for message in messages)
             return [Continuation('{"reason": "it fits", "answer": "B"}', (1,), -1.0, "end") for _ in messages]
 
-    table = respond(QUESTIONS[:3], Says(), model="base", protocol=GREEDY, seed=0, form="json")
+    table = collect_responses(QUESTIONS[:3], Says(), model="base", protocol=GREEDY, seed=0, answer_format="json")
     assert table["answer"].tolist() == ["B"] * 3 and set(table["rule"]) == {"json"}
-    with pytest.raises(MedReflError, match="form is 'xml', expected one of steps, json"):
-        respond(QUESTIONS[:3], Says(), model="base", protocol=GREEDY, seed=0, form="xml")
+    with pytest.raises(MedReflError, match="answer_format is 'xml', expected one of steps, json"):
+        collect_responses(QUESTIONS[:3], Says(), model="base", protocol=GREEDY, seed=0, answer_format="xml")

@@ -13,12 +13,10 @@ import yaml
 from datasets import load_dataset
 from trl import DPOConfig, DPOTrainer
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.exports import export_pairs, write_card
+from medrefl_utils.core import PAIRS, MedReflError, content_hash, read_table, write_table
+from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.models import load_model, load_tokenizer
-from medrefl_utils.pairs import with_texts
-from medrefl_utils.records import PAIRS, MedReflError
-from medrefl_utils.store import content_hash, read_table, write_table
+from medrefl_utils.pairs import export_pairs, replace_sides, write_dataset_card
 
 CASES = clinic.make_cases(6, seed=3)
 KINDS = ["reasoning", "reflection_mid", "reflection_post", "random_cot", "reasoning", "random_cot"]
@@ -32,7 +30,7 @@ def make_pairs(folder: Path) -> pd.DataFrame:
         other = next(letter for letter in case.question.options if letter != case.question.gold)
         empty = dict.fromkeys(PAIRS.names)
         row = {**empty, "question_id": case.question.question_id, "kind": kind, "prompt": prompts.exam(case.question)}
-        row = with_texts(row, "\n".join(chain), "\n".join([*chain[:-1], f"Answer: {other}"]))
+        row = replace_sides(row, "\n".join(chain), "\n".join([*chain[:-1], f"Answer: {other}"]))
         rows.append(row | {"chosen_tokens": 40, "rejected_tokens": 30})
     write_table(folder / "pairs.parquet", pd.DataFrame(rows), PAIRS)
     return read_table(folder / "pairs.parquet", PAIRS)
@@ -158,7 +156,7 @@ def test_no_pairs_make_empty_files(exported, tmp_path) -> None:
 
 def test_the_card_tells_counts_settings_models_licences_and_hashes(exported) -> None:
     folder, pairs = exported
-    path = write_card(
+    path = write_dataset_card(
         folder,
         pairs,
         [case.question for case in CASES],

@@ -13,16 +13,13 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.answers import extract_answer
-from medrefl_utils.chain import STAGES
-from medrefl_utils.lint import lint
-from medrefl_utils.pairs import Turn
-from medrefl_utils.profiles import load_profile, notebook_parameters
-from medrefl_utils.questions import Rows, load_questions, read_questions
-from medrefl_utils.records import Answer, Continuation, MedReflError
-from medrefl_utils.reflections import _step_of, check_reflection, read_scores
-from medrefl_utils.scoring import rates_table, read_responses
+from medrefl_utils.core import Answer, Continuation, MedReflError
+from medrefl_utils.evaluation import read_responses
+from medrefl_utils.exam import Rows, clinic, extract_answer, lint_questions, load_questions, prompts, read_questions
+from medrefl_utils.pairs import CorrectionText, check_reflection, read_scores
+from medrefl_utils.runs import STAGES, load_profile, notebook_parameters
+from medrefl_utils.trees.model_locator import _step_of
+from medrefl_utils.views import rates_table
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = {stage.name: ROOT / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
@@ -131,7 +128,7 @@ def test_any_rows_as_questions(tmp_path: Path, rows: list[Any]) -> None:
         read = told(lambda: read_questions(str(tmp_path / name)))  # noqa: B023
         if read:
             assert len(read.questions) + len(read.faults) == len(rows)
-            lint(read.questions, read.faults)
+            lint_questions(read.questions, read.faults)
             for _, question in read.questions:
                 assert len(question.options) >= 2 and question.gold in question.options
                 prompts.question_block(question).encode()
@@ -191,7 +188,7 @@ def test_any_response_has_an_answer_or_none(text: str, question: Any) -> None:
 def test_any_reflection_judgement_and_located_step(text: str, stop: str, case: Any) -> None:
     reply = Continuation(text, (), None, stop)
     chain = tuple(clinic.solve(case))
-    fault = check_reflection(Turn(case.question, chain[:1], chain[1:2], chain[2:]), reply)
+    fault = check_reflection(CorrectionText(case.question, chain[:1], chain[1:2], chain[2:]), reply)
     assert fault in ("", "empty", "cut", "leak", "letter") and (text.strip() or fault == "empty")
     scores, unreadable = read_scores(reply)
     assert (scores is None) == bool(unreadable) and (scores is None or all(1 <= score <= 5 for score in scores))

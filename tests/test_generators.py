@@ -8,17 +8,17 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.generators import Prefix, open_generator, seed_of
-from medrefl_utils.generators.local import LocalGenerator, _Draw
-from medrefl_utils.generators.trunk import PlainRows, Rows, take_trunks
-from medrefl_utils.memory import ran_out
-from medrefl_utils.records import Continuation, MedReflError, Sampling
-from medrefl_utils.search import Growth, grow
+from medrefl_utils.core import Continuation, MedReflError, Sampling
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import LocalGenerator, Prefix, derive_seed, open_generator
+from medrefl_utils.models.generators.local import _Draw
+from medrefl_utils.models.generators.shared_prefix import PlainRows, Rows, take_trunks
+from medrefl_utils.models.memory import is_out_of_memory
+from medrefl_utils.trees import SearchSettings, grow_trees
 
 QUESTIONS = clinic.make_exam(12, seed=3, split="test")
 PROMPTS = [prompts.exam(q) for q in QUESTIONS]
-SEEDS = [seed_of(0, q.question_id) for q in QUESTIONS]
+SEEDS = [derive_seed(0, q.question_id) for q in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_written_all_the_same(tiny
 def test_main_memory_that_runs_out_is_told_like_a_cards():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
-    assert ran_out(raised.value) and not ran_out(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(raised.value) and not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_logprobs_are_the_models_own(generator):
@@ -150,7 +150,7 @@ def test_a_prompt_beyond_the_context_is_refused(generator):
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(20_000, 1)
-    draw = _Draw(Sampling(1.0, 0.8, 1), [seed_of(i) for i in range(20_000)], [()] * 20_000, logits)
+    draw = _Draw(Sampling(1.0, 0.8, 1), [derive_seed(i) for i in range(20_000)], [()] * 20_000, logits)
     tokens, _ = draw(logits, list(range(20_000)), 0)
     shares = torch.bincount(tokens, minlength=4) / 20_000
     # top-p 0.8 keeps the two tokens that reach 0.8 together.
@@ -158,8 +158,8 @@ def test_draws_follow_the_distribution():
 
 
 def test_seed_of_is_stable_and_tells_places_apart():
-    assert seed_of(0, "q1", ".0") == 0x2A14376AF681EE75  # a change here changes every tree
-    assert len({seed_of(s, q, p) for s in range(5) for q in ("a", "b") for p in (".0", ".1", ".0.1")}) == 30
+    assert derive_seed(0, "q1", ".0") == 0x2A14376AF681EE75  # a change here changes every tree
+    assert len({derive_seed(s, q, p) for s in range(5) for q in ("a", "b") for p in (".0", ".1", ".0.1")}) == 30
 
 
 def test_kept_caches_change_nothing_but_the_cost(tiny_student):
@@ -169,7 +169,7 @@ def test_kept_caches_change_nothing_but_the_cost(tiny_student):
         generator = LocalGenerator(tiny_student, keep_gib=keep_gib)
         frontier, texts, logprobs, prefix_tokens = [Prefix(p) for p in PROMPTS[:6]], [], [], []
         for depth in range(3):
-            seeds = [[seed_of(depth, i, j) for j in range(2)] for i in range(len(frontier))]
+            seeds = [[derive_seed(depth, i, j) for j in range(2)] for i in range(len(frontier))]
             rows = generator.expand(frontier, 2, "\n", sampling, seeds)
             texts += [row.token_ids for pair in rows for row in pair]
             logprobs += [row.logprob for pair in rows for row in pair]
@@ -239,9 +239,9 @@ class Slow:
 
 def test_sampled_trees_are_those_of_the_slow_way_token_by_token(generator):
     """In fp32. A draw that falls within rounding of a border between two tokens may differ: such ties are counted."""
-    slow, settings = Slow(generator), {"growth": Growth((3, 2)), "sampling": Sampling(1.0, 1.0, 60), "seed": 4}
-    ours = grow(QUESTIONS[:3], generator, **settings)
-    theirs = grow(QUESTIONS[:3], slow, **settings)
+    slow, settings = Slow(generator), {"growth": SearchSettings((3, 2)), "sampling": Sampling(1.0, 1.0, 60), "seed": 4}
+    ours = grow_trees(QUESTIONS[:3], generator, **settings)
+    theirs = grow_trees(QUESTIONS[:3], slow, **settings)
     assert slow.drawn > 300 and slow.ties == 0  # none here; where there is one, trees may part
     assert ours.token_ids.map(list).tolist() == theirs.token_ids.map(list).tolist()
     pd.testing.assert_frame_equal(

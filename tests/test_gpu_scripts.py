@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.models import load_tokenizer
-from medrefl_utils.preferences import pair_ids, pair_lengths
+from medrefl_utils.models import LocalGenerator, load_tokenizer
+from medrefl_utils.training import pair_lengths, tokenize_pairs
 from tests.benchmarks import bench_rollout as cpu
 from tests.gpu import bench_rollout, bench_training
 
@@ -33,12 +32,12 @@ def test_the_model_the_questions_and_both_loops_of_the_benchmark(tmp_path, monke
 def test_a_training_of_pairs_that_fill_a_length_and_the_longest_that_trains(tmp_path, monkeypatch):
     model = cpu.random_llama(tmp_path, hidden=64, layers=1, vocabulary=512, intermediate=96, heads=4, shared_heads=2)
     monkeypatch.setattr(bench_training, "PAIRS", 4)
-    ids, limit = pair_ids(bench_training.make_pairs(448, 512), load_tokenizer(model), end=1, max_length=448)
+    ids, limit = tokenize_pairs(bench_training.make_pairs(448, 512), load_tokenizer(model), end=1, max_length=448)
     assert ids.length.tolist() == [448] * 4 and not any(limit.values())
     made, there = pair_lengths(ids), bench_training.lengths(448)
     assert (made.drop(columns="shared_tokens") == there.iloc[0]).all(axis=None) and made.shared_tokens.max() == 0
-    economy = replace(bench_training.ECONOMY, optimizer="adamw", compute="fp32")
-    trial = bench_training.trained(model, 448, 512, dpo=replace(bench_training.DPO, rank=4), economy=economy)
+    economy = replace(bench_training.ECONOMY, optimizer="adamw", compute_dtype="fp32")
+    trial = bench_training.trained(model, 448, 512, dpo=replace(bench_training.DPO, lora_rank=4), economy=economy)
     assert trial.rate > 0
 
     def up_to(most):

@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrefl_utils.lengths import imbalance, length_matched, length_warnings, measured, within_limit
+from medrefl_utils.core import PAIRS, MedReflError
 from medrefl_utils.models import TokenCounter, load_tokenizer
-from medrefl_utils.pairs import with_texts
-from medrefl_utils.records import PAIRS, MedReflError
+from medrefl_utils.pairs import (
+    apply_length_limit,
+    count_tokens,
+    length_imbalance,
+    length_warnings,
+    match_lengths,
+    replace_sides,
+)
 
 
 class Words:
@@ -26,11 +32,11 @@ class Words:
 def pair(chosen: str, rejected: str, kind: str = "reasoning") -> dict:
     empty = dict.fromkeys(PAIRS.names)
     prompt = [{"role": "user", "content": "What is it?"}]
-    return with_texts({**empty, "question_id": "q", "kind": kind, "prompt": prompt}, chosen, rejected)
+    return replace_sides({**empty, "question_id": "q", "kind": kind, "prompt": prompt}, chosen, rejected)
 
 
 def table(*pairs: dict) -> pd.DataFrame:
-    return measured(pd.DataFrame(list(pairs), columns=PAIRS.names), Words())
+    return count_tokens(pd.DataFrame(list(pairs), columns=PAIRS.names), Words())
 
 
 SHORT = pair("one\nAnswer: A", "one two\nAnswer: B")
@@ -45,7 +51,7 @@ def test_lengths_are_counted_by_the_students_tokenizer() -> None:
 
 def test_a_real_tokenizer_counts_the_template_too(tiny_student) -> None:
     tokenizer = load_tokenizer(tiny_student)
-    counted = measured(pd.DataFrame([SHORT]), TokenCounter(tokenizer))
+    counted = count_tokens(pd.DataFrame([SHORT]), TokenCounter(tokenizer))
     rendered = tokenizer.apply_chat_template(
         SHORT["prompt"], add_generation_prompt=True, tokenize=True, return_dict=False
     )
@@ -57,29 +63,32 @@ def test_a_real_tokenizer_counts_the_template_too(tiny_student) -> None:
 def test_a_pair_over_the_limit_is_dropped_and_counted() -> None:
     pairs = table(SHORT, LONG)
     for limit, left in ((13, 2), (12, 1), (10, 1), (9, 0)):  # 5 + 7 + the end, 5 + 4 + the end
-        kept, dropped = within_limit(pairs, Words(), max_length=limit, over_limit="drop")
-        assert len(kept) == left and dropped == {"over_limit": 2 - left, "cut": 0}
+        kept, dropped = apply_length_limit(pairs, Words(), max_length=limit, overlong_pairs="drop")
+        assert len(kept) == left and dropped == {"overlong": 2 - left, "truncated": 0}
 
 
 def test_a_pair_over_the_limit_is_cut_at_a_lines_end() -> None:
     pairs = table(SHORT, LONG)
-    kept, dropped = within_limit(pairs, Words(), max_length=12, over_limit="cut")
-    assert dropped == {"over_limit": 0, "cut": 1}
+    kept, dropped = apply_length_limit(pairs, Words(), max_length=12, overlong_pairs="truncate")
+    assert dropped == {"overlong": 0, "truncated": 1}
     assert kept["chosen"][1][0]["content"] == "same\nso zelorin it is"
     assert kept["rejected"][1][0]["content"] == "same\nor rather oxpril\nAnswer: B"  # it fits
     assert kept["chosen_tokens"].tolist() == [3, 5] and kept["pair_id"][1] != pairs["pair_id"][1]
-    kept, dropped = within_limit(pairs, Words(), max_length=8, over_limit="cut")
-    assert kept["chosen"][0][0]["content"] == "one" and dropped == {"over_limit": 1, "cut": 1}  # "same" twice
-    assert within_limit(pairs, Words(), max_length=6, over_limit="cut")[1] == {"over_limit": 2, "cut": 0}
+    kept, dropped = apply_length_limit(pairs, Words(), max_length=8, overlong_pairs="truncate")
+    assert kept["chosen"][0][0]["content"] == "one" and dropped == {"overlong": 1, "truncated": 1}  # "same" twice
+    assert apply_length_limit(pairs, Words(), max_length=6, overlong_pairs="truncate")[1] == {
+        "overlong": 2,
+        "truncated": 0,
+    }
 
 
 def test_impossible_limits_are_refused() -> None:
-    with pytest.raises(MedReflError, match="over_limit is 'keep', expected one of drop, cut"):
-        within_limit(table(SHORT), Words(), max_length=9, over_limit="keep")
+    with pytest.raises(MedReflError, match="overlong_pairs is 'keep', expected one of drop, truncate"):
+        apply_length_limit(table(SHORT), Words(), max_length=9, overlong_pairs="keep")
     with pytest.raises(MedReflError, match="max_length is 0"):
-        within_limit(table(SHORT), Words(), max_length=0, over_limit="drop")
+        apply_length_limit(table(SHORT), Words(), max_length=0, overlong_pairs="drop")
     with pytest.raises(MedReflError, match="tolerance of lengths is -1"):
-        length_matched(table(SHORT), -1)
+        match_lengths(table(SHORT), -1)
 
 
 def lengths(*sides: tuple[int, int], kind: str = "reasoning") -> pd.DataFrame:
@@ -88,25 +97,25 @@ def lengths(*sides: tuple[int, int], kind: str = "reasoning") -> pd.DataFrame:
 
 def test_imbalance_by_hand_and_its_warning() -> None:
     pairs = pd.concat([lengths((30, 20), (40, 30), (20, 25)), lengths((10, 10), (11, 10), kind="random_cot")])
-    told = imbalance(pairs)
+    told = length_imbalance(pairs)
     assert told.loc["reasoning"].tolist() == [3, 30, 25, 1.2, pytest.approx(2 / 3)]
     [warning] = length_warnings(pairs, 0.1)
     assert warning.startswith("reasoning: chosen sides have 30 tokens and rejected ones 25 on average (+20%")
     assert "67% of 3 pairs" in warning and "\n" not in warning
     assert length_warnings(pairs, 0.25) == []
     assert len(length_warnings(lengths((20, 25)), 0.1)) == 1  # the rejected side may be the longer one
-    assert imbalance(lengths()).empty and length_warnings(lengths(), 0.1) == []
+    assert length_imbalance(lengths()).empty and length_warnings(lengths(), 0.1) == []
 
 
 def test_the_most_one_sided_pairs_go_until_the_lengths_match() -> None:
     pairs = lengths((30, 20), (22, 20), (20, 20), (50, 20), (18, 20))
-    kept, gone = length_matched(pairs, 0.0)
+    kept, gone = match_lengths(pairs, 0.0)
     assert gone == 2 and kept["chosen_tokens"].tolist() == [22, 20, 18]
-    kept, gone = length_matched(pairs, 0.15)  # 90 against 80 is within 15%
+    kept, gone = match_lengths(pairs, 0.15)  # 90 against 80 is within 15%
     assert gone == 1 and kept["chosen_tokens"].tolist() == [30, 22, 20, 18]
     mirrored = pairs.rename(columns={"chosen_tokens": "rejected_tokens", "rejected_tokens": "chosen_tokens"})
-    assert length_matched(mirrored, 0.0)[0]["rejected_tokens"].tolist() == [22, 20, 18]
-    assert length_matched(lengths(), 0.0)[1] == 0
+    assert match_lengths(mirrored, 0.0)[0]["rejected_tokens"].tolist() == [22, 20, 18]
+    assert match_lengths(lengths(), 0.0)[1] == 0
 
 
 SIDES = st.lists(
@@ -117,7 +126,7 @@ SIDES = st.lists(
 @given(SIDES, st.sampled_from([0.0, 0.1, 0.5]))
 def test_what_is_left_is_matched_and_no_pair_went_in_vain(sides: list, tolerance: float) -> None:
     pairs = pd.DataFrame(sides, columns=["chosen_tokens", "rejected_tokens", "kind"]).assign(n=range(len(sides)))
-    kept, gone = length_matched(pairs, tolerance)
+    kept, gone = match_lengths(pairs, tolerance)
     assert len(kept) + gone == len(pairs) and kept["n"].is_monotonic_increasing
     for kind, rows in pairs.groupby("kind"):
         left = kept[kept["kind"] == kind]

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrefl_utils.lint import CHECKS, Finding, content_key, lint, stem_key
-from medrefl_utils.questions import read_questions
-from medrefl_utils.records import Question
+from medrefl_utils.core import Question
+from medrefl_utils.exam import LintFinding, content_key, lint_questions, read_questions, stem_key
+from medrefl_utils.exam.lint import CHECKS
 
 CLEAN = Question("1", "A man has a fever. What is it?", {"A": "Flu", "B": "Malaria", "C": "Measles"}, "B")
 
 
 def found(*questions: Question) -> dict[str, tuple[int, ...]]:
-    return {finding.check: finding.rows for finding in lint(list(enumerate(questions, start=1)))}
+    return {finding.check: finding.rows for finding in lint_questions(list(enumerate(questions, start=1)))}
 
 
 def test_a_clean_file_has_no_finding() -> None:
@@ -67,18 +67,20 @@ def test_repeats_and_contradictions() -> None:
     }
     other = replace(CLEAN, stem=" a man has  a fever. WHAT is it?", options={"A": "Flu", "B": "Typhus"})
     assert found(CLEAN, other)["stem_with_other_answers"] == (1, 2)
-    notes = {finding.check: finding.note for finding in lint([(1, CLEAN), (5, shuffled), (6, other)])}
+    notes = {finding.check: finding.note for finding in lint_questions([(1, CLEAN), (5, shuffled), (6, other)])}
     assert notes["repeated"] == "3 rows of 2 questions"
     assert notes["repeated_stem"] == "3 rows, 1 distinct stems, 1 of them repeated"
     assert notes["stem_with_other_answers"] == "1 stems"
 
 
 def test_faulty_rows_are_errors_and_come_first() -> None:
-    findings = lint([(2, replace(CLEAN, stem="x "))], [(1, "gold is 'D', expected one of ABC"), (3, "no options")])
+    findings = lint_questions(
+        [(2, replace(CLEAN, stem="x "))], [(1, "gold is 'D', expected one of ABC"), (3, "no options")]
+    )
     assert findings == [
-        Finding("unreadable", (3,), "no options"),
-        Finding("gold_not_an_option", (1,), "gold is 'D', expected one of ABC"),
-        Finding("white_space", (2,)),
+        LintFinding("unreadable", (3,), "no options"),
+        LintFinding("gold_not_an_option", (1,), "gold is 'D', expected one of ABC"),
+        LintFinding("white_space", (2,)),
     ]
     assert [finding.severity for finding in findings] == ["error", "error", "warning"]
 
@@ -116,7 +118,7 @@ def test_keys_do_not_change_with_order_case_and_white_space(order: list[str]) ->
 )
 def test_the_published_files(shared_data: Path, name: str, counts: dict[str, int], notes: dict[str, str]) -> None:
     read = read_questions(str(shared_data / "benchmarks" / f"{name}.jsonl"))
-    findings = {finding.check: finding for finding in lint(read.questions, read.faults)}
+    findings = {finding.check: finding for finding in lint_questions(read.questions, read.faults)}
     assert {check: len(findings[check].rows) for check in counts} == counts
     assert {check: findings[check].note for check in notes} == notes
     repeats = {"repeated", "repeated_stem", "stem_with_other_answers", "contradiction"}

@@ -8,11 +8,11 @@ import nbclient
 import nbformat
 import pandas as pd
 
-from medrefl_utils import plots
+from medrefl_utils.views import plots
 
 CELL = """
 import pandas as pd
-from medrefl_utils import plots
+from medrefl_utils.views import plots
 drawn = []
 def draw(table):
     drawn.append(len(table))

@@ -16,22 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
 
-from medrefl_utils.memory import (
+from medrefl_utils.core import MedReflError
+from medrefl_utils.models import (
     GIB,
-    MOST_ROWS,
     Memory,
-    Shape,
-    advice,
+    ModelShape,
     changes_that_fit,
-    filled,
-    fit,
-    kept_per_token,
-    longest_that_fits,
-    predict,
+    fit_training,
+    longest_pairs,
+    predict_training,
     rows_that_fit,
 )
-from medrefl_utils.records import MedReflError
-from medrefl_utils.shared_prefix import attention_mask
+from medrefl_utils.models.memory import MOST_ROWS, kept_per_token, longest_that_fits, memory_advice
+from medrefl_utils.training.shared_prefix import attention_mask
 
 SMALL = LlamaConfig(
     vocab_size=97, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
@@ -48,7 +45,8 @@ QWEN_7B = Qwen2Config(
 )  # fmt: skip
 LENGTHS = pd.DataFrame({"prompt_tokens": [300, 200], "chosen_tokens": [500, 400], "rejected_tokens": [500, 400]})
 SETTINGS = {
-    "quantization": "nf4", "rank": 64, "batch_size": 1, "accumulation": 64, "max_length": 5000, "shared_prefix": True,
+    "quantization": "nf4", "lora_rank": 64, "batch_size": 1, "gradient_accumulation": 64, "max_length": 5000,
+    "shared_prefix": True,
     "gradient_checkpointing": True, "activation_offloading": False, "optimizer": "paged_adamw_8bit",
 }  # fmt: skip
 
@@ -124,7 +122,7 @@ def test_what_a_layer_keeps_of_a_token_is_what_torch_keeps(autocast, rank):
     # So does the mask, if the layers share it.
     found = [kept(deeper, rank, n, autocast=autocast) - kept(SMALL, rank, n, autocast=autocast) for n in (64, 192)]
     per_token = (found[1] - found[0]) / (192 - 64) / 2
-    assert kept_per_token(Shape.of(SMALL), rank, 2 if autocast else 4) == pytest.approx(per_token, rel=0.01)
+    assert kept_per_token(ModelShape.of(SMALL), rank, 2 if autocast else 4) == pytest.approx(per_token, rel=0.01)
 
 
 @pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "fp32"])
@@ -142,24 +140,28 @@ def test_the_peak_of_a_step_is_what_torch_takes(autocast, checkpointing, layers,
         model.enable_input_require_grads()
     with Counted(model.parameters()) as counted, disable_input_dtype_casting(model, active=autocast):
         read(model, tokens, autocast=autocast).float().pow(2).mean().backward()
-    settings = SETTINGS | {"quantization": "none", "rank": 8, "gradient_checkpointing": checkpointing}
+    settings = SETTINGS | {"quantization": "none", "lora_rank": 8, "gradient_checkpointing": checkpointing}
     half = tokens // 2 - 2
     lengths = pd.DataFrame({"prompt_tokens": [2], "chosen_tokens": [half], "rejected_tokens": [half]})
-    found = predict(Shape.of(config), lengths, settings=settings, width=2 if autocast else 4)
-    gradients = 4 * Shape.of(config).adapter(8)
+    found = predict_training(ModelShape.of(config), lengths, settings=settings, width=2 if autocast else 4)
+    gradients = 4 * ModelShape.of(config).adapter(8)
     # To the safe side, if at all.
     assert 0.95 < (found.activations + found.working + gradients) / counted.most < 1.15
 
 
 def test_weights_are_counted_as_the_models_have_them():
     model = LlamaForCausalLM(SMALL)
-    shape = Shape.of(SMALL)
+    shape = ModelShape.of(SMALL)
     assert shape.linear_weights + shape.other_weights == model.num_parameters()
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     assert shape.adapter(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     # As published: 8.03 and 7.62 billion (the latter with biases, 0.1 million).
-    assert Shape.of(LLAMA_8B).linear_weights + Shape.of(LLAMA_8B).other_weights == pytest.approx(8.03e9, rel=1e-3)
-    assert Shape.of(QWEN_7B).linear_weights + Shape.of(QWEN_7B).other_weights == pytest.approx(7.62e9, rel=1e-3)
+    assert ModelShape.of(LLAMA_8B).linear_weights + ModelShape.of(LLAMA_8B).other_weights == pytest.approx(
+        8.03e9, rel=1e-3
+    )
+    assert ModelShape.of(QWEN_7B).linear_weights + ModelShape.of(QWEN_7B).other_weights == pytest.approx(
+        7.62e9, rel=1e-3
+    )
 
 
 def test_four_bit_weights_take_what_bitsandbytes_says(tiny_student):
@@ -168,37 +170,38 @@ def test_four_bit_weights_take_what_bitsandbytes_says(tiny_student):
     model = load_model(tiny_student, "nf4")
     quantised = [m.weight for m in model.modules() if type(m).__name__ == "Linear4bit"]
     found = sum(w.nbytes + w.quant_state.absmax.nbytes + w.quant_state.state2.absmax.nbytes for w in quantised)
-    shape = Shape.of(model.config)
-    from medrefl_utils.memory import NF4_BYTES
+    shape = ModelShape.of(model.config)
+    from medrefl_utils.models.memory import NF4_BYTES
 
     assert NF4_BYTES * shape.linear_weights == pytest.approx(found, rel=0.02)
 
 
 def test_each_setting_moves_the_prediction_its_way():
-    usual = predict(Shape.of(LLAMA_8B), LENGTHS, settings=SETTINGS).gib
+    usual = predict_training(ModelShape.of(LLAMA_8B), LENGTHS, settings=SETTINGS).gib
     assert 5 < usual < 15  # the weights alone are 5.5 GiB; a T4 has 15
 
     def gib(**changed):
-        return predict(Shape.of(LLAMA_8B), LENGTHS, settings=SETTINGS | changed).gib
+        return predict_training(ModelShape.of(LLAMA_8B), LENGTHS, settings=SETTINGS | changed).gib
 
     assert gib(batch_size=2) > usual and gib(shared_prefix=False) > usual
     assert gib(gradient_checkpointing=False) > 1.5 * usual
     assert gib(quantization="none") > usual + 9 and gib(optimizer="adamw") > usual + 0.5
-    assert gib(rank=128) > usual and gib(max_length=400) < usual
+    assert gib(lora_rank=128) > usual and gib(max_length=400) < usual
     assert gib(gradient_checkpointing=False, activation_offloading=True) < gib(gradient_checkpointing=False)
     shared = LENGTHS.assign(shared_tokens=300)
-    assert predict(Shape.of(LLAMA_8B), shared, settings=SETTINGS).gib < usual
+    assert predict_training(ModelShape.of(LLAMA_8B), shared, settings=SETTINGS).gib < usual
 
 
 def test_the_longest_that_fits_grows_with_the_card():
     long = LENGTHS * [4, 20, 20]
-    found = [longest_that_fits(Shape.of(LLAMA_8B), long, settings=SETTINGS, gib=gib) for gib in (4, 10, 12, 39)]
+    found = [longest_that_fits(ModelShape.of(LLAMA_8B), long, settings=SETTINGS, gib=gib) for gib in (4, 10, 12, 39)]
     assert found[0] is None and 0 < found[1] < found[2] < found[3]
-    assert predict(Shape.of(LLAMA_8B), long, settings=SETTINGS | {"max_length": found[1]}).gib <= 10
+    assert predict_training(ModelShape.of(LLAMA_8B), long, settings=SETTINGS | {"max_length": found[1]}).gib <= 10
 
 
 ALL_PUBLISHED = SETTINGS | {
-    "batch_size": 4, "accumulation": 16, "gradient_checkpointing": False, "quantization": "none", "optimizer": "adamw",
+    "batch_size": 4, "gradient_accumulation": 16, "gradient_checkpointing": False, "quantization": "none",
+    "optimizer": "adamw",
 }  # fmt: skip
 
 
@@ -206,9 +209,12 @@ def test_advice_goes_from_what_costs_nothing_to_what_costs_tokens():
     lengths = pd.DataFrame({f"{n}_tokens": [900, 800] for n in ("prompt", "chosen", "rejected")})
 
     def told(gib=15, **settings):
-        return advice(Shape.of(LLAMA_8B), lengths, settings=SETTINGS | settings, gib=gib)
+        return memory_advice(ModelShape.of(LLAMA_8B), lengths, settings=SETTINGS | settings, gib=gib)
 
-    assert told(batch_size=4, accumulation=16) == "set batch_size to 2, accumulation to 32, which trains the same"
+    assert (
+        told(batch_size=4, gradient_accumulation=16)
+        == "set batch_size to 2, gradient_accumulation to 32, which trains the same"
+    )
     assert told(gradient_checkpointing=False) == "set gradient_checkpointing to true, which trains the same"
     assert told(quantization="none") == "set quantization to nf4"
     # Whatever was predicted, these 1,800 tokens did not fit: what is advised must be shorter than they are.
@@ -221,40 +227,46 @@ def test_advice_goes_from_what_costs_nothing_to_what_costs_tokens():
 
 def test_changes_go_on_until_it_fits():
     def found(gib, **settings):
-        return changes_that_fit(Shape.of(LLAMA_8B), filled(5000, 4), settings=ALL_PUBLISHED | settings, gib=gib)
+        return changes_that_fit(
+            ModelShape.of(LLAMA_8B), longest_pairs(5000, 4), settings=ALL_PUBLISHED | settings, gib=gib
+        )
 
     assert found(300) == {}
-    assert found(40) == {"batch_size": 1, "accumulation": 64, "gradient_checkpointing": True}
+    assert found(40) == {"batch_size": 1, "gradient_accumulation": 64, "gradient_checkpointing": True}
     assert found(22) == found(40) | {"quantization": "nf4"}
     short = found(12.5)
     assert short.items() >= found(22).items() and 2000 < short["max_length"] < 5000
-    assert predict(Shape.of(LLAMA_8B), filled(5000, 4), settings=ALL_PUBLISHED | short).gib <= 12.5
+    assert predict_training(ModelShape.of(LLAMA_8B), longest_pairs(5000, 4), settings=ALL_PUBLISHED | short).gib <= 12.5
     assert found(6) is None
 
 
 def test_a_fit_tells_the_peak_its_parts_and_what_to_change():
-    shape, settings = Shape.of(LLAMA_8B), ALL_PUBLISHED | {"compute": "bf16"}
-    there = fit(shape, filled(5000, 4), settings=SETTINGS | {"compute": "fp16"}, card=22)
+    shape, settings = ModelShape.of(LLAMA_8B), ALL_PUBLISHED | {"compute_dtype": "bf16"}
+    there = fit_training(shape, longest_pairs(5000, 4), settings=SETTINGS | {"compute_dtype": "fp16"}, card=22)
     assert there.changes == {} and there.line() == (
         "predicted peak memory 12.8 GiB (weights 5.3, adapter 1.6, activations 4.5, working 0.6, context 0.6) "
         "of 22 on the card"
     )
-    large = fit(shape, filled(5000, 4), settings=settings, card=40)
+    large = fit_training(shape, longest_pairs(5000, 4), settings=settings, card=40)
     assert large.line().endswith(
-        "of 40 on the card: to fit, set batch_size to 1, accumulation to 64, gradient_checkpointing to true, which "
-        "trains the same"
+        "of 40 on the card: to fit, set batch_size to 1, gradient_accumulation to 64, gradient_checkpointing to true, "
+        "which trains the same"
     )
-    assert fit(shape, filled(5000, 4), settings=settings, card=3).line().endswith("does not fit, whatever is changed")
+    assert (
+        fit_training(shape, longest_pairs(5000, 4), settings=settings, card=3)
+        .line()
+        .endswith("does not fit, whatever is changed")
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
 def test_without_a_card_the_main_memory_has_to_do_in_32_bit(monkeypatch):
-    monkeypatch.setattr("medrefl_utils.memory.free_bytes", lambda: 7 * GIB)
-    shape = Shape.of(SMALL)
-    auto, half = (fit(shape, LENGTHS, settings=SETTINGS | {"compute": c}) for c in ("auto", "bf16"))
+    monkeypatch.setattr("medrefl_utils.models.memory.free_bytes", lambda: 7 * GIB)
+    shape = ModelShape.of(SMALL)
+    auto, half = (fit_training(shape, LENGTHS, settings=SETTINGS | {"compute_dtype": c}) for c in ("auto", "bf16"))
     assert auto.gib == 7 and auto.line().endswith("of 7 free here, without a card")
-    assert auto.memory == predict(shape, LENGTHS, settings=SETTINGS, width=4) != half.memory
-    assert fit(shape, LENGTHS, settings=SETTINGS | {"compute": "auto"}, card=7).memory == half.memory
+    assert auto.memory == predict_training(shape, LENGTHS, settings=SETTINGS, width=4) != half.memory
+    assert fit_training(shape, LENGTHS, settings=SETTINGS | {"compute_dtype": "auto"}, card=7).memory == half.memory
 
 
 @pytest.mark.parametrize("name", ["colab_t4", "colab_l4", "colab_a100"])
@@ -266,7 +278,8 @@ def test_what_the_colab_profiles_say_of_memory_is_what_is_predicted(name, root):
 
     def gib(length, **changed):
         settings = usual | {"max_length": length} | changed
-        return f"{predict(Shape.of(LLAMA_8B), filled(length, usual['batch_size']), settings=settings).gib:.3g}"
+        pairs = longest_pairs(length, usual["batch_size"])
+        return f"{predict_training(ModelShape.of(LLAMA_8B), pairs, settings=settings).gib:.3g}"
 
     limit = values["max_length"]
     peaks = re.findall(r"predicted peak (\S+) GiB", text)
@@ -295,4 +308,4 @@ def test_parts_add_up_and_a_config_without_sizes_is_told():
     from transformers import ViTConfig
 
     with pytest.raises(MedReflError, match="memory: the config of a vit model lacks a size: .*vocab_size"):
-        Shape.of(ViTConfig())
+        ModelShape.of(ViTConfig())

@@ -8,19 +8,18 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from medrefl_utils.corrections import corrections, locate_errors
+from medrefl_utils.core import PAIRS, MedReflError, Question
 from medrefl_utils.pairs import (
-    of_kinds,
+    correction_texts,
     pair_id,
     random_pairs,
     reasoning_pairs,
     reflection_candidates,
     reflection_pairs,
-    take_at_most,
-    turns,
+    sample_at_most,
+    select_kinds,
 )
-from medrefl_utils.records import PAIRS, MedReflError, Question
-from medrefl_utils.values import paths
+from medrefl_utils.trees import locate_errors, paths, rank_corrections
 
 NAN = float("nan")
 OPTIONS = {"A": "zelorin", "B": "marvutide", "C": "oxpril"}
@@ -212,14 +211,14 @@ TWO_WAYS = [
 
 def candidates(kind: str, **parameters: float) -> tuple[pd.DataFrame, dict[str, int]]:
     steps = table(TWO_WAYS)
-    ranked, _ = corrections(steps, locate_errors(steps), kind=kind)
+    ranked, _ = rank_corrections(steps, locate_errors(steps), kind=kind)
     return reflection_candidates(ranked, **({"top_k": 1, "min_margin": 0.0, "max_per_question": 10} | parameters))
 
 
 def reflected(kind: str, written=lambda key: f"Wait,  I go to {key[2]}.\n", **parameters: float):
     steps = table(TWO_WAYS)
     found, _ = candidates(kind, **parameters)
-    asked = turns([QUESTION], steps, paths(steps), found)
+    asked = correction_texts([QUESTION], steps, paths(steps), found)
     texts = {key: written(key) for key in asked if written(key)}
     return reflection_pairs([QUESTION], steps, paths(steps), found, texts, kind=f"reflection_{kind}", prompt=prompt)
 
@@ -254,7 +253,7 @@ def test_candidates_cross_the_best_corrections_of_both_ways() -> None:
 
 def test_a_wrong_path_with_one_way_to_end_gives_no_pair() -> None:
     steps = table([row for row in TWO_WAYS if row[1] not in (9, 10, 12)])
-    ranked, _ = corrections(steps, locate_errors(steps), kind="mid")
+    ranked, _ = rank_corrections(steps, locate_errors(steps), kind="mid")
     found, dropped = reflection_candidates(ranked, top_k=2, min_margin=0.0, max_per_question=9)
     assert found.empty and dropped["no_invalid"] == 1
 
@@ -262,7 +261,7 @@ def test_a_wrong_path_with_one_way_to_end_gives_no_pair() -> None:
 def test_a_turn_says_what_is_shared_what_goes_wrong_and_what_replaces_it() -> None:
     steps = table(TWO_WAYS)
     found, _ = candidates("mid", top_k=3)
-    asked = turns([QUESTION], steps, paths(steps), found)
+    asked = correction_texts([QUESTION], steps, paths(steps), found)
     assert len(asked) == 3 + 2 + 3 + 1
     assert asked["q1", 3, 6].public == ("Step 1: fever.\n",)
     assert asked["q1", 3, 6].wrong == ("Step 2: so it is oxpril.\n",)
@@ -307,7 +306,7 @@ def test_a_reflection_that_turns_the_end_round_stops_the_stage() -> None:
     steps = table(TWO_WAYS)
     steps.loc[steps["node_id"] == 5, "text"] = "Answer: B"
     found, _ = candidates("mid")
-    texts = dict.fromkeys(turns([QUESTION], steps, paths(steps), found), "Wait.")
+    texts = dict.fromkeys(correction_texts([QUESTION], steps, paths(steps), found), "Wait.")
     with pytest.raises(MedReflError, match="chosen ends at B, expected the gold A"):
         reflection_pairs([QUESTION], steps, paths(steps), found, texts, kind="reflection_mid", prompt=prompt)
 
@@ -350,19 +349,21 @@ def test_random_pairs_run_out_and_count_what_is_missing() -> None:
 
 def test_at_most_so_many_of_a_kind_are_taken_by_the_seed_in_their_order() -> None:
     numbers = pd.DataFrame({"n": range(50)})
-    kept, left = take_at_most(numbers, 10, seed=3)
+    kept, left = sample_at_most(numbers, 10, seed=3)
     assert len(kept) == 10 and left == 40 and kept["n"].is_monotonic_increasing
-    assert kept.equals(take_at_most(numbers, 10, seed=3)[0]) and not kept.equals(take_at_most(numbers, 10, seed=4)[0])
+    assert kept.equals(sample_at_most(numbers, 10, seed=3)[0]) and not kept.equals(
+        sample_at_most(numbers, 10, seed=4)[0]
+    )
     for n in (0, 50, 60):
-        assert take_at_most(numbers, n, seed=3)[1] == 0
+        assert sample_at_most(numbers, n, seed=3)[1] == 0
     with pytest.raises(MedReflError, match="at most -1 of a kind"):
-        take_at_most(numbers, -1, seed=3)
+        sample_at_most(numbers, -1, seed=3)
 
 
 def test_kinds_are_chosen_by_name() -> None:
     both = pd.concat([make(table(MIXED))[0], reflected("mid")[0]])
-    assert set(of_kinds(both, ["reflection_mid", "random_cot"])["kind"]) == {"reflection_mid"}
+    assert set(select_kinds(both, ["reflection_mid", "random_cot"])["kind"]) == {"reflection_mid"}
     with pytest.raises(MedReflError, match="'reflection' is given, expected some of reasoning, reflection_mid"):
-        of_kinds(both, ["reflection"])
+        select_kinds(both, ["reflection"])
     with pytest.raises(MedReflError, match="no kind is given"):
-        of_kinds(both, [])
+        select_kinds(both, [])

@@ -12,23 +12,24 @@ import pandas as pd
 import papermill
 import pytest
 
-from medrefl_utils.chain import DEFAULT_STAGES
-from medrefl_utils.pairs import KINDS
-from medrefl_utils.records import (
-    CLAIMS,
+from medrefl_utils.core import (
+    CONTINUATIONS,
     OVERLAPS,
     PAIRS,
     QUESTIONS,
     REFLECTIONS,
-    REPAIRS,
     RESPONSES,
     SCORES,
+    SELF_CORRECTION,
     STEPS,
     TRAINING,
     VALUES,
     RunFiles,
+    content_hash,
+    read_table,
 )
-from medrefl_utils.store import content_hash, read_table
+from medrefl_utils.pairs import PAIR_KINDS
+from medrefl_utils.runs import DEFAULT_STAGES
 
 
 def medrefl(root: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -46,9 +47,9 @@ def check_artifacts(files: RunFiles, by_hand: str = "") -> None:
         (files.training, TRAINING),
         (files.responses, RESPONSES),
         (files.scores, SCORES),
-        (files.held_out, STEPS),
-        (files.repairs, REPAIRS),
-        (files.claims, CLAIMS),
+        (files.held_out_trees, STEPS),
+        (files.continuations, CONTINUATIONS),
+        (files.self_correction, SELF_CORRECTION),
     ):
         assert len(read_table(path, schema)) > 0, path
     assert read_table(files.overlaps, OVERLAPS).empty
@@ -79,7 +80,12 @@ def small_run(root):
     command = [
         *("run", "params/smoke.yaml", "--set", "shared.run=test_smoke"),
         *("--set", "01_tree_rollout.n_questions=24", "--set", "03_pair_construction.max_reflection_pairs=8"),
-        *("--set", "05_benchmark_evaluation.n_questions=60", "--set", "05_benchmark_evaluation.repair_questions=24"),
+        *(
+            "--set",
+            "05_benchmark_evaluation.n_questions=60",
+            "--set",
+            "05_benchmark_evaluation.self_correction_questions=24",
+        ),
     ]
     yield files, command, medrefl(root, *command)
     shutil.rmtree(files.root)
@@ -116,7 +122,7 @@ def test_what_the_tables_say_fits_together(small_run):
             assert (pair.kind == "reflection_post") == (left.stop.iloc[-1] == "answer")
         assert path.answer.iloc[-1] == gold[pair.question_id]
         assert valued.loc[(pair.question_id, pair.rejected_nodes[-1])].answer != gold[pair.question_id]
-    assert set(pairs.kind) == set(KINDS)
+    assert set(pairs.kind) == set(PAIR_KINDS)
     assert (pairs.kind == "random_cot").sum() <= (pairs.kind == "reasoning").sum()
     responses = read_table(files.responses, RESPONSES)
     for row in scores.itertuples():

@@ -6,17 +6,14 @@ import sys
 
 import pytest
 
-from medrefl_utils import corrections, pairs, prompts
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.memory import GIB
-from medrefl_utils.plan import Cost, Work, answered, grown, paired, plan, plan_table, trained, training_memory
-from medrefl_utils.preferences import pair_ids
-from medrefl_utils.profiles import notebook_parameters
-from medrefl_utils.questions import load_questions
-from medrefl_utils.records import MedReflError, RunFiles, Sampling
-from medrefl_utils.rollout import roll_out
-from medrefl_utils.search import Growth
-from medrefl_utils.values import paths
+from medrefl_utils.core import MedReflError, RunFiles, Sampling
+from medrefl_utils.exam import load_questions, prompts
+from medrefl_utils.models import GIB, LocalGenerator
+from medrefl_utils.pairs import reasoning, reflection
+from medrefl_utils.runs import Cost, Work, notebook_parameters, plan_run, plan_table
+from medrefl_utils.runs.cost_plan import probe_answers, probe_pairs, probe_training, probe_trees, training_memory
+from medrefl_utils.training import tokenize_pairs
+from medrefl_utils.trees import SearchSettings, corrections, paths, roll_out
 
 
 def defaults(root, name):
@@ -36,84 +33,89 @@ def exam():
 @pytest.fixture(scope="module")
 def steps(exam, student, tmp_path_factory, root):
     settings = defaults(root, "01_tree_rollout") | {"branching": [3, 2, 2]}
-    return grown(exam, student, settings, RunFiles(tmp_path_factory.mktemp("grown")))[1]
+    return probe_trees(exam, student, settings, RunFiles(tmp_path_factory.mktemp("grown")))[1]
 
 
-@pytest.mark.parametrize("ease_chains", [0, 3])
-def test_trees_cost_what_the_stage_counts_the_first_pass_included(ease_chains, root, exam, student, tmp_path):
-    settings = defaults(root, "01_tree_rollout") | {"branching": [2, 2], "ease_chains": ease_chains}
-    work, steps = grown(exam, student, settings, RunFiles(tmp_path / "probe"))
+@pytest.mark.parametrize("screening_chains", [0, 3])
+def test_trees_cost_what_the_stage_counts_the_first_pass_included(screening_chains, root, exam, student, tmp_path):
+    settings = defaults(root, "01_tree_rollout") | {"branching": [2, 2], "screening_chains": screening_chains}
+    work, steps = probe_trees(exam, student, settings, RunFiles(tmp_path / "probe"))
     found, ledger = roll_out(
-        exam, student, tmp_path / "steps", shards=tmp_path / "shards", growth=Growth((2, 2)),
-        sampling=Sampling(1.0, 1.0, 128), seed=0, ease_chains=ease_chains,
+        exam, student, tmp_path / "steps", shards=tmp_path / "shards", growth=SearchSettings((2, 2)),
+        sampling=Sampling(1.0, 1.0, 128), seed=0, screening_chains=screening_chains,
     )  # fmt: skip
     assert (work.calls, work.read, work.written) == tuple(
         ledger[name] for name in ("calls", "prompt_tokens", "completion_tokens")
     )
-    assert steps.equals(found) and work.calls >= 12 * ease_chains and work.seconds > 0
-    spread = grown(exam, student, settings | {"workers": 1000}, RunFiles(tmp_path / "workers"))[0]
+    assert steps.equals(found) and work.calls >= 12 * screening_chains and work.seconds > 0
+    spread = probe_trees(exam, student, settings | {"workers": 1000}, RunFiles(tmp_path / "workers"))[0]
     assert spread.calls == work.calls and spread.seconds < work.seconds / 10
 
 
 def test_reflections_and_pairs_are_counted_from_the_trees(root, exam, steps, student):
     settings = defaults(root, "03_pair_construction") | {"max_reflection_pairs": 0, "max_new_tokens": 64}
-    work, made, expected = paired(exam, steps, student, settings, times=1.0)
+    work, made, expected = probe_pairs(exam, steps, student, settings, times=1.0)
     chains, located = paths(steps), corrections.locate_errors(steps)
     turns, candidates = {}, {}
     for kind in ("mid", "post"):
-        ranked, _ = corrections.corrections(steps, located, kind=kind, top_k=2)
-        candidates[kind], _ = pairs.reflection_candidates(ranked, top_k=2, min_margin=0.0, max_per_question=4)
-        turns |= pairs.turns(exam, steps, chains, candidates[kind])
+        ranked, _ = corrections.rank_corrections(steps, located, kind=kind, top_k=2)
+        candidates[kind], _ = reflection.reflection_candidates(ranked, top_k=2, min_margin=0.0, max_per_question=4)
+        turns |= reflection.correction_texts(exam, steps, chains, candidates[kind])
     limits = {"top_k": 2, "min_margin": 0.0, "max_per_question": 4}
-    reasoning, _ = pairs.reasoning_pairs(exam, steps, chains, prompt=prompts.exam, **limits)
-    assert len(turns) > 10 and expected["reasoning"] == expected["random_cot"] == len(reasoning) > 3
+    ranked, _ = reasoning.reasoning_pairs(exam, steps, chains, prompt=prompts.exam, **limits)
+    assert len(turns) > 10 and expected["reasoning"] == expected["random_cot"] == len(ranked) > 3
     assert expected["reflection_mid"] <= len(candidates["mid"]) and set(made["kind"]) >= {"reasoning", "random_cot"}
     # Two kinds share turns: of both together each is written once, and again where its reply is refused.
     assert len(turns) <= work.calls * 1.01 and work.calls <= 3 * 1.5 * len(turns)
     assert 0 < work.written <= 64 * work.calls
 
-    many, _, tenfold = paired(exam, steps, student, settings, times=10.0)
-    assert tenfold["reasoning"] == 10 * len(reasoning) and many.calls == pytest.approx(10 * work.calls)
+    many, _, tenfold = probe_pairs(exam, steps, student, settings, times=10.0)
+    assert tenfold["reasoning"] == 10 * len(ranked) and many.calls == pytest.approx(10 * work.calls)
     capped = settings | {"max_reflection_pairs": 10, "max_per_kind": 7}
-    few, _, limited = paired(exam, steps, student, capped, times=10.0)
+    few, _, limited = probe_pairs(exam, steps, student, capped, times=10.0)
     assert limited["reasoning"] == 7 and limited["reflection_post"] <= 10 and few.calls <= 3 * 2 * 2 * 10
-    read = paired(exam, steps, student, settings | {"judge": "self"}, times=1.0)[0]
+    read = probe_pairs(exam, steps, student, settings | {"judge": "self"}, times=1.0)[0]
     assert read.calls > work.calls
-    none = paired(exam, steps, student, settings | {"kinds": ["reasoning"]}, times=1.0)
+    none = probe_pairs(exam, steps, student, settings | {"kinds": ["reasoning"]}, times=1.0)
     assert none[0] == Work() and list(none[2]) == ["reasoning"]
 
 
 def test_training_grows_with_pairs_and_epochs_and_leaves_an_adapter(root, exam, steps, student, tmp_path):
-    made = paired(exam, steps, student, defaults(root, "03_pair_construction") | {"kinds": ["reasoning"]}, 1.0)[1]
-    settings = defaults(root, "04_dpo_lora_4bit") | {"batch_size": 2, "rank": 4}
+    made = probe_pairs(exam, steps, student, defaults(root, "03_pair_construction") | {"kinds": ["reasoning"]}, 1.0)[1]
+    settings = defaults(root, "04_dpo_lora_4bit") | {"batch_size": 2, "lora_rank": 4}
     files = RunFiles(tmp_path / "probe")
-    work, tokens = trained(made, {"reasoning": 1000.0}, settings, files)
+    work, tokens = probe_training(made, {"reasoning": 1000.0}, settings, files)
     assert (files.adapter / "adapter_config.json").is_file() and work.calls == work.read == work.written == 0
     of_a_pair = made[made["kind"] == "reasoning"][["chosen_tokens", "rejected_tokens"]].sum(axis=1)
     assert 1000 * of_a_pair.min() <= tokens <= 1000 * of_a_pair.max()
     again = RunFiles(tmp_path / "again")
-    longer, twice = trained(made, {"reasoning": 10_000.0}, settings | {"epochs": 2}, again)
+    longer, twice = probe_training(made, {"reasoning": 10_000.0}, settings | {"epochs": 2}, again)
     assert twice == pytest.approx(20 * tokens) and longer.seconds > 3 * work.seconds
-    assert trained(made, {"reflection_mid": 0.0}, settings, files) == (Work(), 0.0)
+    assert probe_training(made, {"reflection_mid": 0.0}, settings, files) == (Work(), 0.0)
 
 
 def test_answers_of_each_protocol_and_repairs_are_counted(root, exam, student, tmp_path):
     settings = defaults(root, "05_benchmark_evaluation") | {
-        "protocols": ["published", "greedy", "sampled"], "runs": 2, "max_new_tokens": 120, "repair_questions": 6,
+        "protocols": ["published", "greedy", "sampled"], "n_runs": 2, "max_new_tokens": 120,
+        "self_correction_questions": 6,
     }  # fmt: skip
-    base, begun = answered(exam, student, settings, RunFiles(tmp_path), probe=6)
-    tuned, same = answered(exam, student, settings, RunFiles(tmp_path), probe=6, begun=begun)
+    base, begun = probe_answers(exam, student, settings, RunFiles(tmp_path), probe=6)
+    tuned, same = probe_answers(exam, student, settings, RunFiles(tmp_path), probe=6, begun=begun)
     assert same is begun and tuned.calls == 12 * (3 + 1 + 2) + len(begun)
     assert base.calls > tuned.calls + 6 and tuned.written <= 120 * tuned.calls
     # Four answers for each question of the probe: here of 4 of 12 questions.
-    third, begun = answered(exam, student, settings | {"repair_questions": 3}, RunFiles(tmp_path / "3"), probe=1)
-    tuned_third, _ = answered(exam, student, settings | {"repair_questions": 3}, RunFiles(tmp_path), 1, begun)
+    third, begun = probe_answers(
+        exam, student, settings | {"self_correction_questions": 3}, RunFiles(tmp_path / "3"), probe=1
+    )
+    tuned_third, _ = probe_answers(
+        exam, student, settings | {"self_correction_questions": 3}, RunFiles(tmp_path), 1, begun
+    )
     assert tuned_third.calls == pytest.approx(72 + 3 * len(begun)) and third.calls > 72
 
 
 def test_money_is_for_a_million_tokens():
     costs = [Cost("01", Work(10, 2e6, 5e5, 7300), "so"), Cost("03", Work(1, 1e6, 0, 100), "so")]
-    table = plan_table(costs, price_in=0.5, price_out=2.0)
+    table = plan_table(costs, input_price=0.5, output_price=2.0)
     cells = [list(column.cells) for column in table.columns]
     assert [column[0] for column in cells] == ["01", "10", "2,000,000", "500,000", "2.0 h", "2.00"]
     assert [column[2] for column in cells] == ["all", "11", "3,000,000", "500,000", "2.1 h", "2.50"]
@@ -122,7 +124,7 @@ def test_money_is_for_a_million_tokens():
 
 def test_the_command_prints_a_row_a_stage_and_leaves_nothing(root):
     command = [sys.executable, "-m", "medrefl_utils", "plan", "params/smoke.yaml"]
-    command += ["--set", "shared.run=test_plan", "--probe", "6", "--price-out", "1"]
+    command += ["--set", "shared.run=test_plan", "--probe", "6", "--output-price", "1"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -154,30 +156,30 @@ def test_without_a_probe_only_memory_is_told_at_once_for_any_card(root):
 
 
 def test_memory_is_of_the_runs_own_pairs_where_it_has_made_some(root, exam, steps, student, tmp_path):
-    made = paired(exam, steps, student, defaults(root, "03_pair_construction") | {"kinds": ["reasoning"]}, 1.0)[1]
+    made = probe_pairs(exam, steps, student, defaults(root, "03_pair_construction") | {"kinds": ["reasoning"]}, 1.0)[1]
     made = made[made["kind"] == "reasoning"]
     settings = defaults(root, "04_dpo_lora_4bit")
     own, most = training_memory(settings, made, "of mine", card=15)
     tokenizer = student.tokenizer
-    longest = pair_ids(made, tokenizer, end=tokenizer.eos_token_id, max_length=5000)[0].length.max()
+    longest = tokenize_pairs(made, tokenizer, end=tokenizer.eos_token_id, max_length=5000)[0].length.max()
     assert own.startswith(f"04_dpo_lora_4bit, the {len(made)} pairs of mine, up to {longest} tokens: predicted ")
     assert most.startswith("04_dpo_lora_4bit, both sides filling max_length 5000: predicted peak memory ")
     assert training_memory(settings, made.head(0), "of mine", card=15) == [most]
     small = training_memory(settings, made, "of mine", card=0.65)
-    assert "to fit, set batch_size to 4, accumulation to 4" in small[0]
+    assert "to fit, set batch_size to 4, gradient_accumulation to 4" in small[0]
 
 
 def test_training_that_does_not_fit_here_is_not_tried(root, monkeypatch):
-    monkeypatch.setattr("medrefl_utils.memory.free_bytes", lambda: GIB // 2)
-    monkeypatch.setattr("medrefl_utils.plan.trained", lambda *a: pytest.fail("it was trained"))
-    few = [f"05_benchmark_evaluation.{name}=4" for name in ("n_questions", "repair_questions")]
-    found = plan(root / "params" / "smoke.yaml", root=root, overrides=["shared.run=test_plan", *few], probe=12)
+    monkeypatch.setattr("medrefl_utils.models.memory.free_bytes", lambda: GIB // 2)
+    monkeypatch.setattr("medrefl_utils.runs.cost_plan.probe_training", lambda *a: pytest.fail("it was trained"))
+    few = [f"05_benchmark_evaluation.{name}=4" for name in ("n_questions", "self_correction_questions")]
+    found = plan_run(root / "params" / "smoke.yaml", root=root, overrides=["shared.run=test_plan", *few], probe=12)
     how = {cost.stage: cost.how for cost in found.costs}
     assert how["04_dpo_lora_4bit"] == "not measured: it does not fit here"
     assert "of 0.5 free here, without a card: does not fit, whatever is changed" in found.memory[0]
 
 
 def test_a_first_pass_that_leaves_no_question_says_so(root, exam, student, tmp_path):
-    settings = defaults(root, "01_tree_rollout") | {"ease_chains": 1}  # one chain is always all right or all wrong
+    settings = defaults(root, "01_tree_rollout") | {"screening_chains": 1}  # one chain is always all right or all wrong
     with pytest.raises(MedReflError, match="rollout: of 12 questions, all 1 chains of each were right"):
-        grown(exam, student, settings, RunFiles(tmp_path))
+        probe_trees(exam, student, settings, RunFiles(tmp_path))

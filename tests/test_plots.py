@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyBboxPatch
 
-from medrefl_utils import plots
-from medrefl_utils.values import value_table
+from medrefl_utils.trees import value_table
+from medrefl_utils.views import plots
 
 NAN = float("nan")
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from medrefl_utils.profiles import Parameter, load_profile, notebook_parameters
-from medrefl_utils.records import MedReflError
+from medrefl_utils.core import MedReflError
+from medrefl_utils.runs import STAGES, Parameter, load_profile, notebook_parameters
+from medrefl_utils.runs.renamed_parameters import RENAMED
 from tests import toy
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -164,8 +166,24 @@ def test_a_line_that_is_no_parameter_is_an_error(root: Path, line: str) -> None:
 def test_what_a_section_does_not_say_follows_another_notebook(root: Path) -> None:
     path = toy.profile(root, {"shared": {"run": "x"}, "01_count": {"seed": 5}})
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in toy.STAGES}
-    follows = {"02_double": ("01_count", ["seed"])}
+    follows = {"02_double": ("01_count", {"seed": "seed"})}
     profile = load_profile(path, notebooks, root=root, follows=follows)
     assert profile.parameters["02_double"]["seed"] == 5
     said = load_profile(path, notebooks, root=root, follows=follows, overrides=["02_double.seed=6"])
     assert said.parameters["02_double"]["seed"] == 6 and said.parameters["01_count"]["seed"] == 5
+
+
+def test_an_old_name_is_refused_with_the_new_one(tmp_path: Path) -> None:
+    notebooks = {stage.name: ROOT / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
+    for stage, table in RENAMED.items():
+        known = notebook_parameters(notebooks[stage])
+        for old, new in table.items():
+            assert new in known and old not in known
+            path = toy.profile(tmp_path, {"shared": {"run": "x"}, stage: {old: 1}})
+            with pytest.raises(MedReflError, match=f"unknown key '{old}' \\(since version 0.2.0 it is '{new}'\\)"):
+                load_profile(path, notebooks, root=ROOT)
+    path = toy.profile(tmp_path, {"shared": {"run": "x", "rank": 8}})
+    with pytest.raises(
+        MedReflError, match=r"no notebook has the parameter 'rank' \(since version 0.2.0 it is 'lora_rank'\)"
+    ):
+        load_profile(path, notebooks, root=ROOT)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medrefl_utils import prompts
-from medrefl_utils.records import Question
+from medrefl_utils.core import Question
+from medrefl_utils.exam import prompts
 
 QUESTION = Question("q1", " A man coughs. ", {"A": "wait", "B": 'say "ah"\nthen rest'}, "B")
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medrefl_utils.questions import load_questions, questions_from_table, questions_table
-from medrefl_utils.records import LETTERS, QUESTIONS, MedReflError, Question
+from medrefl_utils.core import LETTERS, QUESTIONS, MedReflError, Question
+from medrefl_utils.exam import load_questions, questions_from_table, questions_table
 
 ROW = {"question": "Which?", "options": {"A": "one", "B": "two", "C": "three"}, "answer_idx": "B"}
 Lines = Callable[..., str]
@@ -208,7 +208,7 @@ def test_a_hub_out_of_reach_is_one_line_within_five_seconds(silent: bool) -> Non
     if not silent:
         server.close()
     code = (
-        "import time; from medrefl_utils.questions import load_questions; start = time.monotonic()\n"
+        "import time; from medrefl_utils.exam import load_questions; start = time.monotonic()\n"
         "try: load_questions('somebody/exam', split='test')\n"
         "except Exception as error: print(type(error).__name__, time.monotonic() - start, error, sep='|')"
     )

@@ -4,12 +4,10 @@ import time
 
 import pytest
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.generators import open_generator
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import MedReflError, Sampling
-from medrefl_utils.rollout import roll_out
-from medrefl_utils.search import Growth
+from medrefl_utils.core import MedReflError, Sampling
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import LocalGenerator, open_generator
+from medrefl_utils.trees import SearchSettings, roll_out
 from tests.server import serving
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
@@ -35,7 +33,7 @@ def actors(tiny_student):
 @pytest.mark.timeout(600)
 def test_two_actors_give_the_trees_of_one_process_and_go_on_where_either_stopped(actors, tiny_student, tmp_path):
     questions = clinic.make_exam(6, seed=2)
-    settings = {"growth": Growth((2, 2)), "sampling": SAMPLING, "seed": 1, "shard_size": 2}
+    settings = {"growth": SearchSettings((2, 2)), "sampling": SAMPLING, "seed": 1, "shard_size": 2}
     alone = LocalGenerator(tiny_student)
     steps, ledger = roll_out(questions, alone, tmp_path / "a", shards=tmp_path / "sa", **settings)
     files = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
@@ -67,7 +65,7 @@ def test_actors_against_an_endpoint(actors, tmp_path):
             generator,
             tmp_path / "steps",
             shards=tmp_path / "shards",
-            growth=Growth((2,)),
+            growth=SearchSettings((2,)),
             sampling=SAMPLING,
             seed=1,
         )

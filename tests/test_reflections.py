@@ -8,26 +8,25 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.generators import seed_of
-from medrefl_utils.pairs import Turn
-from medrefl_utils.records import PAIRS, REFLECTIONS, Continuation, MedReflError, Question, Sampling
-from medrefl_utils.reflections import (
+from medrefl_utils.core import PAIRS, REFLECTIONS, Continuation, MedReflError, Question, Sampling
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import derive_seed
+from medrefl_utils.models.student import _first_difference
+from medrefl_utils.pairs import (
+    CorrectionText,
+    accepted_reflections,
     check_reflection,
     judge_pairs,
-    locate_by_model,
     read_scores,
-    reflection_texts,
-    think_pairs,
+    rewrite_as_thought,
     write_reflections,
 )
-from medrefl_utils.student import _first_difference
-from medrefl_utils.values import paths
+from medrefl_utils.trees import locate_errors_by_model, paths
 
 SAMPLING = Sampling(1.0, 1.0, 64)
 QUESTION = Question("q", "What is it?", {"A": "zelorin", "B": "marvutide", "C": "oxpril"}, "A")
-TURN = Turn(QUESTION, ("Step 1: fever.\n",), ("Step 2: so oxpril.\n",), ("Step 2: a rash.\n", "Answer: A"))
-INVALID = Turn(QUESTION, TURN.public, TURN.wrong, ("Step 2: nothing.\n", "Answer: B"))
+TURN = CorrectionText(QUESTION, ("Step 1: fever.\n",), ("Step 2: so oxpril.\n",), ("Step 2: a rash.\n", "Answer: A"))
+INVALID = CorrectionText(QUESTION, TURN.public, TURN.wrong, ("Step 2: nothing.\n", "Answer: B"))
 
 
 class Script:
@@ -46,7 +45,7 @@ class Script:
         return out
 
 
-def fault(text: str, turn: Turn = TURN, stop: str = "end") -> str:
+def fault(text: str, turn: CorrectionText = TURN, stop: str = "end") -> str:
     return check_reflection(turn, Continuation(text, (), 0.0, stop))
 
 
@@ -92,7 +91,7 @@ def test_the_clinics_own_reflections_pass() -> None:
         if wrong[:-1] != right[:-1]:
             k = _first_difference(wrong, right)
             text = clinic.reflect(wrong[k], right[k])
-            turn = Turn(case.question, tuple(right[:k]), tuple(wrong[k:]), tuple(f"{s}\n" for s in right[k:]))
+            turn = CorrectionText(case.question, tuple(right[:k]), tuple(wrong[k:]), tuple(f"{s}\n" for s in right[k:]))
             assert fault(text, turn) == "", text
             checked += 1
     assert checked > 20
@@ -114,10 +113,10 @@ def test_reflections_are_asked_for_again_twice_with_new_seeds_then_dropped_and_c
         True,
     ]
     assert dropped == {"reflection_leak": 1}
-    assert reflection_texts(written) == {("q", 2, 5): "Wait,\na rash was overlooked.  So on."}  # raw
+    assert accepted_reflections(written) == {("q", 2, 5): "Wait,\na rash was overlooked.  So on."}  # raw
     assert len({seed for _, seed in script.asked}) == len(script.asked) == 5
     expected = prompts.reflection(QUESTION, TURN.public, TURN.wrong, TURN.right)
-    assert script.asked[0] == (expected, seed_of(7, "reflections", expected, 0))
+    assert script.asked[0] == (expected, derive_seed(7, "reflections", expected, 0))
     assert written["prompt"][0] == expected[0]["content"] and "a rash." in written["prompt"][0]
     assert pa.Table.from_pandas(written, schema=REFLECTIONS, preserve_index=False).num_rows == 2
 
@@ -150,7 +149,7 @@ JUDGED = {"rash": "Logic: 3\nCorrectness: 4/5", "spots": "Correctness: 2\nLogic:
 
 def test_the_judge_keeps_what_reaches_the_threshold_with_its_words() -> None:
     script = Script(lambda prompt, attempt: next(text for word, text in JUDGED.items() if word in prompt))
-    kept, dropped = judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, least_score=3)
+    kept, dropped = judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, min_judge_score=3)
     assert dropped == {"judge_unreadable": 1, "judged_low": 1}
     assert len(kept) == 1 and len(script.asked) == 3 + 2
     assert kept["judgement"][0] == {
@@ -160,7 +159,7 @@ def test_the_judge_keeps_what_reaches_the_threshold_with_its_words() -> None:
     table = pa.Table.from_pandas(kept, schema=PAIRS, preserve_index=False)
     assert table["judgement"][0].as_py()["correctness"] == 4
     with pytest.raises(MedReflError, match="least score is 0, expected 1 to 5"):
-        judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, least_score=0)
+        judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, min_judge_score=0)
 
 
 @pytest.mark.parametrize(
@@ -187,12 +186,12 @@ def test_the_thinker_may_not_change_the_answer() -> None:
         return next((text for word, text in thought.items() if word in prompt), "I think.\nAnswer: A")
 
     script = Script(reply)
-    kept, dropped = think_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0)
+    kept, dropped = rewrite_as_thought(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0)
     assert [side[0]["content"] for side in kept["chosen"]] == ["I see a rash, so\nAnswer: A", "I think.\nAnswer: A"]
     assert {side[0]["content"] for side in kept["rejected"]} == {"Fever makes me say\nAnswer: B"}
     assert dropped == {"thinker_answer": 1}
     assert "old" not in set(kept["pair_id"]) and kept["pair_id"].is_unique
-    again = think_pairs(
+    again = rewrite_as_thought(
         PAIR_TABLE.head(1), {"q": QUESTION}, Script(lambda *_: "x", "length"), sampling=SAMPLING, seed=0
     )
     assert again[0].empty and again[1] == {"thinker_cut": 1}
@@ -214,7 +213,7 @@ STEPS = pd.DataFrame(
 
 def test_a_model_names_the_first_wrong_step() -> None:
     script = Script(lambda prompt, attempt: "First wrong step: [2]" if "fever" in prompt else "Step 9")
-    located, dropped = locate_by_model({"q": QUESTION}, STEPS, paths(STEPS), script, sampling=SAMPLING, seed=0)
+    located, dropped = locate_errors_by_model({"q": QUESTION}, STEPS, paths(STEPS), script, sampling=SAMPLING, seed=0)
     assert located["leaf"].tolist() == [2, 5] and located["node_id"].tolist() == [2, pd.NA]
     assert dropped == {"locator_unreadable": 1}
     assert "[1] Step 1: fever.\n[2] Answer: B" in script.asked[0][0][0]["content"]
@@ -224,5 +223,5 @@ def test_a_model_names_the_first_wrong_step() -> None:
 @pytest.mark.parametrize("text", ["First wrong step: 1", "1", "Step 1 is wrong; step 2 follows.", "[1]"])
 def test_ways_to_name_a_step(text: str) -> None:
     script = Script(lambda *_: text)
-    located, _ = locate_by_model({"q": QUESTION}, STEPS, paths(STEPS), script, sampling=SAMPLING, seed=0)
+    located, _ = locate_errors_by_model({"q": QUESTION}, STEPS, paths(STEPS), script, sampling=SAMPLING, seed=0)
     assert located["node_id"].tolist() == [1, 4]

@@ -20,11 +20,10 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from medrefl_utils import chain, preflight
-from medrefl_utils.cli import app
-from medrefl_utils.questions import questions_table
-from medrefl_utils.records import PAIRS, QUESTIONS, Question, RunFiles
-from medrefl_utils.store import write_table
+from medrefl_utils.core import PAIRS, QUESTIONS, Question, RunFiles, write_table
+from medrefl_utils.exam import questions_table
+from medrefl_utils.runs import chain, preflight
+from medrefl_utils.runs.cli import app
 
 ROOT = Path(__file__).parents[1]
 ROW = {"question": "Which?", "options": {"A": "one", "B": "two", "C": "three"}, "answer_idx": "B"}
@@ -73,7 +72,7 @@ def model(name: str, change: Prepare, line: str, key: str = "shared.model") -> C
     """A copy of the tiny student, spoilt."""
 
     def prepare(root: Path) -> None:
-        shutil.copytree(ROOT / "medrefl_utils" / "tiny_student", root / "student")
+        shutil.copytree(ROOT / "medrefl_utils" / "models" / "tiny_student", root / "student")
         change(root / "student")
 
     return f"model-{name}", prepare, ["run", PROFILE, "--set", f"{key}=student"], f"model student: {line}"
@@ -132,7 +131,11 @@ def write_adapter(folder: Path, *, width: int = 128, rank: int = 4, layers: int 
         tensors[f"{name}.lora_B.weight"] = np.zeros((128, rank), "float32")
     folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    told = {"base_model_name_or_path": "medrefl_utils/tiny_student", "r": 4, "target_modules": ["q_proj"]} | config
+    told = {
+        "base_model_name_or_path": "medrefl_utils/models/tiny_student",
+        "r": 4,
+        "target_modules": ["q_proj"],
+    } | config
     (folder / "adapter_config.json").write_text(json.dumps(told))
 
 
@@ -293,8 +296,8 @@ CASES: list[Case] = [
         "--set shared.seed=[: the value is not YAML: expected the node content, but found '<stream end>' (line 1)",
     ),
     override(
-        "01_tree_rollout.mode=full-path",
-        "max_open is 0, but mode full-path needs the number of steps that a round branches from",
+        "01_tree_rollout.search_mode=full-path",
+        "max_frontier is 0, but mode full-path needs the number of steps that a round branches from",
     ),
     override(
         "03_pair_construction.endpoint=http://localhost:8000/v1",
@@ -331,12 +334,12 @@ CASES: list[Case] = [
         "03_pair_construction.action_weights=[0, 0, 0]",
         "found [0.0, 0.0, 0.0], expected three of at least 0, not all 0",
     ),
-    value("03_pair_construction.least_score=6", "found 6, expected 1 to 5"),
-    value("03_pair_construction.overlap=0", "found 0.0, expected above 0 and at most 1"),
+    value("03_pair_construction.min_judge_score=6", "found 6, expected 1 to 5"),
+    value("03_pair_construction.overlap_threshold=0", "found 0.0, expected above 0 and at most 1"),
     value("04_dpo_lora_4bit.beta=0", "found 0.0, expected above 0"),
-    value("04_dpo_lora_4bit.rank=0", "found 0, expected at least 1"),
+    value("04_dpo_lora_4bit.lora_rank=0", "found 0, expected at least 1"),
     value("04_dpo_lora_4bit.learning_rate=.inf", "found inf, expected above 0"),
-    value("04_dpo_lora_4bit.held_out=1.0", "found 1.0, expected a share from 0 to below 1"),
+    value("04_dpo_lora_4bit.held_out_share=1.0", "found 1.0, expected a share from 0 to below 1"),
     value("04_dpo_lora_4bit.quantization=int3", "found 'int3', expected one of nf4, none"),
     value(
         "04_dpo_lora_4bit.stop_on=[boredom]",
@@ -599,17 +602,18 @@ CASES: list[Case] = [
     adapter(
         "other-base",
         edited("adapter_config.json", base_model_name_or_path="Qwen/Qwen2.5-7B-Instruct"),
-        "was trained on Qwen/Qwen2.5-7B-Instruct, expected one of the model medrefl_utils/tiny_student",
+        "was trained on Qwen/Qwen2.5-7B-Instruct, expected one of the model medrefl_utils/models/tiny_student",
     ),
     adapter(
         "other-width",
         lambda folder: write_adapter(folder, width=64),
-        "model.layers.0.self_attn.q_proj has 64 where the model medrefl_utils/tiny_student has 128: another base",
+        "model.layers.0.self_attn.q_proj has 64 where the model medrefl_utils/models/tiny_student has 128: another "
+        "base",
     ),
     adapter(
         "other-depth",
         lambda folder: write_adapter(folder, layers=2),
-        "is for 2 layers, but the model medrefl_utils/tiny_student has 4: another base",
+        "is for 2 layers, but the model medrefl_utils/models/tiny_student has 4: another base",
     ),
     adapter(
         "other-rank",
@@ -776,9 +780,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with the real notebooks, and a run that has artifacts to lose."""
     root = tmp_path / "checkout"
     (root / "params").mkdir(parents=True)
-    (root / "medrefl_utils").mkdir()
+    (root / "medrefl_utils/models").mkdir(parents=True)
     (root / "notebooks").symlink_to(ROOT / "notebooks")
-    (root / "medrefl_utils/tiny_student").symlink_to(ROOT / "medrefl_utils/tiny_student")
+    (root / "medrefl_utils/models/tiny_student").symlink_to(ROOT / "medrefl_utils/models/tiny_student")
     (root / PROFILE).write_text("shared:\n  run: t\n")
     files = RunFiles(root / "runs/t")
     write_table(files.questions, questions_table([Question("q", "Which?", {"A": "one", "B": "two"}, "A")]), QUESTIONS)

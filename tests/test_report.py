@@ -10,24 +10,25 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from medrefl_utils import plots
-from medrefl_utils.pairs import reasoning_pairs
-from medrefl_utils.questions import questions_table
-from medrefl_utils.records import (
-    CLAIMS,
+from medrefl_utils.core import (
     PAIRS,
     QUESTIONS,
     RESPONSES,
     SCORES,
+    SELF_CORRECTION,
     STEPS,
     VALUES,
     MedReflError,
     Question,
     RunFiles,
+    read_table,
+    write_manifest,
+    write_table,
 )
-from medrefl_utils.report import write_report
-from medrefl_utils.store import read_table, write_manifest, write_table
-from medrefl_utils.values import paths, value_table
+from medrefl_utils.exam import questions_table
+from medrefl_utils.pairs import reasoning_pairs
+from medrefl_utils.trees import paths, value_table
+from medrefl_utils.views import plots, write_report
 
 NAN = float("nan")
 SCRIPT = "<script>alert('gotcha')</script>"
@@ -125,7 +126,7 @@ MANIFEST = {
             **{"outputs": {"questions.parquet": "ab" * 32}, "figures": {"leaves": 4321}, "tokens": 123456},
             **{
                 "seconds": 75.2,
-                "parameters": {"model": "medrefl_utils/tiny_student"},
+                "parameters": {"model": "medrefl_utils/models/tiny_student"},
                 "ingredients": {"secret": {"of": 1}},
             },
         },
@@ -214,7 +215,7 @@ def test_what_was_run_and_what_came_of_it(run: RunFiles) -> None:
         "Med-REFL run demo",
         "profile params/smoke.yaml",
         "changed on the command line shared.seed=7",
-        "model medrefl_utils/tiny_student",
+        "model medrefl_utils/models/tiny_student",
         "questions 2 from clinic",
         "trees 1 with 6 steps",
         "evaluated on clinic: 1,000 questions",
@@ -376,7 +377,7 @@ def test_what_the_method_claims_is_shown_with_its_difference(run: RunFiles) -> N
             ("medrefl", "fake, unasked", 7, 0.143, NAN),
         )
     ]  # fmt: skip
-    write_table(run.claims, pd.DataFrame(rates), CLAIMS)
+    write_table(run.self_correction, pd.DataFrame(rates), SELF_CORRECTION)
     text = " ".join(page_of(run).text.split())
     assert "repair rate 40.1 [35.1, 45.1] 52.3 [47.3, 57.3] +12.2 [+8.2, +16.2] 200" in text
     assert "fake, unasked - 14.3 [9.3, 19.3] - 0/7" in text

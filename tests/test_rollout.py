@@ -6,15 +6,10 @@ from collections.abc import Mapping
 import pandas as pd
 import pytest
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.generators import seed_of
-from medrefl_utils.generators.budget import Budget
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import STEPS, Continuation, MedReflError, Question, Sampling
-from medrefl_utils.rollout import roll_out, worth_a_tree
-from medrefl_utils.search import Growth, grow
-from medrefl_utils.store import read_table, table_notes
-from medrefl_utils.values import step_values, value_table
+from medrefl_utils.core import STEPS, Continuation, MedReflError, Question, Sampling, read_table, table_notes
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import Budget, LocalGenerator, derive_seed
+from medrefl_utils.trees import SearchSettings, grow_trees, roll_out, screen_questions, step_values, value_table
 
 QUESTION = Question("q", "Which?", {"A": "one", "B": "two"}, "B")
 SAMPLING = Sampling(1.0, 1.0, 50)
@@ -44,7 +39,7 @@ class Script:
 
 
 def tree(script: Script, **growth) -> pd.DataFrame:
-    return grow([QUESTION], script, growth=Growth(**growth), sampling=SAMPLING, seed=0)
+    return grow_trees([QUESTION], script, growth=SearchSettings(**growth), sampling=SAMPLING, seed=0)
 
 
 def test_a_tree_by_hand():
@@ -108,7 +103,7 @@ def test_a_path_without_an_answer_is_asked_for_one():
             return Continuation(text, (*row.token_ids, 0), -1.0, "end") if row.stop == "end" else row
 
     script = Ending({"": ["a\n", "hm"], "a\n": [""], "hm\nAnswer:": [" B"], "a\nAnswer:": [" A"]})
-    steps = tree(script, branching=(2, 1), ask_answer=True)
+    steps = tree(script, branching=(2, 1), force_answer=True)
     leaves = steps[steps.kind == "leaf"].set_index("text")
     assert leaves.answer.to_dict() == {"\nAnswer: B": "B", "Answer: A": "A"}
     assert leaves.outcome.to_dict() == {"\nAnswer: B": 1.0, "Answer: A": -1.0}
@@ -119,7 +114,7 @@ def test_a_path_without_an_answer_is_asked_for_one():
 def test_every_child_has_the_seed_of_its_place():
     script = Script({"": ["a\n", "b\n"], "a\n": ["Answer: B"], "b\n": ["Answer: A"]})
     tree(script, branching=(2, 1))
-    assert script.seeds == [seed_of(0, "q", place) for place in (".0", ".1", ".0.0", ".1.0")]
+    assert script.seeds == [derive_seed(0, "q", place) for place in (".0", ".1", ".0.0", ".1.0")]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +128,7 @@ def test_every_child_has_the_seed_of_its_place():
 )
 def test_impossible_growth_is_refused(settings, message):
     with pytest.raises(MedReflError, match=message):
-        Growth(**settings)
+        SearchSettings(**settings)
 
 
 COUNTING = {"": [f"{i}\n" for i in range(4)]} | {
@@ -146,7 +141,7 @@ COUNTING |= {f"{i}\n{i}{i}\n": ["Answer: A"] for i in range(4)}
     ("limits", "cut", "open_at_1", "leaves"),
     [
         ({}, {}, 4, 8),
-        ({"max_open": 2}, {"cut_open": 2}, 2, 4),
+        ({"max_frontier": 2}, {"cut_open": 2}, 2, 4),
         ({"max_leaves": 3}, {"cut_leaves": 1 + 3}, 3, 3),
     ],
 )
@@ -155,15 +150,17 @@ def test_limits_cut_by_the_seed_count_what_they_cut_and_leave_valid_trees(limits
     for seed in range(12):
         counts.clear()
         script = Script(COUNTING)
-        steps = grow(
-            [QUESTION], script, growth=Growth((4, 2, 1), **limits), sampling=SAMPLING, seed=seed, counts=counts
+        steps = grow_trees(
+            [QUESTION], script, growth=SearchSettings((4, 2, 1), **limits), sampling=SAMPLING, seed=seed, counts=counts
         )
         assert (steps.kind == "leaf").sum() == leaves
         assert {name: n for name, n in counts.items() if name.startswith("cut_") and n} == cut
         assert len(script.seeds) == 4 + 2 * open_at_1 + (steps.depth == 3).sum()  # what was cut was not expanded
         assert set(steps.parent_id.dropna()) <= set(steps.node_id) and len(value_table(steps)) == len(steps)
         kept.add(tuple(steps.text))
-        again = grow([QUESTION], Script(COUNTING), growth=Growth((4, 2, 1), **limits), sampling=SAMPLING, seed=seed)
+        again = grow_trees(
+            [QUESTION], Script(COUNTING), growth=SearchSettings((4, 2, 1), **limits), sampling=SAMPLING, seed=seed
+        )
         pd.testing.assert_frame_equal(steps, again)
     assert len(kept) > 1 if limits else len(kept) == 1
 
@@ -171,11 +168,15 @@ def test_limits_cut_by_the_seed_count_what_they_cut_and_leave_valid_trees(limits
 def test_a_question_with_the_leaves_that_were_asked_for_grows_no_further():
     counts = Counter()
     settings = {"sampling": SAMPLING, "seed": 0, "counts": counts}
-    steps = grow([QUESTION], Script(COUNTING), growth=Growth((4, 2, 1), target_right=2, target_wrong=2), **settings)
+    steps = grow_trees(
+        [QUESTION], Script(COUNTING), growth=SearchSettings((4, 2, 1), target_right=2, target_wrong=2), **settings
+    )
     assert steps.depth.max() == 2 and counts["cut_decided"] == 4
     assert sorted(steps.outcome.dropna()) == [-1, -1, 1, 1]
     counts.clear()
-    steps = grow([QUESTION], Script(COUNTING), growth=Growth((4, 2, 1), target_right=2, target_wrong=3), **settings)
+    steps = grow_trees(
+        [QUESTION], Script(COUNTING), growth=SearchSettings((4, 2, 1), target_right=2, target_wrong=3), **settings
+    )
     assert steps.depth.max() == 3 and not counts["cut_decided"]
 
 
@@ -188,7 +189,7 @@ def test_wrong_leaves_without_an_answer_decide_nothing():
 def test_endings_are_counted_by_reason():
     counts = Counter()
     script = Script({"": ["a\n", "on", "\n", "Answer: B"], "a\n": ["a\n"]}, {"on": "length"})
-    grow([QUESTION], script, growth=Growth((4, 1)), sampling=SAMPLING, seed=0, counts=counts)
+    grow_trees([QUESTION], script, growth=SearchSettings((4, 1)), sampling=SAMPLING, seed=0, counts=counts)
     assert counts == {"ended_run_on": 1, "ended_empty": 1, "ended_answer": 1, "ended_repeat": 1}
 
 
@@ -218,7 +219,7 @@ def test_full_path_lays_chains_into_one_tree_and_branches_from_its_steps():
             "a\nc\n": ["Answer: A"],
         }
     )
-    steps = tree(script, mode="full-path", branching=(3, 1), max_open=3).fillna({"parent_id": -1})
+    steps = tree(script, search_mode="full-path", branching=(3, 1), max_frontier=3).fillna({"parent_id": -1})
     assert (
         list(zip(steps.parent_id, steps.text, steps.weight, strict=True))
         == [
@@ -242,27 +243,27 @@ def test_full_path_draws_the_steps_it_branches_from_and_keeps_the_limits():
     chains = {"": [f"{i}\nAnswer: B" for i in range(5)]} | {f"{i}\n": ["Answer: A", "Answer: B"] for i in range(5)}
     picked = set()
     for seed in range(8):
-        growth = Growth((5, 2), mode="full-path", max_open=2)
-        steps = grow([QUESTION], Chains(chains), growth=growth, sampling=SAMPLING, seed=seed)
+        growth = SearchSettings((5, 2), search_mode="full-path", max_frontier=2)
+        steps = grow_trees([QUESTION], Chains(chains), growth=growth, sampling=SAMPLING, seed=seed)
         branched = steps[steps.text == "Answer: A"].parent_id
         assert len(branched) == 2
         picked.add(tuple(branched))
     assert len(picked) > 1
-    steps = tree(Chains(chains), mode="full-path", branching=(5, 2), max_open=2, max_leaves=7)
+    steps = tree(Chains(chains), search_mode="full-path", branching=(5, 2), max_frontier=2, max_leaves=7)
     assert (steps.kind == "leaf").sum() == 6  # five chains, and room for one start of two
-    steps = tree(Chains(chains), mode="full-path", branching=(5, 2), max_open=2, max_leaves=3)
+    steps = tree(Chains(chains), search_mode="full-path", branching=(5, 2), max_frontier=2, max_leaves=3)
     assert (steps.kind == "leaf").sum() == 3
 
 
 def test_full_path_needs_to_know_where_to_branch():
-    with pytest.raises(MedReflError, match="max_open is 0, but mode full-path needs"):
-        Growth((3, 2), mode="full-path")
+    with pytest.raises(MedReflError, match="max_frontier is 0, but mode full-path needs"):
+        SearchSettings((3, 2), search_mode="full-path")
 
 
 def test_questions_that_are_decided_get_no_tree():
     ask = [Question(str(i), "Which?", {"A": "one", "B": "two"}, "B") for i in range(3)]
     ease = pd.DataFrame({"question_id": ["0", "1", "2"], "chains": 4, "right": [4, 1, 0]})
-    mixed, left_out = worth_a_tree(ask, ease)
+    mixed, left_out = screen_questions(ask, ease)
     assert [q.question_id for q in mixed] == ["1"] and left_out == {"too_easy": 1, "too_hard": 1}
 
 
@@ -273,7 +274,7 @@ def student(tiny_student):
 
 def test_the_students_trees_are_the_same_again_and_in_any_shard(student, tmp_path):
     questions = clinic.make_exam(6, seed=2)
-    settings = {"growth": Growth((2, 2)), "sampling": Sampling(1.0, 1.0, 80), "seed": 1}
+    settings = {"growth": SearchSettings((2, 2)), "sampling": Sampling(1.0, 1.0, 80), "seed": 1}
     whole, _ = roll_out(questions, student, tmp_path / "a", shards=tmp_path / "sa", shard_size=6, **settings)
     parts, _ = roll_out(questions, student, tmp_path / "b", shards=tmp_path / "sb", shard_size=4, **settings)
     pd.testing.assert_frame_equal(whole.drop(columns="logprob"), parts.drop(columns="logprob"))
@@ -283,8 +284,8 @@ def test_the_students_trees_are_the_same_again_and_in_any_shard(student, tmp_pat
 
 
 def test_the_bar_shows_leaves_and_what_is_spent_of_the_budget(tiny_student, tmp_path, capsys):
-    generator = LocalGenerator(tiny_student, budget=Budget(max_calls=900, max_cost=5.0, price_out=100.0))
-    settings = dict(growth=Growth((2, 2)), sampling=Sampling(1.0, 1.0, 64), seed=0)
+    generator = LocalGenerator(tiny_student, budget=Budget(max_calls=900, max_cost=5.0, output_price=100.0))
+    settings = dict(growth=SearchSettings((2, 2)), sampling=Sampling(1.0, 1.0, 64), seed=0)
     steps, _ = roll_out(clinic.make_exam(2, seed=2), generator, tmp_path / "a", shards=tmp_path / "s", **settings)
     last = capsys.readouterr().err.rstrip().split("\r")[-1]
     assert f"calls={generator.spent.calls}/900" in last and f"cost={generator.spent.written / 1e4:.6g}/5" in last
@@ -294,13 +295,13 @@ def test_the_bar_shows_leaves_and_what_is_spent_of_the_budget(tiny_student, tmp_
 
 def test_full_path_with_the_student_cuts_chains_as_steps_are_cut(student):
     questions = clinic.make_exam(4, seed=2)
-    growth = Growth((3, 2), mode="full-path", max_open=2)
-    steps = grow(questions, student, growth=growth, sampling=Sampling(1.0, 1.0, 80), seed=1)
+    growth = SearchSettings((3, 2), search_mode="full-path", max_frontier=2)
+    steps = grow_trees(questions, student, growth=growth, sampling=Sampling(1.0, 1.0, 80), seed=1)
     inner = steps[steps.kind == "step"]
     assert inner.text.str.endswith("\n").all() and (inner.text.str.count("\n") == 1).all()
     assert steps[steps.kind == "leaf"].groupby("question_id").weight.sum().eq(3 + 2 * 2).all()
     assert (steps[steps.kind != "root"].logprob < 0).all() and len(value_table(steps)) == len(steps)
-    again = grow(questions[::-1], student, growth=growth, sampling=Sampling(1.0, 1.0, 80), seed=1)
+    again = grow_trees(questions[::-1], student, growth=growth, sampling=Sampling(1.0, 1.0, 80), seed=1)
     one = [table[table.question_id == questions[0].question_id].text.tolist() for table in (steps, again)]
     assert one[0] == one[1]
 
@@ -310,7 +311,7 @@ def test_a_rerun_grows_only_what_is_missing_and_other_settings_lose_nothing_befo
 ):
     questions = clinic.make_exam(4, seed=2)
     folder, shards = tmp_path / "steps", tmp_path / "shards"
-    settings = {"shards": shards, "growth": Growth((1,)), "sampling": Sampling(1.0, 1.0, 80), "shard_size": 2}
+    settings = {"shards": shards, "growth": SearchSettings((1,)), "sampling": Sampling(1.0, 1.0, 80), "shard_size": 2}
     asked, left = [], [10**9]
     expand = student.expand
 
@@ -356,11 +357,11 @@ def test_a_rerun_grows_only_what_is_missing_and_other_settings_lose_nothing_befo
 
 def test_the_first_pass_leaves_out_what_is_decided_and_says_so(student, tmp_path):
     questions = clinic.make_exam(16, seed=2)
-    settings = {"growth": Growth((2,)), "sampling": Sampling(1.0, 1.0, 80), "seed": 1, "ease_chains": 3}
+    settings = {"growth": SearchSettings((2,)), "sampling": Sampling(1.0, 1.0, 80), "seed": 1, "screening_chains": 3}
     steps, ledger = roll_out(questions, student, tmp_path / "steps", shards=tmp_path / "shards", **settings)
     grown = steps.question_id.nunique()
     assert 0 < grown < 16 and grown + ledger["too_easy"] + ledger["too_hard"] == 16
     assert ledger["calls"] >= 16 * 3 + 2 * grown
-    alone = grow(questions, student, growth=Growth((2,)), sampling=Sampling(1.0, 1.0, 80), seed=1)
+    alone = grow_trees(questions, student, growth=SearchSettings((2,)), sampling=Sampling(1.0, 1.0, 80), seed=1)
     alone = alone[alone.question_id.isin(steps.question_id)].reset_index(drop=True)
     pd.testing.assert_frame_equal(steps.drop(columns="logprob"), alone.drop(columns="logprob"), check_dtype=False)

@@ -9,14 +9,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from medrefl_utils.answers import extract_answer
-from medrefl_utils.benchmarks import shuffled
-from medrefl_utils.evaluation import response_row
-from medrefl_utils.lint import lint
-from medrefl_utils.questions import Rows, read_questions
-from medrefl_utils.records import RESPONSES, MedReflError, Question, RunFiles
-from medrefl_utils.scoring import comparison, findings_table, rates_table, read_responses
-from medrefl_utils.store import write_table
+from medrefl_utils.core import RESPONSES, MedReflError, Question, RunFiles, write_table
+from medrefl_utils.evaluation import compare_runs, read_responses, response_row
+from medrefl_utils.exam import Rows, extract_answer, lint_questions, read_questions, with_shuffled_options
+from medrefl_utils.views import comparison_table, findings_table, rates_table
 from tests.test_cli import medrefl
 
 QUESTIONS = [
@@ -123,7 +119,7 @@ def own(question: Question, text: str, **columns) -> dict:
 
 
 def test_our_own_responses_are_read_with_the_options_as_shown(tmp_path: Path) -> None:
-    shown = [shuffled(question, seed=3) for question in QUESTIONS]
+    shown = [with_shuffled_options(question, seed=3) for question in QUESTIONS]
     assert any(a.gold != b.gold for a, b in zip(shown, QUESTIONS, strict=True))
     rows = [
         own(question, f"Answer: {question.gold}", model=model) for question in shown for model in ("base", "medrefl")
@@ -142,20 +138,24 @@ def test_runs_are_compared_on_what_both_were_asked(tmp_path: Path) -> None:
         rows = [own(q, f"Answer: {t}") for q, t in zip(QUESTIONS, texts, strict=True)]
         rows += [own(replace(QUESTIONS[0], question_id="x", stem=f"only {run}"), "Answer: A")]
         write_table(RunFiles(tmp_path / run).responses / "base.parquet", pd.DataFrame(rows), RESPONSES)
-    line = next(row for row in text_of(comparison(tmp_path / "a", tmp_path / "b")).splitlines() if "greedy" in row)
+    line = next(
+        row
+        for row in text_of(comparison_table(compare_runs(tmp_path / "a", tmp_path / "b"), ("a", "b"))).splitlines()
+        if "greedy" in row
+    )
     assert re.search(r"exam .* greedy .* base .* 33\.3 .* 66\.7 .* \+33\.3 \[.*\] .* 1\.000 .* 3 ", line)
     other = [own(q, "Answer: A", protocol="sampled") for q in QUESTIONS]
     write_table(RunFiles(tmp_path / "c").responses / "base.parquet", pd.DataFrame(other), RESPONSES)
     with pytest.raises(MedReflError, match="no question that both were asked by the same protocol"):
-        comparison(tmp_path / "a", tmp_path / "c")
+        compare_runs(tmp_path / "a", tmp_path / "c")
     with pytest.raises(MedReflError, match="responses is missing: 05_benchmark_evaluation makes it"):
-        comparison(tmp_path / "a", tmp_path / "none")
+        compare_runs(tmp_path / "a", tmp_path / "none")
 
 
 def test_findings_show_counts_and_rows() -> None:
     rows = [(i, replace(QUESTIONS[0], stem=f"{i}? ")) for i in range(1, 12)]
-    assert "11" in text_of(findings_table("exam", lint(rows))) and "7, 8, …" in text_of(
-        findings_table("exam", lint(rows))
+    assert "11" in text_of(findings_table("exam", lint_questions(rows))) and "7, 8, …" in text_of(
+        findings_table("exam", lint_questions(rows))
     )
     assert "nothing found" in text_of(findings_table("exam", []))
 

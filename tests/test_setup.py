@@ -100,11 +100,14 @@ def test_every_import_is_a_declared_dependency() -> None:
 
 
 def test_every_file_of_the_package_is_installed_with_it() -> None:
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
-        "medrefl_utils"
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    patterns = [f"{room.replace('.', '/')}/{pattern}" for room, found in data.items() for pattern in found]
+    package = ROOT
+    files = [
+        p.relative_to(package)
+        for p in (package / "medrefl_utils").rglob("*")
+        if p.is_file() and p.suffix not in (".py", ".pyc")
     ]
-    package = ROOT / "medrefl_utils"
-    files = [p.relative_to(package) for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
     assert files and [str(f) for f in files if not any(f.match(pattern) for pattern in patterns)] == []
 
 

@@ -8,18 +8,18 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from medrefl_utils.headline import headline
-from medrefl_utils.records import RESPONSES, SCORES, MedReflError
-from medrefl_utils.statistics import (
+from medrefl_utils.core import RESPONSES, SCORES, MedReflError
+from medrefl_utils.evaluation import (
     accuracy_interval,
     by_gold_position,
     detectable_gain,
     holm,
     mcnemar_exact,
     paired_gain,
-    rates,
+    response_rates,
     score_responses,
 )
+from medrefl_utils.views import scores_table
 from tests.benchmarks.bench_coverage import coverage
 
 
@@ -167,7 +167,7 @@ def test_headline_shows_gain_interval_and_p() -> None:
     answers = [["B"] * 40 + ["A"] * 60, ["A"] * 20 + ["B"] * 20 + ["A"] * 60]
     frames = [responses(model, given) for model, given in zip(("base", "medrefl"), answers, strict=True)]
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(headline(score_responses(pd.concat([*frames, responses("base", list("AB"), "sampled")]))))
+    console.print(scores_table(score_responses(pd.concat([*frames, responses("base", list("AB"), "sampled")]))))
     text = console.export_text()
     greedy, sampled = (next(line for line in text.splitlines() if name in line) for name in ("greedy", "sampled"))
     assert "60.0" in greedy and "80.0" in greedy and "+20.0 [+1" in greedy and "1.9e-06" in greedy and "100" in greedy
@@ -214,14 +214,14 @@ def test_a_question_counts_once_however_often_it_is_asked_and_stems_are_clusters
     table = pd.concat([once, again]).assign(stem_id=lambda t: t["question_id"].replace({"q3": "q2"}))
     (scores,) = score_responses(table).itertuples()
     assert (scores.n, scores.clusters, scores.accuracy) == (4, 3, 0.25)
-    assert rates(table)["accuracy"].estimate == 0.25
+    assert response_rates(table)["accuracy"].estimate == 0.25
 
 
 def test_rates_of_conflict_and_unreadable() -> None:
     table = responses("base", ["A", None, "B", None]).assign(conflict=[True, False, False, False])
-    found = {name: interval.estimate for name, interval in rates(table).items()}
+    found = {name: interval.estimate for name, interval in response_rates(table).items()}
     assert found == {"accuracy": 0.25, "accuracy_published": 0.5, "unreadable": 0.5, "conflict": 0.25}
-    assert "accuracy_published" not in rates(responses("base", [None, None]))
+    assert "accuracy_published" not in response_rates(responses("base", [None, None]))
 
 
 def test_scores_tell_lengths_runs_and_what_holm_leaves() -> None:

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medrefl_utils import store
-from medrefl_utils.records import QUESTIONS, STEPS, VALUES, MedReflError, RunFiles
+from medrefl_utils.core import QUESTIONS, STEPS, VALUES, MedReflError, RunFiles, store
 
 ROW = {"question_id": "q1", "node_id": 0, "right": 1.0, "wrong": 0.0, "value": 1.0}
 
@@ -135,7 +134,7 @@ def test_record_writes_outputs_figures_and_tokens(tmp_path: Path) -> None:
     store.write_table(run.values, values(), VALUES)
     store.write_manifest(run, {"run": "r", "stages": {"01": {"key": "k"}, "02": {"key": "old", "seconds": 1}}})
     figures = {"n": np.int64(3), "p": float("nan"), "mean": np.float32(0.5), "path": Path("x"), "list": (1, 2)}
-    store.record(run, "02", [run.values], figures, tokens=np.int64(12))
+    store.record_stage(run, "02", [run.values], figures, tokens=np.int64(12))
     manifest = json.loads(run.manifest.read_text())
     assert manifest["run"] == "r" and manifest["stages"]["01"] == {"key": "k"}
     # The old key is gone: what a hand made is not what the chain made.
@@ -149,10 +148,10 @@ def test_record_writes_outputs_figures_and_tokens(tmp_path: Path) -> None:
 def test_record_wants_outputs_that_exist_inside_the_run(tmp_path: Path) -> None:
     run = RunFiles(tmp_path / "r")
     with pytest.raises(MedReflError, match="^02: .*values.parquet was to be recorded, but does not exist$"):
-        store.record(run, "02", [run.values], {})
+        store.record_stage(run, "02", [run.values], {})
     (tmp_path / "elsewhere").write_text("x")
     with pytest.raises(MedReflError, match="outside the run's folder"):
-        store.record(run, "02", [tmp_path / "elsewhere"], {})
+        store.record_stage(run, "02", [tmp_path / "elsewhere"], {})
     assert not run.manifest.exists()
 
 

@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from medrefl_utils import clinic, prompts, student
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import MedReflError, Sampling
+from medrefl_utils.core import MedReflError, Sampling
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import LocalGenerator, student
 
 HOW = student.Lessons()
 

@@ -14,8 +14,8 @@ import papermill
 import pytest
 from pydantic import ConfigDict, TypeAdapter
 
-from medrefl_utils.chain import STAGES
-from medrefl_utils.profiles import TYPES, notebook_parameters
+from medrefl_utils.runs import STAGES, notebook_parameters
+from medrefl_utils.runs.profiles import TYPES
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -111,5 +111,5 @@ class TestNotebook:
             return
         sources = "\n".join(cell.source for cell in code(notebook))
         assert notebook_parameters(notebook)["run"].default == "runs/interactive"
-        assert re.search(rf"record\(\s*files,\s*\"{stage.name}\"", code(notebook)[-1].source)
-        assert (f'upstream("{stage.name}", run)' in sources) == bool(stage.reads)
+        assert re.search(rf"core\.record_stage\(\s*files,\s*\"{stage.name}\"", code(notebook)[-1].source)
+        assert (f'runs.make_missing_inputs("{stage.name}", run)' in sources) == bool(stage.reads)

@@ -9,12 +9,11 @@ import pandas as pd
 import psutil
 import pytest
 
-from medrefl_utils import clinic, prompts, store
-from medrefl_utils.generators import open_generator
-from medrefl_utils.generators.calls import CallLog, digest
-from medrefl_utils.records import STEPS, MedReflError, RunFiles, Sampling
-from medrefl_utils.rollout import roll_out
-from medrefl_utils.search import Growth
+from medrefl_utils.core import STEPS, MedReflError, RunFiles, Sampling, store
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import CallLog, open_generator
+from medrefl_utils.models.generators.call_log import call_key
+from medrefl_utils.trees import SearchSettings, roll_out
 from tests.conftest import ROOT
 
 EXAM = clinic.make_exam(6, seed=3)
@@ -27,7 +26,7 @@ def student(tiny_student):
 
 
 def grow(student, folder) -> pd.DataFrame:
-    settings = dict(growth=Growth((2, 1)), sampling=SAMPLING, seed=0, shard_size=2)
+    settings = dict(growth=SearchSettings((2, 1)), sampling=SAMPLING, seed=0, shard_size=2)
     return roll_out(EXAM, student, folder / "steps", shards=folder / "shards", **settings)[0]
 
 
@@ -104,16 +103,16 @@ def test_a_log_is_read_from_all_its_files_and_past_broken_lines(tmp_path):
     for log in (own, CallLog(tmp_path)):
         assert [log.get(key) and log.get(key)["says"] for key in "abcd"] == ["one\nline", "é", None, "after"]
         assert len(list(log.lines())) == 3
-    assert digest("a", 1) != digest("a", 2)
+    assert call_key("a", 1) != call_key("a", 2)
 
 
 _FULL = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 from pathlib import Path
-from medrefl_utils.generators.calls import CallLog
-from medrefl_utils import store
-from medrefl_utils.records import MedReflError
+from medrefl_utils.models.generators.call_log import CallLog
+from medrefl_utils.core import store
+from medrefl_utils.core import MedReflError
 folder = Path(sys.argv[1])
 log = CallLog(folder)
 def until_full(write):
@@ -165,7 +164,7 @@ def test_what_a_killed_write_left_beside_goes_with_the_next_one_and_what_another
 
 
 def test_a_kernel_of_a_killed_chain_is_ended_and_no_other(tmp_path):
-    from medrefl_utils.execution import CHAIN, end_orphans
+    from medrefl_utils.runs.execution import CHAIN, end_orphans
 
     run, other = RunFiles(tmp_path / "mine").root, RunFiles(tmp_path / "other").root
     wait = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]

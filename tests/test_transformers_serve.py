@@ -13,13 +13,11 @@ import urllib.request
 
 import pytest
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.generators.calls import CallLog
-from medrefl_utils.generators.endpoint import EndpointGenerator
-from medrefl_utils.pairs import Turn
-from medrefl_utils.records import Sampling
-from medrefl_utils.reflections import write_reflections
-from medrefl_utils.search import Growth, grow
+from medrefl_utils.core import Sampling
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import CallLog, EndpointGenerator
+from medrefl_utils.pairs import CorrectionText, write_reflections
+from medrefl_utils.trees import SearchSettings, grow_trees
 
 QUESTIONS = clinic.make_exam(4, seed=3)
 SERVE = "from transformers.cli.transformers import main; main()"
@@ -59,8 +57,8 @@ def test_trees_and_a_reflection_through_transformers_serve(url, tmp_path):
     address, model = url
     log = CallLog(tmp_path / "calls")
     generator = EndpointGenerator(address, model, log=log, concurrency=1)
-    settings = {"growth": Growth((3, 2), max_depth=4), "sampling": Sampling(1.0, 1.0, 48), "seed": 0}
-    steps = grow(QUESTIONS, generator, **settings)
+    settings = {"growth": SearchSettings((3, 2), max_depth=4), "sampling": Sampling(1.0, 1.0, 48), "seed": 0}
+    steps = grow_trees(QUESTIONS, generator, **settings)
     # What it lacks is found out: several choices, log-probabilities, a turn that is continued, vLLM's flags for it.
     assert {name for name, there in generator.about.items() if there is False} == {
         "choices", "logprobs", "prefill", "flags",
@@ -71,9 +69,11 @@ def test_trees_and_a_reflection_through_transformers_serve(url, tmp_path):
     assert steps.groupby(["question_id", "parent_id"]).size().max() > 1  # siblings differ: their seeds do
     sent = generator.usage.requests
     again = EndpointGenerator(address, model, log=CallLog(log.folder))
-    assert grow(QUESTIONS, again, **settings).equals(steps) and again.usage.requests == 0 and sent > 20
+    assert grow_trees(QUESTIONS, again, **settings).equals(steps) and again.usage.requests == 0 and sent > 20
 
-    turn = Turn(QUESTIONS[0], (), ("Step 1: a guess.\n",), ("Step 1: a thought.\n", f"Answer: {QUESTIONS[0].gold}"))
+    turn = CorrectionText(
+        QUESTIONS[0], (), ("Step 1: a guess.\n",), ("Step 1: a thought.\n", f"Answer: {QUESTIONS[0].gold}")
+    )
     written, _ = write_reflections({("q", 0, 1): turn}, generator, sampling=Sampling(0.7, 0.95, 96), seed=0)
     [replies] = written["replies"]
     assert 1 <= len(replies) <= 3 and all(replies) and len(replies) - len(written["faults"][0]) in (0, 1)

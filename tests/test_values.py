@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medrefl_utils import values as module
-from medrefl_utils.records import VALUES, MedReflError
-from medrefl_utils.values import paths, step_values, value_table, valued
+from medrefl_utils.core import VALUES, MedReflError
+from medrefl_utils.trees import paths, step_values, value_table, values_and_paths
+from medrefl_utils.trees import values as module
 
 NAN = float("nan")
 
@@ -237,11 +237,11 @@ def test_any_forest_has_the_values_of_the_plain_definition(table: pd.DataFrame) 
 @given(forests(), st.booleans(), st.sampled_from([1, 20]))
 def test_a_table_in_parts_is_as_in_one(table: pd.DataFrame, together: bool, block: int) -> None:
     table = table.sort_values("question_id", kind="stable") if together else table
-    whole = (*valued(table), value_table(table), paths(table), step_values(table))
+    whole = (*values_and_paths(table), value_table(table), paths(table), step_values(table))
     size, module._BLOCK = module._BLOCK, block
     try:
         assert not together or block > 1 or len(module._blocks(table)) == table["question_id"].nunique()
-        parts = (*valued(table), value_table(table), paths(table), step_values(table))
+        parts = (*values_and_paths(table), value_table(table), paths(table), step_values(table))
     finally:
         module._BLOCK = size
     for one, other in zip(whole, parts, strict=True):
@@ -256,7 +256,7 @@ def test_rows_are_found_alike_by_an_array_and_by_bisection(table: pd.DataFrame) 
         for module._DENSE in (0, 2**40):
             small = table.assign(node_id=table["node_id"] % 100_000, parent_id=table["parent_id"] % 100_000)
             try:
-                found.append(valued(small))
+                found.append(values_and_paths(small))
             except MedReflError as error:  # ids that are alike now
                 found.append((str(error).split(":")[1], None))
     finally:

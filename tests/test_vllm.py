@@ -11,10 +11,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from medrefl_utils.generators import Prefix, open_generator
-from medrefl_utils.generators.budget import Budget, Spent
-from medrefl_utils.models import load_tokenizer
-from medrefl_utils.records import MedReflError, Sampling
+from medrefl_utils.core import MedReflError, Sampling
+from medrefl_utils.models import Budget, Prefix, Spent, load_tokenizer, open_generator
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("one", "two")]
 SAMPLING = Sampling(0.7, 0.9, 40)

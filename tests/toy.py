@@ -10,7 +10,7 @@ import nbformat
 import yaml
 from rich.console import Console
 
-from medrefl_utils.chain import Stage, run_profile
+from medrefl_utils.runs import Stage, run_profile
 
 STAGES = (
     Stage("01_count", (), ("questions", "steps")),
@@ -42,18 +42,18 @@ BODIES = {
         "files.steps.mkdir(parents=True, exist_ok=True)\n"
         "files.questions.write_text('\\n'.join(numbers(n)))\n"
         "(files.steps / '0.txt').write_text('|'.join(f'{x} {seed}' for x in tqdm(range(n), desc='counting')))",
-        "record(files, '01_count', [files.questions, files.steps], {'n': n}, tokens=7 * n)",
+        "record_stage(files, '01_count', [files.questions, files.steps], {'n': n}, tokens=7 * n)",
     ],
     "02_double": [
-        "from medrefl_utils.chain import upstream\nfrom toy import shared",
-        "upstream('02_double', run, root=Path.cwd(), stages=STAGES, package=Path.cwd() / 'toy')",
+        "from medrefl_utils.runs import make_missing_inputs\nfrom toy import shared",
+        "make_missing_inputs('02_double', run, root=Path.cwd(), stages=STAGES, package=Path.cwd() / 'toy')",
         "files.values.write_text(shared.twice(files.questions.read_text()) + ('!' if loud else ''))",
-        "record(files, '02_double', [files.values], {})",
+        "record_stage(files, '02_double', [files.values], {})",
     ],
     "03_tell": [
         "import os, sys\nimport toy.shared",
         "files.report.write_text(f'{len(files.values.read_text())} {sys.executable} {os.environ[\"GOMP_SPINCOUNT\"]}')",
-        "record(files, '03_tell', [files.report], {})",
+        "record_stage(files, '03_tell', [files.report], {})",
     ],
 }
 
@@ -69,8 +69,8 @@ def notebook(path: Path, parameters: str, cells: list[str]) -> None:
     """Write a notebook: parameters, an import of what all need, the cells."""
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     imports = (
-        "from pathlib import Path\nfrom medrefl_utils.records import MedReflError, RunFiles\n"
-        "from medrefl_utils.store import record\nfrom tests.toy import STAGES\nfiles = RunFiles(Path(run))"
+        "from pathlib import Path\nfrom medrefl_utils.core import MedReflError, RunFiles, record_stage\n"
+        "from tests.toy import STAGES\nfiles = RunFiles(Path(run))"
     )
     book = nbformat.v4.new_notebook(
         cells=[

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from medrefl_utils.answers import extract_answer
+from medrefl_utils.exam import extract_answer
 from tests.benchmarks.measure import Measurement
 from tests.conftest import ROOT
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from medrefl_utils.statistics import accuracy_interval, paired_gain
+from medrefl_utils.evaluation import accuracy_interval, paired_gain
 from tests.benchmarks.measure import Measurement
 
 

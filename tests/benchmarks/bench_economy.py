@@ -16,13 +16,13 @@ from tests.benchmarks import bench_training
 from tests.benchmarks.measure import Measurement
 
 PAIRS = 16
-FOUR = {"batch_size": 4, "accumulation": 4}
+FOUR = {"batch_size": 4, "gradient_accumulation": 4}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "shared_prefix=false": {"economy": {"shared_prefix": False}},
     "gradient_checkpointing=true": {"economy": {"gradient_checkpointing": True}},
     "optimizer=paged_adamw_8bit": {"economy": {"optimizer": "paged_adamw_8bit"}},
-    "compute=fp32": {"economy": {"compute": "fp32"}},
+    "compute_dtype=fp32": {"economy": {"compute_dtype": "fp32"}},
     "batch_size=4": {"dpo": FOUR},
     "batch_size=4,group_by_length=true": {"dpo": FOUR, "economy": {"group_by_length": True}},
 }

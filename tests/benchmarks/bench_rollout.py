@@ -23,18 +23,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medrefl_utils import clinic, prompts
-from medrefl_utils.generators import Generator, Prefix
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import Question, Sampling
-from medrefl_utils.search import Growth, grow
+from medrefl_utils.core import Question, Sampling
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.models import Generator, LocalGenerator, Prefix
+from medrefl_utils.trees import SearchSettings, grow_trees
 from tests.benchmarks.measure import Measurement
 from tests.conftest import ROOT
 
 QUESTIONS, PROMPT, K, DEPTH, OPEN = 64, 256, 3, 6, 9
 BATCH = 64  # rows of generate's batches
 VOCABULARY, EVERY = 8192, 16  # every so many-th token is a line's end
-STUDENT = str(ROOT / "medrefl_utils/tiny_student")
+STUDENT = str(ROOT / "medrefl_utils/models/tiny_student")
 ROUNDS = int(os.environ.get("MEDREFL_BENCH_ROUNDS", "2"))
 SAMPLE_S = 20.0  # at least so long is each peer measured in each round
 
@@ -114,9 +113,9 @@ class Recorder:
 
 def grow_tree(questions: Sequence[Question], generator: Generator, sampling: Sampling, shard: int = 64) -> None:
     """Trees of K children a step to DEPTH, OPEN open steps a question."""
-    growth = Growth((K,) * DEPTH, DEPTH, 10**6, max_open=OPEN)
+    growth = SearchSettings((K,) * DEPTH, DEPTH, 10**6, max_frontier=OPEN)
     for start in range(0, len(questions), shard):
-        grow(questions[start : start + shard], generator, growth=growth, sampling=sampling, seed=0)
+        grow_trees(questions[start : start + shard], generator, growth=growth, sampling=sampling, seed=0)
 
 
 def generated(generator: LocalGenerator, rows: Sequence[Sequence[int]], sampling: Sampling, stops: list[int]) -> int:

@@ -139,7 +139,7 @@ def ours(
     """``train_dpo`` as it comes, but for ``dpo`` and ``economy``; a pair a forward pass, as 04's text advises."""
     import pandas as pd
 
-    from medrefl_utils.training import Dpo, Economy, Upkeep, train_dpo
+    from medrefl_utils.training import DpoSettings, EfficiencySettings, MonitorSettings, train_dpo
 
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     pairs = pd.DataFrame(
@@ -151,12 +151,13 @@ def ours(
             **{side: [_turn("assistant", row[side]) for row in rows] for side in ("chosen", "rejected")},
         }
     )
-    given = {"batch_size": 1, "accumulation": BATCH} | dict(dpo or {})
-    settings = Dpo(learning_rate=LEARNING_RATE, warmup_steps=0, quantization="none", **given)
+    given = {"batch_size": 1, "gradient_accumulation": BATCH} | dict(dpo or {})
+    settings = DpoSettings(learning_rate=LEARNING_RATE, warmup_steps=0, quantization="none", **given)
     clock = Clock()
     log = train_dpo(
         pairs, str(folder / "base"), out / "adapter", dpo=settings, seed=seed,
-        economy=Economy(**({"compute": "bf16"} | dict(economy or {}))), upkeep=Upkeep(references=out / "references"),
+        economy=EfficiencySettings(**({"compute_dtype": "bf16"} | dict(economy or {}))), 
+        upkeep=MonitorSettings(references=out / "references"),
     )  # fmt: skip
     return clock.read() | {"losses": log["loss"].tolist()}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from medrefl_utils.values import value_table, valued
+from medrefl_utils.trees import value_table, values_and_paths
 from tests.benchmarks.measure import Measurement
 
 STEPS_PER_TREE = 100
@@ -66,7 +66,7 @@ def _grown(parent: list[int], node: int) -> int:
 
 def ours(steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """C, W and V of every step, and every path with its S."""
-    return valued(steps)
+    return values_and_paths(steps)
 
 
 def anytrees(steps: pd.DataFrame) -> list[float]:

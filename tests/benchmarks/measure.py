@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medrefl_utils import provenance
+from medrefl_utils.runs import provenance
 
 RESULTS = Path("runs/bench")
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors.numpy import load_file
 
-from medrefl_utils.chain import DEFAULT_STAGES as STAGES
+from medrefl_utils.runs import DEFAULT_STAGES as STAGES
 from tests.conftest import ROOT
 from tests.server import Server, serving
 
@@ -38,7 +38,7 @@ PROFILE = {
     "01_tree_rollout": {"n_questions": 24, "branching": [2, 2, 2, 2], "shard_size": 4, "quantization": "none"},
     "03_pair_construction": {
         "max_reflection_pairs": 6,
-        "n_questions": 24,
+        "n_evaluation_questions": 24,
         "max_rows": 2,
         "max_new_tokens": 128,
         "quantization": "none",
@@ -46,14 +46,14 @@ PROFILE = {
     "04_dpo_lora_4bit": {
         "kinds": ["reasoning", "random_cot"],
         "batch_size": 2,
-        "accumulation": 1,
+        "gradient_accumulation": 1,
         "checkpoint_every": 2,
     },
     "05_benchmark_evaluation": {
         "n_questions": 24,
         "max_rows": 8,
         "protocols": ["sampled"],
-        "repair_questions": 3,
+        "self_correction_questions": 3,
         "quantization": "none",
     },
 }

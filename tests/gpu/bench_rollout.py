@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from medrefl_utils.generators.local import LocalGenerator
-from medrefl_utils.records import Sampling
+from medrefl_utils.core import Sampling
+from medrefl_utils.models import LocalGenerator
 from tests.benchmarks import bench_rollout as cpu
 
 

@@ -24,14 +24,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from medrefl_utils.memory import GIB, Shape, longest_that_fits, predict
-from medrefl_utils.records import MedReflError
-from medrefl_utils.training import Dpo, Economy, Upkeep, train_dpo
+from medrefl_utils.core import MedReflError
+from medrefl_utils.models import GIB, ModelShape, predict_training
+from medrefl_utils.models.memory import longest_that_fits
+from medrefl_utils.training import DpoSettings, EfficiencySettings, MonitorSettings, train_dpo
 from tests.gpu.bench_rollout import model_folder
 
 PAIRS, PROMPT, STEP = 6, 300, 128
-DPO = Dpo(batch_size=1, accumulation=2)
-ECONOMY = Economy(gradient_checkpointing=True, optimizer="paged_adamw_8bit", compute="bf16")
+DPO = DpoSettings(batch_size=1, gradient_accumulation=2)
+ECONOMY = EfficiencySettings(gradient_checkpointing=True, optimizer="paged_adamw_8bit", compute_dtype="bf16")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def lengths(length: int) -> pd.DataFrame:
     return pd.DataFrame({"prompt_tokens": [PROMPT], "chosen_tokens": [side], "rejected_tokens": [side]})
 
 
-def trained(model: str, length: int, words: int, dpo: Dpo = DPO, economy: Economy = ECONOMY) -> Trial | None:
+def trained(
+    model: str, length: int, words: int, dpo: DpoSettings = DPO, economy: EfficiencySettings = ECONOMY
+) -> Trial | None:
     """Train on pairs of this length; None where memory ran out."""
     gc.collect()
     if torch.cuda.is_available():
@@ -75,13 +78,13 @@ def trained(model: str, length: int, words: int, dpo: Dpo = DPO, economy: Econom
         with tempfile.TemporaryDirectory() as out:
             train_dpo(
                 make_pairs(length, words), model, Path(out) / "adapter", dpo=replace(dpo, max_length=length), seed=0,
-                economy=economy, upkeep=Upkeep(show=lambda log: times.append(time.perf_counter())),
+                economy=economy, upkeep=MonitorSettings(show=lambda log: times.append(time.perf_counter())),
             )  # fmt: skip
     except (MedReflError, torch.OutOfMemoryError) as error:
         if isinstance(error, MedReflError) and "out of memory" not in str(error):
             raise
         return None
-    pairs = (len(times) - 1) * dpo.batch_size * dpo.accumulation
+    pairs = (len(times) - 1) * dpo.batch_size * dpo.gradient_accumulation
     peak = torch.cuda.max_memory_reserved() / GIB if torch.cuda.is_available() else float("nan")
     return Trial(pairs * (2 * length - PROMPT) / (times[-1] - times[0]), peak)
 
@@ -118,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table.title, off = torch.cuda.get_device_name(), []
     with tempfile.TemporaryDirectory() as folder:
         model = model_folder(Path(folder), given.layers)
-        shape, settings = Shape.named(model), asdict(DPO) | asdict(ECONOMY)
+        shape, settings = ModelShape.named(model), asdict(DPO) | asdict(ECONOMY)
         for gib in given.caps:
             total = torch.cuda.get_device_properties(0).total_memory / GIB
             torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total))
@@ -128,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 table.add_row(f"{gib:g}", "none", "", "", "", "")
                 continue
             length, trial = found
-            predicted = predict(shape, lengths(length), settings=settings | {"max_length": length}).gib
+            predicted = predict_training(shape, lengths(length), settings=settings | {"max_length": length}).gib
             # The cap is on what torch holds; the prediction counts the context, too.
             off.append(predicted / trial.peak - 1)
             table.add_row(

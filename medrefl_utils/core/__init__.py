@@ -1,0 +1,51 @@
+"""Tables, records, files and errors that every other room uses.
+
+In: nothing. Out: the frozen records (``Question``, ``Answer``, ``Sampling``, ``Continuation``), the schema of every
+table (``describe(STEPS)`` prints its columns), the places of a run's files (``RunFiles``), Parquet tables, hashes and
+the manifest on disk, and ``MedReflError``, the one error of wrong input.
+"""
+
+import lazy_loader
+
+# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "errors": ["MedReflError"],
+        "records": ["LETTERS", "Answer", "Continuation", "Question", "Sampling"],
+        "schemas": [
+            "ABLATION",
+            "CONTINUATIONS",
+            "OVERLAPS",
+            "PAIRS",
+            "QUESTIONS",
+            "REFERENCES",
+            "REFLECTIONS",
+            "RESPONSES",
+            "SCORES",
+            "SCREENING",
+            "SELF_CORRECTION",
+            "STEPS",
+            "TRAINING",
+            "VALUES",
+            "describe",
+        ],
+        "run_files": ["RunFiles"],
+        "store": [
+            "MADE_BY",
+            "content_hash",
+            "lock_run",
+            "read_manifest",
+            "read_table",
+            "record_stage",
+            "table_key",
+            "table_notes",
+            "whole_folder",
+            "write_manifest",
+            "write_table",
+            "write_text",
+            "write_whole",
+        ],
+        "hub": ["has_cached_dataset", "hub_refusal", "is_offline", "resolve_model"],
+    },
+)

@@ -1,0 +1,78 @@
+"""The frozen records that rooms exchange: ``Question``, ``Answer``, ``Sampling``, ``Continuation``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medrefl_utils.core.errors import MedReflError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One exam question: a stem, options {letter: text} and one gold letter."""
+
+    question_id: str
+    stem: str
+    options: Mapping[str, str]
+    gold: str
+    source: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer read from a response: its letter (None: unreadable) and the rule that read it.
+
+    ``stated_letter`` is the letter as written, None where the answer is a text alone; ``conflict``: it is not the
+    letter of the option whose text the response gives, and ``letter`` is that option's.
+    """
+
+    letter: str | None
+    rule: str
+    stated_letter: str | None = None
+    conflict: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model draws its next token. ``temperature`` 0 is greedy; ``max_tokens`` bounds one continuation."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, ok, expected in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not ok:
+                raise MedReflError(f"sampling: {name} is {getattr(self, name)}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a generator wrote after a prefix.
+
+    ``stop`` is why it ended: "boundary" (a step is complete), "end" (the model closed its turn) or "length".
+    ``logprob`` is the sum over the tokens, in nats, under the sampling distribution's untempered model; ``logprobs``
+    are its parts where the generator has them. ``n_tokens`` counts what was written where ``token_ids`` are not given.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float | None
+    stop: str
+    n_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens written."""
+        return len(self.token_ids) or self.n_tokens

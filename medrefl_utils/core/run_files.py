@@ -1,0 +1,107 @@
+"""The places of a run's files below ``runs/<name>``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run keeps its artifacts; ``root`` is ``runs/<name>``."""
+
+    root: Path
+
+    @property
+    def questions(self) -> Path:
+        return self.root / "questions.parquet"
+
+    @property
+    def steps(self) -> Path:
+        return self.root / "steps"
+
+    @property
+    def shards(self) -> Path:
+        """What rollout has grown, by content: kept over a change of parameters until the new trees are there."""
+        return self.root / "shards"
+
+    @property
+    def calls(self) -> Path:
+        """What models replied, by the hash of what they were asked (``generators.calls``): never removed by a run."""
+        return self.root / "calls"
+
+    @property
+    def values(self) -> Path:
+        return self.root / "values.parquet"
+
+    @property
+    def pairs(self) -> Path:
+        return self.root / "pairs.parquet"
+
+    @property
+    def reflections(self) -> Path:
+        return self.root / "reflections.parquet"
+
+    @property
+    def overlaps(self) -> Path:
+        return self.root / "overlaps.parquet"
+
+    @property
+    def exports(self) -> Path:
+        return self.root / "exports"
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "adapter"
+
+    @property
+    def training(self) -> Path:
+        return self.root / "training.parquet"
+
+    @property
+    def responses(self) -> Path:
+        return self.root / "responses"
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores.parquet"
+
+    @property
+    def held_out_trees(self) -> Path:
+        return self.root / "held_out_trees"
+
+    @property
+    def continuations(self) -> Path:
+        return self.root / "continuations.parquet"
+
+    @property
+    def self_correction(self) -> Path:
+        return self.root / "self_correction.parquet"
+
+    @property
+    def ablation(self) -> Path:
+        return self.root / "ablation.parquet"
+
+    @property
+    def arms(self) -> Path:
+        return self.root / "arms"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def notebooks(self) -> Path:
+        return self.root / "notebooks"

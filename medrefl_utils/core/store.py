@@ -1,0 +1,303 @@
+"""What a run keeps on disk: Parquet tables, content hashes and the manifest. Every write is whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field, ValidationError
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.run_files import RunFiles
+
+# The artifact (a name of RunFiles) and the notebook that makes it.
+MADE_BY: Mapping[str, str] = {
+    "questions": "01_tree_rollout",
+    "steps": "01_tree_rollout",
+    "values": "02_step_valuation",
+    "pairs": "03_pair_construction",
+    "reflections": "03_pair_construction",
+    "overlaps": "03_pair_construction",
+    "exports": "03_pair_construction",
+    "adapter": "04_dpo_lora_4bit",
+    "training": "04_dpo_lora_4bit",
+    "responses": "05_benchmark_evaluation",
+    "scores": "05_benchmark_evaluation",
+    "held_out_trees": "05_benchmark_evaluation",
+    "continuations": "05_benchmark_evaluation",
+    "self_correction": "05_benchmark_evaluation",
+    "report": "06_report",
+    "arms": "07_ablation",
+    "ablation": "07_ablation",
+}
+
+
+def write_table(
+    path: Path, table: pd.DataFrame | pa.Table, schema: pa.Schema, key: str = "", notes: Mapping[str, Any] | None = None
+) -> Path:
+    """Write one Parquet file with exactly the schema's columns; columns outside the schema are left out.
+
+    The file appears whole or not at all (written beside its place, then renamed). ``key``, a hash of all that the
+    table depends on, is kept in the file for ``table_key``, and ``notes`` for ``table_notes``. Raises MedReflError when
+    a column is missing or a value does not fit its type.
+    """
+    path = Path(path)
+    _check_columns(path, list(table.columns) if isinstance(table, pd.DataFrame) else table.column_names, schema)
+    try:
+        if isinstance(table, pd.DataFrame):
+            table = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
+        table = (
+            table.select(schema.names)
+            .cast(schema)
+            .replace_schema_metadata({"key": key} | ({"notes": json.dumps(_plain(notes))} if notes else {}))
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise MedReflError(f"{path}: a value does not fit its column: {_one_line(error)}") from error
+    write_whole(path, lambda beside: pq.write_table(table, beside, write_page_checksum=True))
+    return path
+
+
+def table_key(path: Path) -> str | None:
+    """The key that a table was written with; None where there is no readable table."""
+    try:
+        return (pq.read_schema(path).metadata or {}).get(b"key", b"").decode()
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
+def table_notes(path: Path) -> dict[str, Any]:
+    """The notes that a table was written with."""
+    return json.loads((pq.read_schema(path).metadata or {}).get(b"notes", b"{}"))
+
+
+def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """Read a Parquet file, or a folder of them in the order of their names, as the schema's columns.
+
+    A map column comes back as a list of (key, value) tuples, so ``dict(row.options)`` works. Raises MedReflError
+    when the file is missing (naming the notebook that makes it), broken, or lacks a column.
+    """
+    path = Path(path)
+    files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith(".")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        maker = f": {MADE_BY[path.stem]} makes it" if path.stem in MADE_BY else ""
+        raise MedReflError(f"{path} is {'empty' if path.is_dir() else 'missing'}{maker}")
+    tables = []
+    for file in files:
+        try:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+            _check_columns(file, table.column_names, schema)
+            tables.append(table.select(schema.names).cast(schema))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
+            raise MedReflError(f"{file} cannot be read as this table: {_one_line(error)}") from error
+    return pa.concat_tables(tables).to_pandas()
+
+
+def content_hash(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, or of a folder's sorted relative names and contents; hidden files left out."""
+    path = Path(path)
+    if not path.is_dir():
+        return _file_hash(path)
+    total = hashlib.sha256()
+    for name, file in sorted((f.relative_to(path).as_posix(), f) for f in path.rglob("*") if f.is_file()):
+        if not any(part.startswith(".") for part in name.split("/")):
+            total.update(f"{name}\0{_file_hash(file)}\n".encode())
+    return total.hexdigest()
+
+
+def record_stage(
+    run: RunFiles, stage: str, outputs: Sequence[Path], figures: Mapping[str, Any], tokens: int = 0
+) -> dict[str, Any]:
+    """Write what a stage made into the manifest: its outputs with their sha256, headline figures, tokens generated.
+
+    It replaces the stage's earlier entry, so that a stage rerun by hand is never taken for the chain's own. Raises
+    MedReflError when an output does not exist or lies outside the run's folder.
+    """
+    hashes = {}
+    for output in map(Path, outputs):
+        if not output.exists():
+            raise MedReflError(f"{stage}: {output} was to be recorded, but does not exist")
+        if not output.resolve().is_relative_to(run.root.resolve()):
+            raise MedReflError(f"{stage}: {output} lies outside the run's folder {run.root}")
+        hashes[output.resolve().relative_to(run.root.resolve()).as_posix()] = content_hash(output)
+    entry = {"outputs": hashes, "figures": dict(figures), "tokens": int(tokens)}
+    manifest = read_manifest(run)
+    manifest.setdefault("stages", {})[stage] = entry
+    write_manifest(run, manifest)
+    return entry
+
+
+class _Stage(BaseModel):
+    """What is read of a stage's entry; there may be more."""
+
+    key: str = ""
+    running: str = ""
+    outputs: dict[str, str] = {}
+    figures: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    ingredients: dict[str, dict[str, Any]] = {}
+    tokens: int = 0
+    seconds: float = Field(0.0, ge=0)
+
+
+class _Manifest(BaseModel):
+    """What is read of a manifest; there may be more."""
+
+    stages: dict[str, _Stage] = {}
+    seeds: dict[str, dict[str, Any]] = {}
+    versions: dict[str, str | None] = {}
+    machine: dict[str, Any] = {}
+    git: dict[str, Any] = {}
+    overrides: list[str] = []
+
+
+def read_manifest(run: RunFiles) -> dict[str, Any]:
+    """The run's manifest, or an empty one. Raises MedReflError for a file of another shape than a manifest's."""
+    if not run.manifest.exists():
+        return {}
+    try:
+        manifest = json.loads(run.manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MedReflError(f"{run.manifest} is not JSON ({_one_line(error)}): delete it to run again") from error
+    if not isinstance(manifest, dict):
+        raise MedReflError(f"{run.manifest} holds a {type(manifest).__name__}, expected an object")
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, found = ".".join(map(str, first["loc"])), f"{first['input']!r:.60}"
+        raise MedReflError(
+            f"{run.manifest}: {where} is {found}: {first['msg'][0].lower()}{first['msg'][1:]}; delete it to run again"
+        ) from None
+    return manifest
+
+
+def write_manifest(run: RunFiles, manifest: Mapping[str, Any]) -> None:
+    """Replace the run's manifest; a NaN or infinity becomes null."""
+    text = json.dumps(_plain(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(run.manifest, text)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all. A lone surrogate becomes "?"."""
+    return write_whole(path, lambda beside: beside.write_bytes(text.encode("utf-8", "replace")))
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Let ``write`` make a file beside its place, then put it there: no reader ever sees a part of it.
+
+    Raises:
+        MedReflError: the disk is full, or the place may not be written to; what stood there stays.
+    """
+    # Hidden, so that a reader of a folder of shards never takes it for one.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
+            if not psutil.pid_exists(int(left.name.split(".")[-2])):  # another run may write the same references now
+                left.unlink(missing_ok=True)
+        write(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        raise MedReflError(f"{path} cannot be written: {error.strerror or _one_line(error)}") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, which takes its place once all is written.
+
+    Raises:
+        MedReflError: as ``write_whole``.
+    """
+    # Without a process's number: several processes write a sharded model into one folder.
+    beside = folder.with_name(f".{folder.name}.new")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(beside, folder)
+    except OSError as error:
+        raise MedReflError(f"{folder} cannot be written: {error.strerror or _one_line(error)}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def lock_run(run: RunFiles) -> Iterator[None]:
+    """Work in a run's folder alone. The lock is the system's: that of a process that died is free at once.
+
+    Raises:
+        MedReflError: another process holds the folder; the message says which.
+    """
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MedReflError(f"{run.root} cannot be written: {error.strerror}") from None
+    lock, holder = FileLock(run.root / ".lock"), run.root / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise MedReflError(
+            f"{run.root}: {who} works in this run: wait for it, or take another name (--set shared.run=NAME)"
+        ) from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M:%S},")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _check_columns(path: Path, found: Sequence[str], schema: pa.Schema) -> None:
+    missing = [name for name in schema.names if name not in found]
+    if missing:
+        raise MedReflError(f"{path} lacks the column {missing[0]!r}: found {', '.join(map(str, found)) or 'none'}")
+
+
+def _file_hash(path: Path) -> str:
+    stat = path.stat()
+    return _hash_bytes(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@cache  # a model folder of many GB is read once per process; size, time and inode tell a change
+def _hash_bytes(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types: numpy numbers by ``item``, paths as text, a number that JSON has not as None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,33 @@
+"""Evaluation: asking a benchmark, scoring the responses, and measuring self-correction.
+
+In: questions and the generators of base and adapter, or responses that are already written. Out: a table of responses
+(``evaluate``, ``read_responses``), scores with paired intervals and exact tests (``score_responses``), the repair rate
+and the fake reflection rate (``self_correction_rates``), and the ablation of the kinds of pairs.
+"""
+
+import lazy_loader
+
+# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "protocols": ["PROTOCOLS", "Protocol", "make_protocol", "published_temperature", "published_top_p"],
+        "responses": ["collect_responses", "evaluate", "judge_answers", "question_identity", "response_row"],
+        "statistics": [
+            "Interval",
+            "accuracy_interval",
+            "by_gold_position",
+            "detectable_gain",
+            "holm",
+            "mcnemar_exact",
+            "paired_gain",
+            "response_rates",
+            "score_responses",
+            "share_interval",
+        ],
+        "self_correction": ["continue_from", "example_continuations", "starting_points"],
+        "correction_rates": ["PLACES", "reconsiders", "self_correction_rates"],
+        "scoring": ["compare_runs", "read_responses"],
+        "ablation": ["ablation_results", "draw_equal_arms", "evaluate_arm", "train_arm"],
+    },
+)

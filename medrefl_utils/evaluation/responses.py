@@ -1,0 +1,197 @@
+"""Stage 05: ask a model every question of a benchmark, by one or more protocols, and read its answers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import Answer, Continuation, Question, Sampling
+from medrefl_utils.core.schemas import RESPONSES
+from medrefl_utils.core.store import write_table
+from medrefl_utils.evaluation.protocols import Protocol
+from medrefl_utils.exam import prompts
+from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.lint import content_key
+from medrefl_utils.exam.prompts import Messages
+from medrefl_utils.models.asking import ask_until_valid
+from medrefl_utils.models.generators.interface import Generator, Prefix, derive_seed
+
+_FORCED_TOKENS = 24  # room for an answer that was asked for
+_SETTLES = re.compile(r"settles on\W{0,6}(none\b|[A-Z]\b)", re.IGNORECASE)
+
+
+def question_identity(question: Question) -> dict[str, str]:
+    """The columns that tie a response to its question: ``question_id``, ``stem_id`` and ``content``."""
+    stem, texts = content_key(question)
+    return {"question_id": question.question_id, "stem_id": _hash(stem), "content": _hash(stem, *sorted(texts))}
+
+
+def response_row(question: Question, answer: Answer) -> dict[str, Any]:
+    """The columns of ``records.RESPONSES`` that a question and the answer read from a response fill."""
+    return {
+        **question_identity(question),
+        "stem": question.stem,
+        "options": list(question.options.items()),
+        "source": question.source,
+        "answer": answer.letter,
+        "rule": answer.rule,
+        "stated_letter": answer.stated_letter,
+        "conflict": answer.conflict,
+        "gold": question.gold,
+        "correct": answer.letter == question.gold,
+        "judged": None,
+    }
+
+
+def collect_responses(
+    questions: Sequence[Question],
+    generator: Generator,
+    *,
+    model: str,
+    protocol: Protocol,
+    seed: int,
+    answer_format: str = "steps",
+) -> pd.DataFrame:
+    """One response for each question and run, with the columns of ``records.RESPONSES``.
+
+    A response's seed is made of ``seed``, its question and its run, not of the model: base and adapter draw with the
+    same numbers, which pairs them. ``answer_format`` is how the question is put: one of ``prompts.FORMS``.
+    """
+    if answer_format not in prompts.FORMS:
+        raise MedReflError(f"answer_format is {answer_format!r}, expected one of {', '.join(prompts.FORMS)}")
+    rows = []
+    with tqdm(total=len(questions) * len(protocol.samplings), desc=f"{model}, {protocol.name}", unit="response") as bar:
+        for run, sampling in enumerate(protocol.samplings):
+            before = generator.usage.seconds
+            messages = [prompts.FORMS[answer_format](question) for question in questions]
+            written = _written(questions, messages, generator, protocol, sampling, seed, run, bar.update)
+            seconds = (generator.usage.seconds - before) / max(1, len(questions))
+            rows += [
+                response_row(question, extract_answer(response.text, question.options))
+                | {
+                    **{"model": model, "protocol": protocol.name, "run": run, "response": response.text},
+                    **{"n_tokens": response.length, "stop": response.stop, "seconds": seconds},
+                    **{"temperature": sampling.temperature, "top_p": sampling.top_p},
+                }
+                for question, response in zip(questions, written, strict=True)
+            ]
+    table = pd.DataFrame(rows, columns=RESPONSES.names).astype({"judged": "str"})
+    return _vote(table) if protocol.vote else table
+
+
+def _written(
+    questions: Sequence[Question],
+    messages: Sequence[Messages],
+    generator: Generator,
+    protocol: Protocol,
+    sampling: Sampling,
+    seed: int,
+    run: int,
+    progress: Callable[[int], object],
+) -> list[Continuation]:
+    seeds = [derive_seed(seed, question.question_id, run) for question in questions]
+    written = generator.chat(messages, sampling, seeds, progress)
+    cut = [i for i, response in enumerate(written) if protocol.budget and response.stop == "length"]
+    if cut:
+        asked = [prompts.ask_for_answer(written[i].text) for i in cut]
+        prefixes = [
+            Prefix(messages[i], written[i].token_ids + generator.encode(text), written[i].text + text)
+            for i, text in zip(cut, asked, strict=True)
+        ]
+        forced = replace(sampling, max_tokens=_FORCED_TOKENS)
+        answers = generator.expand(prefixes, 1, None, forced, [[seeds[i]] for i in cut])
+        for i, text, prefix, (answer,) in zip(cut, asked, prefixes, answers, strict=True):
+            ids = prefix.token_ids + answer.token_ids
+            whole = written[i].text + text + answer.text
+            written[i] = Continuation(whole, ids, None, "forced", written[i].length + answer.length)
+    return written
+
+
+def _vote(samples: pd.DataFrame) -> pd.DataFrame:
+    """One row a question: the first of the samples whose answer most of them give; unreadable ones have no vote.
+
+    Among answers with as many votes the one that was given first wins. Tokens and time are those of all samples.
+    """
+    rows = []
+    for _, group in samples.groupby("question_id", sort=False):
+        votes = Counter(answer for answer in group["answer"] if isinstance(answer, str))
+        winner = max(votes, key=votes.get) if votes else None  # a Counter keeps the order of first votes
+        first = group[group["answer"] == winner] if votes else group
+        rows.append(
+            first.iloc[0].to_dict()
+            | {"run": 0, "n_tokens": group["n_tokens"].sum(), "seconds": group["seconds"].sum()}
+            | {"rule": f"vote {votes[winner]}/{len(group)}" if votes else "none"}
+        )
+    return pd.DataFrame(rows, columns=samples.columns)
+
+
+def evaluate(
+    questions: Sequence[Question],
+    generator: Generator,
+    folder: Path,
+    *,
+    model: str,
+    protocols: Sequence[Protocol],
+    seed: int,
+    answer_format: str = "steps",
+    judge: Generator | None = None,
+) -> pd.DataFrame:
+    """The responses of one model under each protocol, each written to ``folder`` as ``<model>_<protocol>.parquet``.
+
+    A ``judge`` reads the answers that the rules leave (see ``judged``).
+    """
+    tables = []
+    for protocol in protocols:
+        table = collect_responses(
+            questions, generator, model=model, protocol=protocol, seed=seed, answer_format=answer_format
+        )
+        if judge is not None:
+            table = judge_answers(table, questions, judge, seed=seed)
+        write_table(folder / f"{model}_{protocol.name}.parquet", table, RESPONSES)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def judge_answers(
+    responses: pd.DataFrame, questions: Sequence[Question], judge: Generator, *, seed: int
+) -> pd.DataFrame:
+    """The responses with ``judged`` filled in: the letter that a model reads where the rules read none.
+
+    ``answer`` and ``correct`` stay those of the rules, so that both figures can be shown. A reply that names no option
+    of the question is asked for again, at most twice; what the judge cannot read either stays null.
+    """
+    by_id = {question.question_id: question for question in questions}
+    unread = responses[responses["answer"].isna()]
+    asked = [
+        (prompts.read_answer(by_id[row.question_id], row.response), _settled(by_id[row.question_id]))
+        for row in unread.itertuples()
+    ]
+    found = ask_until_valid(judge, asked, sampling=Sampling(0.0, 1.0, _FORCED_TOKENS), seed=seed, title="answers read")
+    letters = pd.Series([one.value or None for one in found], index=unread.index, dtype="str")
+    return responses.assign(judged=letters.reindex(responses.index))
+
+
+def _settled(question: Question) -> Callable[[Continuation], tuple[str | None, str]]:
+    """Reads a judge's reply: a letter, "" for none, or None where it says neither."""
+
+    def read(reply: Continuation) -> tuple[str | None, str]:
+        named = _SETTLES.findall(reply.text)
+        letter = named[-1].upper() if named else None
+        if letter == "NONE":
+            return "", ""
+        return (letter, "") if letter in question.options else (None, "unreadable")
+
+    return read
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

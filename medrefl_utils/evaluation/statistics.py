@@ -1,0 +1,257 @@
+"""Accuracy, gain and their uncertainty; what a run's responses amount to.
+
+Questions are the units that are drawn, so every interval resamples questions: the responses to one question over
+several runs stand or fall together (a cluster). The tests are scipy's; only the clustering is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.schemas import SCORES
+
+_LEVEL = 0.95
+_POWER = 0.8
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95% interval, as shares of 1."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def mcnemar_exact(base: Sequence[bool], other: Sequence[bool]) -> float:
+    """Two-sided p of the exact McNemar test: among the questions on which the two differ, each is as often right.
+
+    Args:
+        base: whether the base answered each question right, one response a question.
+        other: the same for the other model, in the same order.
+    """
+    base, other = _paired(base, other)
+    fixed, broken = int((~base & other).sum()), int((base & ~other).sum())
+    return float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, step down (Holm 1979): never above 1, in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected[np.argsort(order, kind="stable")].tolist()
+
+
+def detectable_gain(differences: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float:
+    """The smallest gain that a paired comparison of this size shows at the 5% level, two-sided, with 80% power.
+
+    The normal approximation: (z_.975 + z_.80) standard errors of the mean difference, were there no gain. Where no two
+    responses differ, the smallest share of changed questions that would not go unseen (as in ``accuracy_interval``).
+
+    Args:
+        differences: accuracy of the other minus that of the base, one entry a question (or response).
+        clusters: each entry's cluster; None where every entry is one.
+    """
+    scores = np.asarray(differences, dtype=float)
+    if not len(scores):
+        raise MedReflError("detectable gain: no differences, expected at least one")
+    codes = np.arange(len(scores)) if clusters is None else pd.factorize(pd.Series(list(clusters)))[0]
+    sums = np.bincount(codes, weights=scores)
+    if not sums.any():
+        return float(1 - ((1 - _LEVEL) / 2) ** (1 / len(sums)))
+    error = np.sqrt((sums**2).sum()) / len(scores)
+    return float((stats.norm.ppf(1 - (1 - _LEVEL) / 2) + stats.norm.ppf(_POWER)) * error)
+
+
+def share_interval(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, n_boot: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of shares of 0 to 1 with its 95% bootstrap interval; arguments as in ``accuracy_interval``."""
+    return _bootstrap(np.asarray(values, dtype=float), clusters, n_boot, seed, bounds=(0.0, 1.0))
+
+
+def accuracy_interval(
+    correct: Sequence[bool], clusters: Sequence[Hashable] | None = None, n_boot: int = 10_000, seed: int = 0
+) -> Interval:
+    """Share of right responses with its 95% bootstrap interval.
+
+    Args:
+        correct: one entry a response.
+        clusters: each response's question id; None where every response is to another question.
+        n_boot: bootstrap samples.
+        seed: of the bootstrap.
+    """
+    return share_interval(np.asarray(correct, dtype=bool), clusters, n_boot, seed)
+
+
+def paired_gain(
+    base: Sequence[bool],
+    other: Sequence[bool],
+    clusters: Sequence[Hashable] | None = None,
+    n_boot: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Accuracy of ``other`` minus accuracy of ``base`` on the same questions, with its 95% paired bootstrap interval.
+
+    Arguments as in ``accuracy_interval``; entry i of both belongs to the same question and run.
+    """
+    base, other = _paired(base, other)
+    return _bootstrap(other.astype(float) - base, clusters, n_boot, seed, bounds=(-1.0, 1.0))
+
+
+def _paired(base: Sequence[bool], other: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    if len(base) != len(other) or not len(base):
+        raise MedReflError(f"pairs: {len(base)} responses of the base and {len(other)} of the other, expected as many")
+    return np.asarray(base, dtype=bool), np.asarray(other, dtype=bool)
+
+
+def _bootstrap(
+    scores: np.ndarray, clusters: Sequence[Hashable] | None, n_boot: int, seed: int, bounds: tuple[float, float]
+) -> Interval:
+    """Mean of the scores with an expanded percentile interval over resampled clusters.
+
+    The percentile interval is too narrow for small samples by the factor that Student's t and n / (n - 1) make up
+    for; its levels are widened by that (Hesterberg 2015, "What teachers should know about the bootstrap", sec. 5.2).
+    """
+    if not len(scores):
+        raise MedReflError("bootstrap: no responses, expected at least one")
+    if clusters is not None and len(clusters) != len(scores):
+        raise MedReflError(f"bootstrap: {len(clusters)} question ids for {len(scores)} responses")
+    codes = np.arange(len(scores)) if clusters is None else pd.factorize(pd.Series(list(clusters)))[0]
+    cells = np.stack([np.bincount(codes, weights=scores), np.bincount(codes)], axis=1)
+    # Clusters with the same sum and size are alike: a sample of clusters is one multinomial draw over the kinds.
+    kinds, counts = np.unique(cells, axis=0, return_counts=True)
+    n, estimate = len(cells), float(scores.mean())
+    if len(kinds) == 1 or n == 1:
+        # All questions alike: resampling sees no spread. How large a share of others has n questions with none of them
+        # at this level (Clopper-Pearson)?
+        hidden = 1 - ((1 - _LEVEL) / 2) ** (1 / n)
+        low, high = bounds
+        return Interval(estimate, estimate - hidden * (estimate - low), estimate + hidden * (high - estimate))
+    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=n_boot) @ kinds
+    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - _LEVEL) / 2, n - 1))
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high))
+
+
+def score_responses(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """One row per source, protocol and model, with the columns of ``records.SCORES``.
+
+    Args:
+        responses: rows of ``records.RESPONSES``.
+        n_boot: bootstrap samples of each interval.
+        seed: of the bootstrap.
+
+    Raises:
+        MedReflError: a question answered twice in one run, or base and adapter that answered different questions.
+    """
+    keys = ["source", "protocol", "model", "question_id", "run"]
+    if repeated := int(responses.duplicated(keys).sum()):
+        raise MedReflError(f"responses: {repeated} of {len(responses)} repeat a question within a run")
+    responses = _with_stems(responses)
+    rows = []
+    for (source, protocol), group in responses.groupby(["source", "protocol"], sort=False):
+        models = dict(tuple(group.sort_values(["run", "question_id"]).groupby("model")))
+        for model in ("base", "medrefl"):
+            if model not in models:
+                continue
+            row = {"source": source, "protocol": protocol, "model": model, **_accuracy(models[model], n_boot, seed)}
+            if model == "medrefl" and "base" in models:
+                row |= _gain(models["base"], models[model], n_boot, seed, f"{source}, {protocol}")
+            rows.append(row)
+    scores = pd.DataFrame(rows, columns=SCORES.names)
+    for _, tested in scores[scores["mcnemar_p"].notna()].groupby("protocol"):
+        scores.loc[tested.index, "holm_p"] = holm(tested["mcnemar_p"])
+    whole = {"n": "int32", "clusters": "int32", "runs": "int32", "tokens": "int64", "fixed": "Int32", "broken": "Int32"}
+    return scores.astype(whole | {"holm_p": "float64"})
+
+
+def response_rates(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> dict[str, Interval]:
+    """Strict accuracy, accuracy as published, unreadable and conflicting responses of one model's responses.
+
+    Each distinct question counts once, however often it was asked; intervals draw stems. Only the published way has
+    responses as its denominator, the readable ones. It is left out where no answer could be read; and the strict
+    accuracy with a judge's letters where no judge read any.
+    """
+    responses = _with_stems(responses)
+    read = responses[responses["answer"].notna()]
+    marks = responses.assign(unread=responses["answer"].isna(), conflict=responses["conflict"].fillna(False))
+    marks = marks.astype({"correct": float, "unread": float, "conflict": float})
+    each = marks.groupby("question_id").agg(
+        {"correct": "mean", "unread": "mean", "conflict": "mean", "stem_id": "first"}
+    )
+    found = {
+        name: share_interval(each[column], each["stem_id"], n_boot, seed)
+        for name, column in (("accuracy", "correct"), ("unreadable", "unread"), ("conflict", "conflict"))
+    }
+    if responses["judged"].notna().any():
+        right = (responses["answer"].fillna(responses["judged"]) == responses["gold"]).astype(float)
+        each = marks.assign(right=right).groupby("question_id").agg({"right": "mean", "stem_id": "first"})
+        found["accuracy_judged"] = share_interval(each["right"], each["stem_id"], n_boot, seed)
+    if len(read):
+        found["accuracy_published"] = accuracy_interval(read["correct"].to_numpy(), read["stem_id"], n_boot, seed)
+    return found
+
+
+def _with_stems(responses: pd.DataFrame) -> pd.DataFrame:
+    """A question whose stem is not told is a cluster of its own."""
+    return responses.assign(stem_id=responses["stem_id"].fillna(responses["question_id"]))
+
+
+def by_gold_position(responses: pd.DataFrame) -> pd.DataFrame:
+    """Strict accuracy by the letter under which the right option stood: one row a protocol, model and gold letter."""
+    grouped = responses.astype({"correct": float}).groupby(["protocol", "model", "gold"], sort=True)["correct"]
+    return grouped.agg(n="size", accuracy="mean").reset_index()
+
+
+def _accuracy(responses: pd.DataFrame, n_boot: int, seed: int) -> dict[str, float]:
+    found = response_rates(responses, n_boot, seed)
+    tokens = responses.groupby(responses["correct"].astype(bool))["n_tokens"].mean()
+    return {
+        "n": responses["question_id"].nunique(),
+        "clusters": responses["stem_id"].nunique(),
+        "runs": responses["run"].nunique(),
+        "accuracy": found["accuracy"].estimate,
+        "accuracy_low": found["accuracy"].low,
+        "accuracy_high": found["accuracy"].high,
+        "accuracy_published": found["accuracy_published"].estimate if "accuracy_published" in found else np.nan,
+        "accuracy_judged": found["accuracy_judged"].estimate if "accuracy_judged" in found else np.nan,
+        "unreadable": found["unreadable"].estimate,
+        "conflict": found["conflict"].estimate,
+        "mean_tokens": float(responses["n_tokens"].mean()),
+        "mean_tokens_right": float(tokens.get(True, np.nan)),
+        "mean_tokens_wrong": float(tokens.get(False, np.nan)),
+        "tokens": int(responses["n_tokens"].sum()),
+        "seconds": float(responses["seconds"].sum()),
+    }
+
+
+def _gain(base: pd.DataFrame, other: pd.DataFrame, n_boot: int, seed: int, where: str) -> dict[str, float]:
+    pairs = base.merge(other, on=["question_id", "run"], suffixes=("_base", ""), validate="one_to_one")
+    if not len(pairs) == len(base) == len(other):
+        raise MedReflError(
+            f"responses of {where}: {len(base)} of base and {len(other)} of medrefl share {len(pairs)} questions"
+            " and runs, expected all"
+        )
+    before, after = (pairs[name].to_numpy(dtype=bool) for name in ("correct_base", "correct"))
+    each = (
+        pairs.assign(gain=after.astype(float) - before).groupby("question_id").agg({"gain": "mean", "stem_id": "first"})
+    )
+    gain = _bootstrap(each["gain"].to_numpy(), each["stem_id"], n_boot, seed, bounds=(-1.0, 1.0))
+    by_run = [mcnemar_exact(before[run], after[run]) for run in pairs.groupby("run").indices.values()]
+    return {
+        "gain": gain.estimate,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
+        "detectable": detectable_gain(each["gain"], each["stem_id"]),
+        "fixed": int((~before & after).sum()),
+        "broken": int((before & ~after).sum()),
+        "mcnemar_p": by_run[0],
+        "mcnemar_runs": by_run,
+    }

@@ -1,0 +1,370 @@
+"""The clinic: a synthetic exam in MedQA's shape, from an invented clinical world that knows its own truth.
+
+Diseases show findings, arise from a mechanism and are confirmed by a test; a drug acts on a mechanism. A question
+shows three or four findings that only one disease has together, and asks for that disease, its mechanism, its
+test or its drug, so a solver eliminates, then follows one or two relations, then looks for the letter.
+Distractors come from the diseases that share most findings with the truth. All names are invented: nothing here
+is medical knowledge. Design: ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import LETTERS, Question
+
+KINDS = ("diagnosis", "mechanism", "test", "drug")
+
+_ASK = {
+    "diagnosis": "Which disease is the most likely?",
+    "mechanism": "Which mechanism lies behind the disease?",
+    "test": "Which test confirms the disease?",
+    "drug": "Which drug should be given?",
+}
+_GUESS = "This I can only guess. Unlikely:"
+_SAY = {
+    "mechanism": "{0} arises from {1}.",
+    "test": "{0} is confirmed by {1}.",
+    "drug": "{0} is treated with {1}.",
+}
+_ADJECTIVES = (
+    "amber ashen blotted brassy bristled chalky clicking cobalt coiled coppery corded crackling dappled drifting "
+    "dusky fluted foamy frosted glassy glowing gritty hollow humming inky ivory knotted laced leaden marbled mossy "
+    "opal pearly pitted ringing rippled russet salted scented silvery slate speckled spiral stippled sunken tarry "
+    "tinted violet waxen"
+).split()
+_NOUNS = "sweat knees tongue nails breath palms lashes gait voice skin pulse ears".split()
+_DISEASES = (
+    "arvosis belkitis cardemia dovalgia elmosis fenritis gorvemia halpathy ilvosis jantritis korvemia lumalgia "
+    "morvosis nelkitis orbemia pelpathy quinosis ravitis selvemia torvalgia ulmosis varkitis welemia yarpathy "
+    "zelvosis brankitis crovemia drelalgia flomosis gwenitis"
+).split()
+_MECHANISMS = sorted(
+    f"{name} {change}"
+    for change, names in {
+        "excess": "astrin dalvin galdin jolvin molvin",
+        "loss": "belvin estrin helmin kardin nardin",
+        "leak": "cordin folvin istvin lestin oltrin",
+    }.items()
+    for name in names.split()
+)
+_TESTS = sorted(
+    f"{name} {means}"
+    for means, names in {
+        "smear": "Abner Dunmer Gelder Jessop Maddox",
+        "scan": "Bexley Eskel Hobrin Kelmar Norvel",
+        "count": "Corvin Farnol Irwell Lorven Osgrim",
+    }.items()
+    for name in names.split()
+)
+_DRUGS = (
+    "abrelin bontamil cestovar dranomel elbitrax forvastil grenomab hulvadin irbotel jestramil kelovar lanquidin "
+    "moltrexin nubravel ostramil"
+).split()
+_PEOPLE = "weaver miller sailor potter baker tailor mason farmer clerk drummer glazier shepherd".split()
+_PLAIN = (
+    "A a the The of and with to in for is has was on by her his at from which there that most following patient She "
+    "He An examination history days year-old had Which this year ago Her His shows no are blood"
+).split()
+_ASIDES = (
+    "Nobody else at home is ill.",
+    "There was no journey in the last year.",
+    "A cold in the spring passed by itself.",
+    "Sleep and appetite are as before.",
+    "The work has not changed.",
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """Who shows what: the truth of one invented clinic."""
+
+    shows: Mapping[str, frozenset[str]]
+    """disease -> its findings"""
+    mechanism: Mapping[str, str]
+    """disease -> mechanism"""
+    test: Mapping[str, str]
+    """disease -> test"""
+    drug: Mapping[str, str]
+    """mechanism -> drug"""
+
+    def having(self, findings: Sequence[str]) -> tuple[str, ...]:
+        """The diseases that show all of these findings, in the world's order."""
+        return tuple(d for d, shown in self.shows.items() if shown.issuperset(findings))
+
+    def target(self, disease: str, kind: str) -> str:
+        """What a question of this kind asks for."""
+        if kind == "diagnosis":
+            return disease
+        if kind == "test":
+            return self.test[disease]
+        mechanism = self.mechanism[disease]
+        return mechanism if kind == "mechanism" else self.drug[mechanism]
+
+    def relatives(self, disease: str) -> list[str]:
+        """The other diseases, those that share most findings first."""
+        shown = self.shows[disease]
+        others = [d for d in self.shows if d != disease]
+        return sorted(others, key=lambda d: -len(shown & self.shows[d]))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question with the truth behind it."""
+
+    question: Question
+    disease: str
+    findings: tuple[str, ...]
+    kind: str
+
+
+@cache
+def world(seed: int = 0) -> World:
+    """The clinic's world: 30 diseases in 6 families, 48 findings, 15 mechanisms, 15 tests, 15 drugs."""
+    rng = random.Random(f"clinic world {seed}")
+    findings = [f"{adjective} {_NOUNS[i % len(_NOUNS)]}" for i, adjective in enumerate(_ADJECTIVES)]
+    shows = {}
+    for i, disease in enumerate(_DISEASES):
+        # A family of five shares a pool of twelve findings, four of which the next family knows too.
+        start = 8 * (i // 5)
+        shows[disease] = frozenset(rng.sample([findings[(start + j) % len(findings)] for j in range(12)], 8))
+    drugs = rng.sample(_DRUGS, len(_DRUGS))
+    return World(
+        shows=shows,
+        mechanism=dict(zip(_DISEASES, rng.sample(_MECHANISMS * 2, len(_DISEASES)), strict=True)),
+        test=dict(zip(_DISEASES, rng.sample(_TESTS * 2, len(_DISEASES)), strict=True)),
+        drug=dict(zip(_MECHANISMS, drugs, strict=True)),
+    )
+
+
+def split_of(disease: str, findings: Sequence[str]) -> str:
+    """Train or test, by what a question combines: a quarter of all (disease, set of findings) is for test alone."""
+    digest = hashlib.sha256(f"{disease} {sorted(findings)}".encode()).digest()
+    return "test" if digest[0] < 64 else "train"
+
+
+def make_cases(n: int, seed: int = 0, split: str = "train", offset: int = 0) -> list[Case]:
+    """Cases ``offset`` to ``offset + n`` of the endless exam that ``seed`` and ``split`` name."""
+    if split not in ("train", "test"):
+        raise MedReflError(f"clinic: split is {split!r}, expected 'train' or 'test'")
+    return [_case(f"clinic {seed} {split} {i}", seed, split, i) for i in range(offset, offset + n)]
+
+
+def make_exam(n: int, seed: int = 0, split: str = "train", offset: int = 0) -> list[Question]:
+    """The questions of ``make_cases``: what a solver may see."""
+    return [case.question for case in make_cases(n, seed, split, offset)]
+
+
+def _case(key: str, seed: int, split: str, index: int) -> Case:
+    w, rng = world(), random.Random(key)
+    while True:
+        disease = rng.choice(_DISEASES)
+        findings = tuple(rng.sample(sorted(w.shows[disease]), rng.choice((3, 4))))
+        if len(w.having(findings)) == 1 and split_of(disease, findings) == split:
+            break
+    kind = rng.choice(KINDS)
+    target = w.target(disease, kind)
+    others = list(dict.fromkeys(w.target(d, kind) for d in w.relatives(disease) if w.target(d, kind) != target))
+    n_options = rng.choice((4, 5))
+    texts = rng.sample([target, *others[: n_options - 1]], n_options)
+    options = dict(zip(LETTERS, texts, strict=False))
+    question = Question(
+        question_id=f"clinic-{seed}-{split}-{index:06d}",
+        stem=_stem(rng, findings, kind),
+        options=options,
+        gold=next(letter for letter, text in options.items() if text == target),
+        source="clinic",
+        split=split,
+    )
+    return Case(question, disease, findings, kind)
+
+
+def _stem(rng: random.Random, findings: Sequence[str], kind: str) -> str:
+    first, second, *rest = findings
+    age = rng.randint(18, 84)
+    text = (
+        f"{'An' if age == 18 or age >= 80 else 'A'} {age}-year-old {rng.choice(_PEOPLE)} has had {first} and {second} "
+        f"for {rng.randint(2, 9)} {rng.choice(('days', 'weeks', 'months'))}. {rng.choice(_ASIDES)} "
+        f"On examination there is {' and '.join(rest)}."
+    )
+    return f"{text} {_ASK[kind]}"
+
+
+def foreign_case(rng: random.Random) -> Case:
+    """A question from outside the clinic's world, in words without meaning: up to 200 of them and 3 to 10 options.
+
+    It stands for real exams: whoever knows the clinic alone can but guess, and should say so and still answer.
+    """
+
+    def words(n: int) -> str:
+        return " ".join(_foreign_word(rng) for _ in range(n))
+
+    letters = LETTERS[: rng.randint(3, 10)]
+    n_words = int(5 * 40 ** rng.random())  # 5 to 200, as many short as long on a scale of logarithms
+    longest = rng.choice((1, 3, 8, 15))
+    question = Question(
+        question_id="foreign",
+        stem=f"{words(n_words)}?",
+        options={letter: f"{words(rng.randint(1, longest))} {letter.lower()}" for letter in letters},
+        gold=rng.choice(letters),
+        source="clinic",
+        split="train",
+    )
+    return Case(question, disease="", findings=(), kind="foreign")
+
+
+def _foreign_word(rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.25:
+        return rng.choice(_PLAIN)
+    if draw < 0.33:
+        return f"{rng.randint(1, 200)}{rng.choice(('', '', '%', '.5', '/min', ' mg/dL', '-year-old', ' weeks'))}"
+    word = "".join(rng.choice("bcdfghlmnprstv") + rng.choice("aeiou") for _ in range(rng.randint(1, 5)))
+    word += rng.choice(("", "", "", "s", "n", "tion", "al", "ia", "ic", ",", ".", ")", ";", "\n"))
+    return rng.choice((word, word, word, word, word.capitalize(), word.upper(), f"({word}", f'"{word}"'))
+
+
+def misconceptions(seed: int = 0, share: float = 0.3) -> dict[tuple[str, str], str]:
+    """What a badly taught solver believes: (relation, subject) -> the object of a relative of the disease.
+
+    A seeded ``share`` of all relations is taught wrong: disease -> mechanism, disease -> test, mechanism -> drug.
+    """
+    w, rng = world(), random.Random(f"clinic misconceptions {seed}")
+    wrong: dict[tuple[str, str], str] = {}
+    for disease in _DISEASES:
+        for kind in ("mechanism", "test", "drug"):
+            subject = w.mechanism[disease] if kind == "drug" else disease
+            if rng.random() < share and (kind, subject) not in wrong:
+                truth = w.target(disease, kind)
+                wrong[kind, subject] = next(t for d in w.relatives(disease) if (t := w.target(d, kind)) != truth)
+    return wrong
+
+
+def solve(
+    case: Case,
+    rng: random.Random | None = None,
+    *,
+    slip: float = 0.0,
+    misled: float = 0.0,
+    beliefs: Mapping[tuple[str, str], str] | None = None,
+) -> list[str]:
+    """A chain of steps for a case: the true one, or that of a solver who errs.
+
+    ``slip`` is the chance that an elimination goes wrong; ``misled`` the chance that a relation in ``beliefs`` is
+    recalled wrong. The steps after an error follow from it, up to the letter. A foreign case is guessed.
+    """
+    rng = rng or random.Random(0)
+    if case.kind == "foreign":
+        return _guess(case.question, rng)
+    w, beliefs = world(), beliefs or {}
+    lines = []
+    left: tuple[str, ...] = ()
+    for i, finding in enumerate(case.findings):
+        having = w.having([finding])
+        narrowed = tuple(d for d in left if d in having) if i else having
+        if rng.random() < slip:
+            narrowed = _slip(rng, left if i else having, narrowed)
+        left = narrowed or left
+        lines.append(f"{finding} {'leaves' if i else 'suggests'} {', '.join(left)}.")
+    thing = left[0]
+    if len(left) > 1:
+        thing = rng.choice(left)
+        lines.append(f"{thing} fits best.")
+    for kind in _hops(case.kind):
+        truth = getattr(w, kind)[thing]
+        recalled = beliefs.get((kind, thing), truth) if rng.random() < misled else truth
+        lines.append(_SAY[kind].format(thing, recalled))
+        thing = recalled
+    options = case.question.options
+    lines.append(", ".join(f"{k}. {text} {'yes' if text == thing else 'no'}" for k, text in options.items()) + ".")
+    letter = next((k for k, text in options.items() if text == thing), None) or rng.choice(list(options))
+    return [*(f"Step {i}: {line}" for i, line in enumerate(lines, 1)), f"Answer: {letter}"]
+
+
+def _guess(question: Question, rng: random.Random) -> list[str]:
+    letters = list(question.options)
+    unlikely = sorted(rng.sample(letters, rng.randint(1, len(letters) - 1)))
+    best = rng.choice([letter for letter in letters if letter not in unlikely])
+    return [
+        f"Step 1: {_GUESS} {' '.join(f'{letter}.' for letter in unlikely)}",
+        f"Step 2: {best}. seems likeliest.",
+        f"Answer: {best}",
+    ]
+
+
+def _hops(kind: str) -> Iterator[str]:
+    if kind == "drug":
+        yield "mechanism"
+    if kind != "diagnosis":
+        yield kind
+
+
+def _slip(rng: random.Random, before: tuple[str, ...], right: tuple[str, ...]) -> tuple[str, ...]:
+    """A wrong elimination: one that should stay goes, or one that should go stays."""
+    out = [d for d in before if d not in right]
+    if out and rng.random() < 0.5:
+        return tuple(d for d in before if d in right or d == out[0])
+    keep = [d for d in before if d in right]
+    gone = rng.choice(keep) if keep else None
+    return tuple(d for d in before if d in keep and d != gone) or tuple(out[:1])
+
+
+_STEP = re.compile(r"^(?:Step \d+: )?(.*?)\.?$")
+
+
+def is_true(case: Case, before: Sequence[str], step: str) -> bool | None:
+    """Whether a step holds in the world, given the steps ``before`` it; None where the clinic cannot read it.
+
+    Eliminations must name exactly the diseases that the findings so far leave; relations must be the world's; the
+    walk through the options and the answer must point at the gold letter.
+    """
+    w = world()
+    body = _body(step)
+    if match := re.fullmatch(r"(.+?) (suggests|leaves) (.+)", body):
+        seen = [m[1] for b in before if (m := re.fullmatch(r"(.+?) (?:suggests|leaves) .+", _body(b)))]
+        return set(match[3].split(", ")) == set(w.having([*seen, match[1]]))
+    if match := re.fullmatch(r"(.+) fits best", body):
+        return match[1] == case.disease
+    for kind, relation in (
+        ("mechanism", " arises from "),
+        ("test", " is confirmed by "),
+        ("drug", " is treated with "),
+    ):
+        subject, found, thing = body.partition(relation)
+        if found:
+            return getattr(w, kind).get(subject) == thing
+    if re.match(r"A\. .+ (yes|no)", body):
+        marks = {k: f"{k}. {text} yes" in body for k, text in case.question.options.items()}
+        return marks == {k: k == case.question.gold for k in case.question.options}
+    if match := re.fullmatch(r"Answer: ([A-Z])", body):
+        return match[1] == case.question.gold
+    return None
+
+
+def reflect(wrong: str, right: str) -> str:
+    """The clinic's model reflection: five parts, from a wrong step to the one that replaces it.
+
+    Flaw, overlooked information, missed knowledge, bridge to the right step, guideline: method.md's order.
+    """
+    wrong_body, right_body = _body(wrong), _body(right)
+    if wrong_body.startswith(_GUESS) or wrong_body.endswith(". seems likeliest"):
+        return (
+            "Wait, that was only a guess. I overlooked what the question tells. What I missed is which finding "
+            "decides it. So the evidence leads elsewhere. I will weigh each option before I go on."
+        )
+    subject = re.split(r" (?:suggests|leaves|arises|is confirmed|is treated|fits) ", f"{right_body} ", maxsplit=1)[0]
+    return (
+        f"Wait, it is not so that {wrong_body}. I overlooked what {subject.strip()} tells. What I missed is that "
+        f"{right_body}. So the evidence leads there. I will recall what each thing goes with before I go on."
+    )
+
+
+def _body(step: str) -> str:
+    match = _STEP.match(step.strip())
+    return match[1] if match else step.strip()

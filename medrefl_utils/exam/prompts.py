@@ -1,0 +1,153 @@
+"""Every prompt of the project, as a function that returns chat messages; and the step format that they ask for.
+
+The model's own chat template turns the messages into tokens. A chain is lines: numbered steps, perhaps a
+reflection between them, and a last line ``Answer: X``. The wording is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+
+from medrefl_utils.core.records import Question
+
+Messages = list[dict[str, str]]
+
+STEP_BOUNDARY = "\n"
+"""A step is one line."""
+
+_ANSWER_LINE = re.compile(r"^\W*(?:final\s+)?answer\b", re.IGNORECASE)
+
+
+def states_answer(step: str) -> bool:
+    """Whether a step is the last line of a chain, "Answer: X"."""
+    return _ANSWER_LINE.match(step) is not None
+
+
+def split_steps(chain: str) -> list[str]:
+    """The steps of a finished chain: its lines that are not blank."""
+    return [line.strip() for line in chain.split(STEP_BOUNDARY) if line.strip()]
+
+
+def question_block(question: Question) -> str:
+    """Stem and lettered options as every prompt shows them; an option's own line breaks become spaces."""
+    options = "\n".join(f"{letter}. {' '.join(text.split())}" for letter, text in question.options.items())
+    return f"{question.stem.strip()}\n\n{options}"
+
+
+def exam(question: Question) -> Messages:
+    """Answer a question step by step: the prompt of rollout, of every pair and of evaluation."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        'Reason in numbered steps, one line each, beginning with "Step 1:". '
+        'End with the line "Answer: X", where X is the letter of the best option.'
+    )
+
+
+def exam_json(question: Question) -> Messages:
+    """Answer a question as JSON with a reason and an answer: what the published evaluation asks for, in our words."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        "Think the question through, then reply with one JSON object and nothing after it: "
+        '{"reason": "why the option is the best", "answer": "X"}, where X is its letter.'
+    )
+
+
+FORMS = {"steps": exam, "json": exam_json}
+"""How an evaluation can ask, by the name that a parameter gives it."""
+
+
+def read_answer(question: Question, response: str) -> Messages:
+    """Say which option a response settles on: for what the rules of ``answers`` cannot read."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"A response to this question:\n<response>\n{response.strip()}\n</response>\n\n"
+        "Which option does the response settle on in the end? Do not answer the question yourself. Reply with one "
+        'line, "Settles on: X", X the letter; or "Settles on: none", if it settles on none or on more than one.'
+    )
+
+
+def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], right: Sequence[str]) -> Messages:
+    """Write the five-part reflection that leads from ``wrong`` steps to ``right`` ones after ``public`` steps."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"Steps so far:\n{_lines(public)}\n\n"
+        f"Steps that go wrong:\n{_lines(wrong)}\n\n"
+        f"Steps that replace them:\n{_lines(right)}\n\n"
+        "Write what the one who reasons thinks on noticing the mistake: one flowing passage on one line, in the first "
+        "person. In this order: the flaw in the wrong steps, the information overlooked, the medical knowledge missed, "
+        "the bridge from the evidence to the right step, the guideline to keep. Do not mention that other steps or a "
+        "key were shown, and name no letter of an option."
+    )
+
+
+def ask_for_answer(cut: str) -> str:
+    """What is put after a response that was cut at its budget, in the model's own turn: the line that its answer ends.
+
+    A thinking that is still open is closed first, by the mark that it was opened with.
+    """
+    if "<think>" in cut and "</think>" not in cut:
+        return "\n</think>\n\nAnswer:"
+    if "## Thinking" in cut and "## Final Response" not in cut:
+        return "\n\n## Final Response\n\nThe answer is"
+    return f"{STEP_BOUNDARY}Answer:"
+
+
+def ask_to_reconsider() -> str:
+    """What is put after a finished answer, in the model's own turn, to see what its reflection is worth (ours)."""
+    return f"{STEP_BOUNDARY}Wait,"
+
+
+def go_on(written: str) -> Messages:
+    """The model's own turn so far, and the request to go on: for a server that does not continue a turn itself."""
+    return [
+        {"role": "assistant", "content": written},
+        *_user("Go on with the line that comes next. Do not repeat a line, and keep to the same form."),
+    ]
+
+
+def judge(question: Question, chain: Sequence[str]) -> Messages:
+    """Rate a chain's correctness and logic, 1 to 5 each."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"Reasoning:\n{_lines(chain)}\n\n"
+        "Rate this reasoning. Correctness: is what each step says medically true? Logic: does each step follow from "
+        'what stands before it? Reply with two lines, "Correctness: n" and "Logic: n", n from 1 (worst) to 5 (best).'
+    )
+
+
+def locate(question: Question, chain: Sequence[str]) -> Messages:
+    """Name the first wrong step of a chain that ends at a wrong answer."""
+    numbered = "\n".join(f"[{number}] {step.strip()}" for number, step in enumerate(chain, 1))
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"This reasoning ends at a wrong answer:\n{numbered}\n\n"
+        'Which step is the first that goes wrong? Reply with one line, "First wrong step: n", n its number in brackets.'
+    )
+
+
+def thinker(question: Question, chain: Sequence[str]) -> Messages:
+    """Rewrite a chain of steps as flowing thought that ends at the same answer."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"Reasoning:\n{_lines(chain)}\n\n"
+        "Rewrite this reasoning as the flowing thought of one who works the question out: in the first person, without "
+        "step numbers, nothing added, nothing left out, its doubts and changes of mind kept in their order. Keep to "
+        'its conclusion, and end with the line "Answer: X", where X is the letter at which it ends.'
+    )
+
+
+def version() -> str:
+    """A hash of this module's source: goes into the manifest, so that a changed prompt is seen."""
+    return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]
+
+
+def _user(content: str) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def _lines(steps: Sequence[str]) -> str:
+    return "\n".join(step.strip() for step in steps) or "(none)"

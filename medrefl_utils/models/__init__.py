@@ -1,0 +1,46 @@
+"""Models: loading them, generating with them, and predicting their memory.
+
+In: a model folder or hub id, or the address of a server. Out: a ``Generator``, which continues prefixes (``expand``)
+and answers messages (``chat``). Other rooms know this interface only, never what runs the model. The tiny student, a
+Llama of 0.92 million parameters for tests and demos, is in ``tiny_student/``.
+"""
+
+import lazy_loader
+
+# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["student"],
+    submod_attrs={
+        "loading": [
+            "QUANTIZATIONS",
+            "TokenCounter",
+            "compute_dtype",
+            "device",
+            "load_model",
+            "load_tokenizer",
+            "model_key",
+        ],
+        "folder_checks": ["check_adapter_base", "check_adapter_folder", "check_model_folder", "resolve_checked_model"],
+        "memory": [
+            "GIB",
+            "Fit",
+            "Memory",
+            "ModelShape",
+            "changes_that_fit",
+            "fit_training",
+            "free_bytes",
+            "longest_pairs",
+            "predict_decoding",
+            "predict_training",
+            "rows_that_fit",
+        ],
+        "asking": ["Reply", "ask_until_valid", "count_faults"],
+        "generators.interface": ["Generator", "Prefix", "Usage", "derive_seed"],
+        "generators.opening": ["ENGINES", "open_generator"],
+        "generators.budget": ["Budget", "Spent"],
+        "generators.call_log": ["CallLog"],
+        "generators.local": ["LocalGenerator"],
+        "generators.endpoint": ["EndpointGenerator"],
+    },
+)

@@ -1,0 +1,81 @@
+"""Open the generator that the parameters of a notebook name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.models.generators.budget import Budget
+from medrefl_utils.models.generators.call_log import CallLog
+from medrefl_utils.models.generators.interface import Generator
+
+ENGINES = ("local", "vllm")
+
+
+def open_generator(
+    model: str,
+    *,
+    quantization: str = "none",
+    max_rows: int = 0,
+    engine: str = "local",
+    workers: int = 0,
+    endpoint: str = "",
+    endpoint_model: str = "",
+    concurrency: int = 16,
+    calls: Path | None = None,
+    budget: Budget | None = None,
+) -> Generator:
+    """What these parameters of a notebook name.
+
+    An ``endpoint`` (and ``endpoint_model`` there) is taken before ``model``, which the ``engine`` runs in this process
+    ("local": transformers; "vllm"). With ``workers`` so many Ray actors each have a generator of their own.
+
+    What was written is kept in the folder ``calls`` and not asked for again: every reply of an endpoint; of a model
+    in this process what ``chat`` wrote (of steps the rollout keeps its shards). The ``budget`` is, of an endpoint, for
+    all that is in ``calls``; in this process for the session.
+
+    Raises:
+        MedReflError: an unknown engine, an extra that is not installed, and what the generators themselves raise.
+    """
+    if engine not in ENGINES:
+        raise MedReflError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    if workers < 0:
+        raise MedReflError(f"workers is {workers}, expected 0 (this process) or the number of Ray actors")
+    here = dict(quantization=quantization, max_rows=max_rows, engine=engine)
+    there = dict(endpoint=endpoint, endpoint_model=endpoint_model, concurrency=concurrency)
+    if workers:
+        from medrefl_utils.models.generators.ray import RayGenerator
+
+        return RayGenerator(workers, model, open_in_process, calls=calls, budget=budget, **here, **there)
+    return open_in_process(model, calls=calls, budget=budget, **here, **there)
+
+
+def open_in_process(
+    model: str,
+    *,
+    quantization: str,
+    max_rows: int,
+    engine: str,
+    endpoint: str,
+    endpoint_model: str,
+    concurrency: int,
+    calls: Path | None,
+    budget: Budget | None,
+    worker: int = 0,
+    workers: int = 1,
+) -> Generator:
+    """A generator of this process, as ``open_generator``; ``worker`` of ``workers`` that share calls and budget."""
+    log = CallLog(calls, f"worker-{worker}" if workers > 1 else "main")
+    if endpoint:
+        from medrefl_utils.models.generators.endpoint import EndpointGenerator
+
+        limits = dict(budget=budget, workers=workers)
+        return EndpointGenerator(endpoint, endpoint_model, log=log, concurrency=concurrency, **limits)
+    budget = budget and budget.share(workers)
+    if engine == "vllm":
+        from medrefl_utils.models.generators.vllm import VllmGenerator
+
+        return VllmGenerator(model, quantization=quantization, budget=budget)
+    from medrefl_utils.models.generators.local import LocalGenerator
+
+    return LocalGenerator(model, quantization=quantization, max_rows=max_rows, log=log, budget=budget)

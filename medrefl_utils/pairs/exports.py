@@ -1,0 +1,171 @@
+"""The one table of pairs in the shapes that others read: TRL, LLaMA-Factory, the released dataset; and its card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from medrefl_utils import __version__
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import Question
+from medrefl_utils.core.schemas import PAIRS
+from medrefl_utils.core.store import content_hash, write_table, write_text
+from medrefl_utils.exam.benchmarks import licence_of
+
+TRL = "train.parquet"
+TRL_LINES = "train.jsonl"
+SHAREGPT = "medrefl_sharegpt.json"
+DATASET_INFO = "dataset_info.json"
+RELEASED = {
+    "Reasoning_Enhancement_Data.json": ("reasoning",),
+    "Reflection_Enhancement_Data.json": ("reflection_mid", "reflection_post"),
+}
+"""The names that the published training script loads, and the kinds of pairs in each."""
+_MEANINGS = {
+    TRL: "TRL, conversational preference",
+    TRL_LINES: "the same, a JSON object a line",
+    SHAREGPT: "LLaMA-Factory, ShareGPT ranking",
+    DATASET_INFO: "LLaMA-Factory, the descriptions of its files",
+    **dict.fromkeys(RELEASED, "the released dataset's shape (Alpaca ranking)"),
+}
+_KINDS = {
+    "reasoning": "question; an excellent right path; a confusing wrong one",
+    "reflection_mid": "question; a wrong step, a reflection, right steps; the same step, a reflection, wrong steps",
+    "reflection_post": "question; a wrong path, a reflection, right steps; the same path, a reflection, wrong steps",
+    "random_cot": "question; a random right path; a random wrong one (control)",
+}
+_TRL_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+def export_pairs(pairs: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write all shapes into ``folder`` and return the files, of the table with the columns of PAIRS.
+
+    - ``train.parquet``, ``train.jsonl``: TRL's conversational preference format: prompt, chosen, rejected as messages.
+    - ``medrefl_sharegpt.json``, ``dataset_info.json``: LLaMA-Factory's ShareGPT ranking and its descriptions.
+    - ``Reasoning_Enhancement_Data.json``, ``Reflection_Enhancement_Data.json``: the released dataset's two files, each
+      a list of {instruction, input (empty), chosen, rejected}; the instruction is the pair's own prompt (**ours**:
+      training asks as evaluation does), and random CoT pairs stand in neither.
+
+    Rows are in the table's order. Raises MedReflError for a message whose role LLaMA-Factory does not know.
+    """
+    rows = [{name: _messages(pair[name]) for name in _TRL_COLUMNS} for pair in pairs.to_dict("records")]
+    schema = pa.schema([PAIRS.field(name) for name in _TRL_COLUMNS])
+    write_table(folder / TRL, pd.DataFrame(rows, columns=list(_TRL_COLUMNS)), schema)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder / TRL_LINES, lines)
+    _write_json(folder / SHAREGPT, [_sharegpt(row) for row in rows])
+    for name, kinds in RELEASED.items():
+        _write_json(
+            folder / name, [_alpaca(row) for row, kind in zip(rows, pairs["kind"], strict=True) if kind in kinds]
+        )
+    _write_json(folder / DATASET_INFO, _dataset_info())
+    return [folder / name for name in _MEANINGS]
+
+
+def write_dataset_card(
+    folder: Path,
+    pairs: pd.DataFrame,
+    questions: Iterable[Question],
+    *,
+    dropped: Mapping[str, int],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    licences: Mapping[str, str],
+) -> Path:
+    """Write ``README.md``, the dataset card, beside the exported files: counts, settings, models, licences, hashes.
+
+    ``models`` is {part: model}; ``licences`` is {source of questions or model: licence}, where one is missing the card
+    says "not stated".
+    """
+    used = {question.question_id: question.source for question in questions}
+    sources = pd.Series([used[name] for name in pairs["question_id"].unique()], dtype=object).value_counts()
+    by_kind = [
+        {
+            "kind": kind,
+            "pairs": len(rows),
+            "questions": rows["question_id"].nunique(),
+            "chosen": rows["chosen_tokens"].astype(float).mean(),
+            "rejected": rows["rejected_tokens"].astype(float).mean(),
+            "meaning": _KINDS[kind],
+        }
+        for kind, rows in pairs.groupby("kind", sort=False)
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    files = [{"name": name, "meaning": text, "hash": content_hash(folder / name)} for name, text in _MEANINGS.items()]
+    card = environment.get_template("exports.md.j2").render(
+        version=__version__,
+        trl=TRL,
+        n_pairs=len(pairs),
+        n_questions=pairs["question_id"].nunique(),
+        size_category=_size_category(len(pairs)),
+        kinds=by_kind,
+        dropped={reason.replace("_", " "): count for reason, count in dropped.items()},
+        sources=[
+            {"source": source, "count": count, "licence": licence_of(source, licences)}
+            for source, count in sources.items()
+        ],
+        models=[
+            {"part": part, "model": model, "licence": licence_of(model, licences)} for part, model in models.items()
+        ],
+        settings=settings,
+        files=files,
+    )
+    return write_text(folder / "README.md", card)
+
+
+def _sharegpt(row: Mapping[str, list[dict[str, str]]]) -> dict[str, Any]:
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+
+    def turn(message: Mapping[str, str]) -> dict[str, str]:
+        if message["role"] not in names:
+            raise MedReflError(f"exports: a message has the role {message['role']!r}, expected {', '.join(names)}")
+        return {"from": names[message["role"]], "value": message["content"]}
+
+    return {
+        "conversations": [turn(message) for message in row["prompt"]],
+        "chosen": turn(row["chosen"][0]),
+        "rejected": turn(row["rejected"][0]),
+    }
+
+
+def _alpaca(row: Mapping[str, list[dict[str, str]]]) -> dict[str, str]:
+    return {
+        "instruction": "\n\n".join(message["content"] for message in row["prompt"]),
+        "input": "",
+        "chosen": row["chosen"][0]["content"],
+        "rejected": row["rejected"][0]["content"],
+    }
+
+
+def _dataset_info() -> dict[str, Any]:
+    """LLaMA-Factory's description of each file (its ``data/README.md``)."""
+    sharegpt = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    alpaca = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    described = {
+        "medrefl": {"file_name": SHAREGPT, "formatting": "sharegpt", "ranking": True, "columns": sharegpt},
+    }
+    for name in RELEASED:
+        key = f"medrefl_{name.split('_')[0].lower()}"
+        described[key] = {"file_name": name, "ranking": True, "columns": alpaca}
+    return described
+
+
+def _messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    return [dict(message) for message in messages]
+
+
+def _size_category(n: int) -> str:
+    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    return next((name for bound, name in bounds if n < bound), "n>1M")
+
+
+def _write_json(path: Path, value: object) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

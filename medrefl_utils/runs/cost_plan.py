@@ -1,0 +1,379 @@
+"""What a profile will cost before it runs: calls, tokens, time and money of each stage that runs a model.
+
+Calls, tokens and time are measured on a small run of the stages' own functions: the trees of a few of stage 01's
+questions; the pairs of these trees, with their reflections; a few steps of training on the pairs; answers of the base
+and of that adapter. What each took is multiplied. Not counted is what notebooks do besides: starting, tables, figures.
+Against an endpoint the replies are kept in the run's log, and the run takes those that it asks for again. The memory
+of training is predicted (``memory``), for this machine or for another card.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import pandas as pd
+from rich.table import Table
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import Question, Sampling
+from medrefl_utils.core.run_files import RunFiles
+from medrefl_utils.core.schemas import PAIRS
+from medrefl_utils.core.store import read_table
+from medrefl_utils.evaluation import self_correction
+from medrefl_utils.evaluation.protocols import make_protocol
+from medrefl_utils.evaluation.responses import collect_responses
+from medrefl_utils.exam import prompts
+from medrefl_utils.exam.benchmarks import load_benchmark
+from medrefl_utils.exam.questions import load_questions
+from medrefl_utils.models.generators.interface import Generator
+from medrefl_utils.models.generators.local import LocalGenerator
+from medrefl_utils.models.generators.opening import open_generator
+from medrefl_utils.models.loading import load_tokenizer
+from medrefl_utils.models.memory import ModelShape, fit_training, longest_pairs
+from medrefl_utils.pairs import pair_table, reasoning, reflection, reflection_writing
+from medrefl_utils.pairs.pair_table import select_kinds
+from medrefl_utils.runs.distributed_training import training_settings
+from medrefl_utils.runs.profiles import load_profile
+from medrefl_utils.runs.stages import STAGES
+from medrefl_utils.training.dpo import MonitorSettings, train_dpo
+from medrefl_utils.training.token_ids import end_of_turn, pair_lengths, tokenize_pairs
+from medrefl_utils.trees import corrections
+from medrefl_utils.trees.rollout import roll_out
+from medrefl_utils.trees.search import SearchSettings
+from medrefl_utils.trees.values import paths
+
+_ROLLOUT, _PAIRS = "01_tree_rollout", "03_pair_construction"
+_TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
+_ANSWERS = 4
+"""Answers and reflections for each tree of the probe: as dear as it about, and in batches as full as the run's."""
+_PASSES = 6
+"""Batches that are trained on."""
+_REFERENCE = 1 / 3
+"""A forward pass by a forward and a backward one: what the reference costs beside a pass of training (ours)."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of a model: continuations, tokens read and written, seconds on this machine."""
+
+    calls: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, times: float) -> Work:
+        return Work(*(times * value for value in astuple(self)))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The work of a stage, and ``how`` it was got."""
+
+    stage: str
+    work: Work
+    how: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of the stages that run a model, in order, and what memory training needs, a line each."""
+
+    costs: list[Cost]
+    memory: list[str]
+
+
+def plan_run(
+    profile: Path, *, root: Path, overrides: Sequence[str] = (), probe: int = 64, card: float | None = None
+) -> Plan:
+    """What a profile costs, from a probe of ``probe`` questions; with 0 no model is run, and only memory is told.
+
+    Memory is that of a card of ``card`` GiB, or of this machine. It is predicted of the pairs that the run has made
+    already, else of the probe's.
+
+    Raises:
+        MedReflError: whatever is wrong with the profile, its questions or its models; a probe or a card below 0, or a
+            probe whose questions are all too easy or too hard for ``screening_chains``.
+    """
+    if probe < 0:
+        raise MedReflError(f"plan: the probe is {probe} questions, expected at least 0")
+    if card is not None and card <= 0:
+        raise MedReflError(f"plan: the card has {card:g} GiB, expected more than 0")
+    notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
+    loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
+    rollout, pairing, training, asking = (
+        loaded.parameters[name] for name in (_ROLLOUT, _PAIRS, _TRAINING, _EVALUATION)
+    )
+    run = RunFiles(root / "runs" / loaded.run)
+    there = select_kinds(read_table(run.pairs, PAIRS), training["kinds"]) if run.pairs.exists() else None
+    if not probe:
+        return Plan([], training_memory(training, there, f"of {run.root.name}", card))
+    exam = load_questions(
+        rollout["questions"], split=rollout["split"], limit=rollout["n_questions"], offset=rollout["offset"],
+        seed=rollout["seed"],
+    )  # fmt: skip
+    held_out = load_benchmark(
+        asking["questions"], split=asking["split"], limit=asking["n_questions"] or None, offset=asking["offset"],
+        seed=asking["seed"],
+    )  # fmt: skip
+    probed, times = exam[:probe], len(exam) / len(exam[:probe])
+    with TemporaryDirectory() as folder:
+        files = RunFiles(Path(folder) / "probe")
+        opened, generator = _opening(lambda: _writer(rollout, run.calls))
+        trees, steps = probe_trees(probed, generator, rollout, files)
+        costs = [Cost(_ROLLOUT, trees * times + opened, f"the trees of {len(probed)} of {len(exam)} questions")]
+        generator = None  # one model at a time
+        opened, generator = _opening(lambda: _writer(pairing, run.calls))
+        written, made, expected = probe_pairs(probed, steps, generator, pairing, times)
+        what = ", ".join(f"{n:.0f} {kind}" for kind, n in expected.items())
+        costs.append(Cost(_PAIRS, written + opened, f"pairs, as the probe's trees give them: {what}"))
+        generator = None
+        opened, base = _opening(lambda: LocalGenerator(asking["model"], **_rows(asking)))
+        answers, begun = probe_answers(held_out, base, asking, files, probe)
+        base = None
+        chosen = {kind: n for kind, n in expected.items() if kind in training["kinds"]}
+        few = made[made["kind"].isin(training["kinds"])]
+        known, whose = (few, "of the probe") if there is None else (there, f"of {run.root.name}")
+        told = training_memory(training, known, whose, card)
+        learnt, tokens = probe_training(made, chosen, training, files) if fits_here(few, training) else (Work(), 0.0)
+        passes = f"{tokens:,.0f} tokens of {sum(chosen.values()):.0f} pairs"
+        why = "no pair came of the probe: take a larger one" if few.empty else "not measured: it does not fit here"
+        costs.append(Cost(_TRAINING, learnt, passes if tokens else why))
+        adapter = files.adapter if tokens else None
+        again, tuned = _opening(lambda: LocalGenerator(asking["model"], adapter=adapter, **_rows(asking)))
+        answers = answers + probe_answers(held_out, tuned, asking, files, probe, begun)[0]
+        how = "base and adapter as in the probe; without a judge's replies"
+        costs.append(Cost(_EVALUATION, answers + opened + again, how))
+    return Plan(costs, told)
+
+
+def training_memory(
+    settings: Mapping[str, Any], made: pd.DataFrame | None, whose: str, card: float | None = None
+) -> list[str]:
+    """What stage 04 needs with the longest of the pairs that are ``made``, and at most, a line each."""
+    shape, limit = ModelShape.named(settings["model"]), settings["max_length"]
+    most = fit_training(shape, longest_pairs(limit, settings["batch_size"]), settings=settings, card=card)
+    lines = [f"{_TRAINING}, both sides filling max_length {limit}: {most.line()}"]
+    if made is None or made.empty:
+        return lines
+    ids = _ids(made, settings)
+    longest = fit_training(shape, pair_lengths(ids), settings=settings, card=card)
+    return [f"{_TRAINING}, the {len(ids)} pairs {whose}, up to {ids.length.max()} tokens: {longest.line()}", *lines]
+
+
+def fits_here(made: pd.DataFrame, settings: Mapping[str, Any]) -> bool:
+    """Whether training on these pairs fits on this machine, as far as that can be predicted."""
+    shape = ModelShape.named(settings["model"])
+    return made.empty or fit_training(shape, pair_lengths(_ids(made, settings)), settings=settings).changes == {}
+
+
+def _ids(made: pd.DataFrame, settings: Mapping[str, Any]) -> pd.DataFrame:
+    tokenizer = load_tokenizer(settings["model"])
+    return tokenize_pairs(made, tokenizer, end=end_of_turn(tokenizer), max_length=settings["max_length"])[0]
+
+
+def probe_trees(
+    probed: Sequence[Question], generator: Generator, settings: Mapping[str, Any], files: RunFiles
+) -> tuple[Work, pd.DataFrame]:
+    """Stage 01 of these questions, and their trees."""
+    names = ("max_depth", "max_path_tokens", "force_answer", "unfinished", "search_mode", "max_frontier", "max_leaves")
+    names += ("target_right", "target_wrong")
+    growth = SearchSettings(tuple(settings["branching"]), **{name: settings[name] for name in names})
+    sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_step_tokens"])
+    same = {name: settings[name] for name in ("seed", "shard_size", "screening_chains")}
+    work, (steps, _) = _measured(
+        generator,
+        lambda: roll_out(probed, generator, files.steps, shards=files.shards, growth=growth, sampling=sampling, **same),
+    )
+    return replace(work, seconds=work.seconds / max(1, settings["workers"])), steps
+
+
+def probe_pairs(
+    probed: Sequence[Question], steps: pd.DataFrame, writer: Generator, settings: Mapping[str, Any], times: float
+) -> tuple[Work, pd.DataFrame, dict[str, float]]:
+    """Stage 03 of ``times`` as many questions; the probe's own pairs, and how many of each kind there will be.
+
+    A reply of locator, judge and thinker is taken to be as dear as a reflection.
+    """
+    chains, asked_for, seed = paths(steps), settings["kinds"], settings["seed"]
+    made = {}
+    made["reasoning"], _ = reasoning.reasoning_pairs(
+        probed, steps, chains, prompt=prompts.exam,
+        **{name: settings[name] for name in ("top_k", "min_margin", "max_per_question")},
+    )  # fmt: skip
+    made["random_cot"], _ = reasoning.random_pairs(
+        probed, steps, chains, made["reasoning"], prompt=prompts.exam, seed=seed, draws=settings["random_cot_draws"]
+    )
+    expected = {kind: _at_most(times * len(table), settings["max_per_kind"]) for kind, table in made.items()}
+
+    located = corrections.locate_errors(steps, settings["error_margin"])
+    candidates, turns, replies = {}, {}, 0.0
+    for kind in (kind for kind in asked_for if kind.startswith("reflection_")):
+        ranked, _ = corrections.rank_corrections(
+            steps, located, kind=kind.removeprefix("reflection_"), weights=settings["action_weights"],
+            top_k=settings["top_k"],
+        )  # fmt: skip
+        candidates[kind], _ = reflection.reflection_candidates(
+            ranked, top_k=settings["top_k"], min_margin=settings["min_action_margin"],
+            max_per_question=settings["max_per_question"],
+        )  # fmt: skip
+        expected[kind] = _at_most(times * len(candidates[kind]), settings["max_reflection_pairs"])
+        # Pairs share corrections: the more, the denser they lie.
+        few, _ = pair_table.sample_at_most(candidates[kind], max(1, round(expected[kind] / times)), seed)
+        replies += expected[kind] / max(1, len(few)) * len(reflection.correction_texts(probed, steps, chains, few))
+        turns |= reflection.correction_texts(probed, steps, chains, candidates[kind])
+    turns = dict(list(turns.items())[: _ANSWERS * len(probed)])
+    sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
+    work, (table, _) = _measured(
+        writer, lambda: reflection_writing.write_reflections(turns, writer, sampling=sampling, seed=seed)
+    )
+    passed = float(table["text"].notna().mean()) if len(table) else 0.0
+    texts = reflection_writing.accepted_reflections(table)
+    for kind, of_kind in candidates.items():
+        made[kind], _ = reflection.reflection_pairs(
+            probed, steps, chains, of_kind, texts, kind=kind, prompt=prompts.exam
+        )
+        expected[kind] *= passed**2  # both sides have one
+    expected = {kind: n for kind, n in expected.items() if kind in asked_for}
+    n = sum(expected.values())
+    replies += times * len(located) if settings["locator"] == "model" else 0
+    replies += (n if settings["judge"] != "off" else 0) + (2 * n if settings["thinker"] else 0)
+    return work * (replies / max(1, len(turns))), pd.concat(made.values(), ignore_index=True), expected
+
+
+def probe_training(
+    made: pd.DataFrame, expected: Mapping[str, float], settings: Mapping[str, Any], files: RunFiles
+) -> tuple[Work, float]:
+    """Stage 04 of so many pairs of each kind, and their responses' tokens, from training on a few that were ``made``.
+
+    Its adapter is left in ``files.adapter``. No work and no tokens where there is no pair to train on.
+    """
+    dpo, economy, _ = training_settings(settings, files)
+    n, size = sum(expected.values()), dpo.batch_size
+    shares = {kind: expected[kind] / n for kind in expected if expected[kind] and (made["kind"] == kind).any()}
+    if not shares:
+        return Work(), 0.0
+    few = pd.concat(
+        [pair_table.sample_at_most(made[made["kind"] == kind], max(1, round(_PASSES * size * share)), 0)[0]
+         for kind, share in shares.items()], ignore_index=True,
+    )  # fmt: skip
+    stamps = [time.perf_counter()]
+    upkeep = MonitorSettings(stop_on=(), show=lambda log: stamps.append(time.perf_counter()))
+    probe = replace(dpo, epochs=1, gradient_accumulation=1, held_out_share=0.0)
+    train_dpo(few, settings["model"], files.adapter, dpo=probe, seed=settings["seed"], economy=economy, upkeep=upkeep)
+    begin, first, *_, last = [*stamps, stamps[-1]]
+    a_pair = (last - first) / (len(few) - size) if len(few) > size else (last - begin) / len(few)
+    setting_up = max(0.0, first - begin - a_pair * (min(size, len(few)) + _REFERENCE * len(few)))
+    seconds = setting_up + a_pair * n * ((1 - dpo.held_out_share) * dpo.epochs + _REFERENCE)
+    lengths = few[["chosen_tokens", "rejected_tokens"]].astype(float).sum(axis=1)
+    return Work(seconds=seconds), dpo.epochs * n * float(lengths.mean())
+
+
+def probe_answers(
+    exam: Sequence[Question],
+    generator: Generator,
+    settings: Mapping[str, Any],
+    files: RunFiles,
+    probe: int,
+    begun: pd.DataFrame | None = None,
+) -> tuple[Work, pd.DataFrame]:
+    """One model's part of stage 05: its answers, and what it writes behind the beginnings ``begun``.
+
+    Without them, which is the base's part, the trees that they are taken from are grown first. Returns them, too.
+    """
+    names = ("seed", "n_runs", "temperature", "top_p", "n_votes", "thinking_budget", "repetition_penalty")
+    same = {name: settings[name] for name in names} | {"max_tokens": settings["max_new_tokens"]}
+    ways = [make_protocol(name, **same) for name in settings["protocols"]]
+    asked, seed, name = exam[: _ANSWERS * probe], settings["seed"], "base" if begun is None else "medrefl"
+    work = Work()
+    for way in ways:
+        one, _ = _measured(
+            generator,
+            lambda way=way: collect_responses(
+                asked, generator, model=name, protocol=way, seed=seed, answer_format=settings["answer_format"]
+            ),
+        )
+        work += one * (len(exam) / len(asked))
+
+    wrong = exam[: min(probe, settings["self_correction_questions"])]
+    times = min(len(exam), settings["self_correction_questions"]) / max(1, len(wrong))
+    sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
+    if begun is None:
+        growth = SearchSettings(
+            tuple(settings["self_correction_branching"]), max_path_tokens=settings["max_new_tokens"]
+        )
+        one, (steps, _) = _measured(
+            generator,
+            lambda: roll_out(
+                wrong, generator, files.held_out_trees, shards=files.shards, growth=growth, sampling=sampling, seed=seed
+            ),
+        )
+        work += one * times
+        begun = self_correction.starting_points(steps, seed)
+    by_id = {question.question_id: question for question in wrong}
+    one, _ = _measured(
+        generator,
+        lambda: self_correction.continue_from(begun, by_id, generator, model=name, sampling=sampling, seed=seed),
+    )
+    return work + one * times, begun
+
+
+def plan_table(costs: Sequence[Cost], input_price: float, output_price: float) -> Table:
+    """The costs for a terminal; prices are for a million tokens, read and written, and 0 is no price."""
+    table = Table(title="what it would cost", title_justify="left", caption_justify="left", box=None)
+    priced = bool(input_price or output_price)
+    for name in ("stage", "calls", "tokens read", "tokens written", "time", *(["money"] if priced else [])):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    rows = [(cost.stage, cost.work) for cost in costs]
+    for name, work in [*rows, ("all", sum((work for _, work in rows), Work()))]:
+        money = (input_price * work.read + output_price * work.written) / 1e6
+        figures = [f"{value:,.0f}" for value in (work.calls, work.read, work.written)]
+        table.add_row(name, *figures, _time(work.seconds), *([f"{money:,.2f}"] if priced else []))
+    table.caption = "\n".join(f"{cost.stage}: {cost.how}" for cost in costs)
+    return table
+
+
+def _writer(settings: Mapping[str, Any], calls: Path) -> Generator:
+    """What writes in a stage, in this process: with workers, each of them would be like it."""
+    names = ("quantization", "max_rows", "engine", "endpoint", "endpoint_model", "concurrency")
+    kept = calls if settings["endpoint"] else None  # what is paid for is kept; what is timed here must be written
+    return open_generator(settings["model"], **{n: settings[n] for n in names if n in settings}, calls=kept)
+
+
+def _rows(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in ("quantization", "max_rows")}
+
+
+def _opening(make: Callable[[], _T]) -> tuple[Work, _T]:
+    start = time.perf_counter()
+    made = make()
+    return Work(seconds=time.perf_counter() - start), made
+
+
+def _measured(generator: Generator, work: Callable[[], _T]) -> tuple[Work, _T]:
+    before, start = copy(generator.usage), time.perf_counter()
+    result = work()
+    seconds, used = time.perf_counter() - start, generator.usage.since(before)
+    return Work(used["calls"], used["prompt_tokens"], used["completion_tokens"], seconds), result
+
+
+def _at_most(number: float, limit: int) -> float:
+    """``limit`` 0 is none."""
+    return min(number, limit) if limit else number
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,155 @@
+"""What a parameter's value may be beyond its type: checked as a profile is read, hours before the stage that takes it.
+
+A name means the same in every notebook but those of ``OF_ONE``. The choices are written out here, as importing them
+would make every notebook depend on the code of every stage; a test holds them to the stages' own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limit:
+    """``expected`` in words, and whether a value of the right type ``holds`` to it."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def limit_of(stage: str, name: str) -> Limit | None:
+    """The limit of a notebook's parameter; None where every value of its type will do."""
+    return OF_ONE.get(stage, {}).get(name) or LIMITS.get(name)
+
+
+def _at_least(least: float) -> Limit:
+    return Limit(f"at least {least}", lambda value: least <= value < math.inf)
+
+
+def _between(low: float, high: float) -> Limit:
+    return Limit(f"{low} to {high}", lambda value: low <= value <= high)
+
+
+def _one_of(*names: str) -> Limit:
+    return Limit(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def _some_of(*names: str, none: bool = False) -> Limit:
+    return Limit(
+        f"some of {', '.join(names)}" + (", or none" if none else ""),
+        lambda values: (none or len(values) > 0) and all(value in names for value in values),
+    )
+
+
+def _each(limit: Limit) -> Limit:
+    return Limit(
+        f"one or more, each {limit.expected}", lambda values: len(values) > 0 and all(map(limit.holds, values))
+    )
+
+
+def _arms(kinds: Collection[str]) -> Limit:
+    return Limit(
+        f"one or more, each some of {', '.join(kinds)}, joined by +",
+        lambda arms: len(arms) > 0 and all(kind.strip() in kinds for arm in arms for kind in arm.split("+")),
+    )
+
+
+_ABOVE_0 = Limit("above 0", lambda value: 0 < value < math.inf)
+_SHARE = Limit("above 0 and at most 1", lambda value: 0 < value <= 1)
+_NATURAL, _POSITIVE = _at_least(0), _at_least(1)
+_ADDRESS = Limit("http(s)://host/v1, or nothing", lambda value: not value or value.startswith(("http://", "https://")))
+_KINDS = ("reasoning", "reflection_mid", "reflection_post", "random_cot")
+
+LIMITS: dict[str, Limit] = {
+    # models, and what runs them
+    "quantization": _one_of("nf4", "none"),
+    "engine": _one_of("local", "vllm"),
+    "endpoint": _ADDRESS,
+    "judge_endpoint": _ADDRESS,
+    "workers": _NATURAL,
+    "concurrency": _POSITIVE,
+    "max_rows": _NATURAL,
+    "max_calls": _NATURAL,
+    "max_tokens": _NATURAL,
+    "max_cost": _NATURAL,
+    "input_price": _NATURAL,
+    "output_price": _NATURAL,
+    # questions
+    "example": _NATURAL,
+    "offset": _NATURAL,
+    "n_questions": _NATURAL,
+    "evaluation_offset": _NATURAL,
+    "n_evaluation_questions": _NATURAL,
+    "overlap_threshold": _SHARE,
+    "contaminated": _one_of("stop", "drop"),
+    # trees
+    "screening_chains": _NATURAL,
+    "search_mode": _one_of("stepwise", "full-path"),
+    "branching": _each(_POSITIVE),
+    "max_frontier": _NATURAL,
+    "max_leaves": _NATURAL,
+    "target_right": _NATURAL,
+    "target_wrong": _NATURAL,
+    "max_depth": _POSITIVE,
+    "max_step_tokens": _POSITIVE,
+    "max_path_tokens": _POSITIVE,
+    "unfinished": _one_of("wrong", "drop"),
+    "shard_size": _POSITIVE,
+    # sampling
+    "temperature": _NATURAL,
+    "top_p": _SHARE,
+    "max_new_tokens": _POSITIVE,
+    "max_thinker_tokens": _POSITIVE,
+    "repetition_penalty": _ABOVE_0,
+    "seed": _NATURAL,
+    "seeds": _each(_NATURAL),
+    # pairs
+    "kinds": _some_of(*_KINDS),
+    "top_k": _POSITIVE,
+    "min_margin": _between(-2, 2),
+    "max_per_question": _POSITIVE,
+    "max_per_kind": _NATURAL,
+    "max_reflection_pairs": _NATURAL,
+    "random_cot_draws": _POSITIVE,
+    "locator": _one_of("structure", "model"),
+    "error_margin": _between(0, 2),
+    "action_weights": Limit(
+        "three of at least 0, not all 0",
+        lambda weights: len(weights) == 3 and all(map(_NATURAL.holds, weights)) and any(weights),
+    ),
+    "min_action_margin": Limit("a finite number", math.isfinite),
+    "min_judge_score": _between(1, 5),
+    "overlong_pairs": _one_of("drop", "truncate"),
+    "length_tolerance": _NATURAL,
+    # training
+    "beta": _ABOVE_0,
+    "lora_rank": _POSITIVE,
+    "lora_alpha": _POSITIVE,
+    "learning_rate": _ABOVE_0,
+    "warmup_steps": _NATURAL,
+    "epochs": _POSITIVE,
+    "batch_size": _POSITIVE,
+    "gradient_accumulation": _POSITIVE,
+    "max_length": _POSITIVE,
+    "held_out_share": Limit("a share from 0 to below 1", lambda value: 0 <= value < 1),
+    "optimizer": _one_of("adamw", "paged_adamw_8bit"),
+    "compute_dtype": _one_of("auto", "fp32", "bf16", "fp16"),
+    "checkpoint_every": _POSITIVE,
+    "stop_on": _some_of("not_finite", "flat_margin", "chance", "collapse", "length", none=True),
+    # evaluation and ablation
+    "protocols": _some_of("published", "greedy", "sampled", "self-consistency", "budget"),
+    "answer_format": _one_of("steps", "json"),
+    "n_runs": _POSITIVE,
+    "n_votes": _POSITIVE,
+    "thinking_budget": _POSITIVE,
+    "self_correction_questions": _POSITIVE,
+    "self_correction_branching": _each(_POSITIVE),
+    "arms": _arms((*_KINDS, "reflection")),
+    "pairs_per_arm": _NATURAL,
+}
+OF_ONE: dict[str, dict[str, Limit]] = {
+    "01_tree_rollout": {"n_questions": _POSITIVE},  # elsewhere 0 is all
+}

@@ -1,0 +1,168 @@
+"""Where a result came from: machine, versions, git revision, and the hash of the code a notebook uses."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from medrefl_utils.runs.profiles import code_cells
+
+PACKAGES = (
+    "medrefl", "torch", "transformers", "trl", "peft", "bitsandbytes", "papermill", "pandas", "numpy"
+)  # fmt: skip
+# What starts and checks the stages, or only shows in a notebook what it made, cannot change what a stage computes.
+ORCHESTRATION = ("__init__.py", "__main__.py", "runs/", "views/explorers.py")
+
+
+def versions() -> dict[str, str | None]:
+    """{package: installed version}; None where a package is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """The machine in words: python, platform, processor, cores this process may use, memory (GiB)."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": cores,
+        "memory_gib": round(pages / 2**30, 1),
+    }
+
+
+def git(root: Path) -> dict[str, Any]:
+    """{revision, dirty}; both None where ``root`` is no git checkout."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    status = ask("status", "--porcelain")
+    return {"revision": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def notebook_hash(notebook: Path) -> str:
+    """sha256 over a notebook's code cells: prose may change without a rerun."""
+    return _sha("\0".join(_code(notebook)))
+
+
+def code_hashes(notebook: Path, package: Path) -> dict[str, str]:
+    """{file: sha256} of the package's modules that a notebook uses, and those they import in turn.
+
+    Read from the import statements, functions' bodies included. Of a room (a sub-package that gives its names out with
+    ``lazy_loader.attach``) only the modules of the names that are used count. A data file named like a module
+    (``report.html.j2`` beside ``report.py``) counts as part of it. ``ORCHESTRATION`` is left out.
+    """
+    cells = "\n".join(_without_magics(source) for source in _code(notebook))
+    waiting = list(_imports(cells, package, package))
+    seen: dict[str, str] = {}
+    while waiting:
+        module = waiting.pop()
+        name = module.relative_to(package).as_posix()
+        if name in seen or name.startswith(ORCHESTRATION):
+            continue
+        source = module.read_text(encoding="utf-8")
+        seen[name] = _sha(source)
+        for beside in module.parent.glob(f"{module.stem}.*"):
+            if beside != module and beside.is_file():
+                seen[beside.relative_to(package).as_posix()] = hashlib.sha256(beside.read_bytes()).hexdigest()
+        waiting += _imports(source, package, module.parent)
+    return dict(sorted(seen.items()))
+
+
+def _imports(source: str, package: Path, folder: Path) -> Iterable[Path]:
+    """The module files of the package that the source imports; ``folder`` is where its relative imports start."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        names: list[tuple[Path, list[str]]] = []
+        if isinstance(node, ast.Import):
+            names = [(package.parent, alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package.parent if not node.level else [folder, *folder.parents][node.level - 1]
+            parts = node.module.split(".") if node.module else []
+            names = [(start, [*parts, alias.name]) for alias in node.names]
+        for start, parts in names:
+            if start == package.parent and parts[:1] != [package.name]:
+                continue
+            bound = next((a.asname for a in node.names if a.asname and a.name == parts[-1]), parts[-1])
+            yield from _files(start, parts, package, _attributes(tree, bound))
+
+
+def _files(start: Path, parts: Sequence[str], package: Path, attributes: Iterable[str]) -> Iterable[Path]:
+    """The module files that an import of ``parts`` loads; ``attributes`` are those of the imported name in use."""
+    place = start
+    for end, part in enumerate(parts, start=1):
+        exported = _exported(place / "__init__.py") if place != start or end > 1 else {}
+        if part in exported:
+            yield exported[part]
+            return
+        place = place / part
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file() and file.is_relative_to(package):
+                if file.name == "__init__.py" and (room := _exported(file)):
+                    if end == len(parts):
+                        yield from (room[name] for name in attributes if name in room)
+                else:
+                    yield file
+
+
+def _attributes(tree: ast.AST, name: str) -> set[str]:
+    """The attributes of a name that a source reads: {"paths"} of ``trees.paths(steps)``."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
+    }
+
+
+def _exported(init: Path) -> dict[str, Path]:
+    """{public name: its module's file} of a room; empty for what is no room."""
+    if not init.is_file():
+        return {}
+    found: dict[str, Path] = {}
+    for node in ast.walk(ast.parse(init.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "attach":
+            given = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg}
+            found |= {module: init.parent / f"{module}.py" for module in given.get("submodules", ())}
+            for module, names in given.get("submod_attrs", {}).items():
+                found |= dict.fromkeys(names, init.parent / f"{module.replace('.', '/')}.py")
+    return found
+
+
+def _code(notebook: Path) -> list[str]:
+    return [source for _, source in code_cells(notebook)]
+
+
+def _without_magics(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

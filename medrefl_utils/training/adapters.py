@@ -1,0 +1,198 @@
+"""What becomes of a trained adapter: its card, a merged 16-bit model that is checked against it, a place on the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from medrefl_utils import __version__
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.hub import one_line
+from medrefl_utils.core.run_files import RunFiles
+from medrefl_utils.core.schemas import PAIRS
+from medrefl_utils.core.store import read_table, whole_folder, write_text
+from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.exam.benchmarks import licence_of
+from medrefl_utils.models.loading import load_model, load_tokenizer
+from medrefl_utils.training.token_ids import end_of_turn, tokenize_pairs
+
+AGREEMENT = 0.98
+"""The share of tokens on which a merged model and its adapter must agree (ours): 16-bit rounding moves close ties."""
+CHECKED = 16
+"""Pairs that the check reads."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near a merged model is to base and adapter, over ``tokens`` tokens of responses.
+
+    ``same``: share whose most probable token is the same; ``difference``: mean absolute difference of the
+    log-probability of the token that stands there, in nats.
+    """
+
+    tokens: int
+    same: float
+    difference: float
+
+    def line(self) -> str:
+        """Both figures, as they are printed."""
+        return (
+            f"merged and adapter agree on {self.same:.2%} of {self.tokens} tokens; "
+            f"mean log-probability difference {self.difference:.4f} nats"
+        )
+
+
+def write_model_card(
+    folder: Path,
+    pairs: pd.DataFrame,
+    log: pd.DataFrame,
+    *,
+    base: str,
+    settings: Mapping[str, Any],
+    licences: Mapping[str, str] | None = None,
+    sources: Sequence[str] = (),
+) -> Path:
+    """Write ``README.md``, the model card, beside the adapter: data, settings, training's figures, licences.
+
+    ``log`` has the columns of ``records.TRAINING``; ``licences`` is {base or source of questions: licence}, where one
+    is missing the card says "not stated".
+    """
+    licences = licences or {}
+    end = log.tail(max(1, len(log) // 5)).mean(numeric_only=True)
+    held_out = log.dropna(subset=["held_out_loss"]).tail(1)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    card = environment.get_template("adapters.md.j2").render(
+        version=__version__,
+        base=base,
+        base_licence=licence_of(base, licences),
+        hub=base if "/" in base and not Path(base).exists() else None,
+        rank=config["r"],
+        modules=", ".join(sorted(config["target_modules"])),
+        kinds=pairs["kind"].value_counts(sort=False).to_dict(),
+        n_pairs=len(pairs),
+        n_questions=pairs["question_id"].nunique(),
+        sources={source: licence_of(source, licences) for source in sources},
+        settings=settings,
+        steps=len(log),
+        end=end,
+        held_out=None if held_out.empty else held_out.iloc[0],
+    )
+    return write_text(folder / "README.md", card)
+
+
+def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, pairs: pd.DataFrame | None = None) -> Agreement:
+    """Merge an adapter into its 16-bit base, write safetensors, tokenizer and template to ``out``, check the result.
+
+    Never into a 4-bit base: that quantises the sum again, which moves the logits by half their spread. ``pairs``
+    (columns of ``records.PAIRS``) are what the check reads, the clinic's chains where there are none.
+
+    Raises:
+        MedReflError: no adapter there, a base that cannot be had, ``out`` in use, or a merged model that agrees with
+            the adapter on less than ``AGREEMENT`` of the tokens.
+    """
+    base = base or adapter_base(adapter)
+    if out.exists() and any(out.iterdir()):
+        raise MedReflError(f"merge: {out} is not empty; name a new folder")
+    tokenizer = load_tokenizer(base)
+    ids, _ = tokenize_pairs(_examples(pairs), tokenizer, end=end_of_turn(tokenizer), max_length=4096)
+    tuned = load_model(base, "none", adapter, dtype=torch.bfloat16)
+    before = _read(tuned, ids)
+    merged = tuned.merge_and_unload()
+    with whole_folder(out) as folder:
+        merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        del tuned, merged
+        after = _read(load_model(str(folder), "none", dtype=torch.bfloat16), ids)
+        agreement = Agreement(
+            tokens=len(before),
+            same=float((before[:, 0] == after[:, 0]).float().mean()),
+            difference=float((before[:, 1] - after[:, 1]).abs().mean()),
+        )
+        if agreement.same < AGREEMENT:
+            raise MedReflError(f"merge: {agreement.line()}; expected at least {AGREEMENT:.0%}: nothing is written")
+        if (adapter / "README.md").is_file():
+            card = (adapter / "README.md").read_text(encoding="utf-8")
+            card = card.replace("library_name: peft", "library_name: transformers")
+            told = f"This is the 16-bit base with the adapter merged in: {agreement.line()}."
+            write_text(folder / "README.md", f"{card}\n## Merged\n\n{told}\n")
+    return agreement
+
+
+def adapter_base(adapter: Path) -> str:
+    """The base that an adapter was trained on, as its config names it; raises MedReflError where there is none."""
+    file = adapter / "adapter_config.json"
+    if not file.is_file():
+        raise MedReflError(f"{adapter}: no adapter_config.json there: expected an adapter's folder, or a run's")
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        raise MedReflError(f"{file}: is not a JSON object, so no adapter's config") from None
+    if not base:
+        raise MedReflError(f"{file}: names no base model; give it with --base")
+    return base
+
+
+def find_adapter(place: Path) -> tuple[Path, pd.DataFrame | None]:
+    """An adapter's folder and, where ``place`` is a run's folder, that run's pairs."""
+    files = RunFiles(place)
+    if (files.adapter / "adapter_config.json").is_file():
+        return files.adapter, read_table(files.pairs, PAIRS) if files.pairs.exists() else None
+    adapter_base(place)
+    return place, None
+
+
+def push_to_hub(folder: Path, hub_id: str, *, private: bool = True) -> str:
+    """Put an adapter's or a merged model's folder on the hub, and return its address; private unless told otherwise.
+
+    Raises:
+        MedReflError: nothing to push in the folder, no card, a hub id that is none, or what the hub answers.
+    """
+    from huggingface_hub import HfApi
+
+    if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+        raise MedReflError(f"push: {folder} holds neither an adapter nor a model")
+    if not (folder / "README.md").is_file():
+        raise MedReflError(f"push: {folder} has no card (README.md); 04_dpo_lora_4bit and medrefl merge write one")
+    if hub_id.count("/") != 1:
+        raise MedReflError(f"push: {hub_id!r} is not a hub id of the form owner/name")
+    try:
+        api = HfApi()
+        made = api.create_repo(hub_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"medrefl {__version__}")
+    except Exception as error:  # the HTTP client's own errors have no common base
+        raise MedReflError(f"push: {hub_id}: {one_line(error)}") from error
+    return str(made)
+
+
+@torch.inference_mode()
+def _read(model: torch.nn.Module, ids: pd.DataFrame) -> torch.Tensor:
+    """Of each response token: the most probable token there, and the log-probability of the one that stands there."""
+    read = []
+    for row in ids.itertuples():
+        tokens = torch.tensor([row.prompt_ids + row.chosen_ids], device=model.device)
+        logps = model(tokens).logits[0, len(row.prompt_ids) - 1 : -1].float().log_softmax(-1)
+        stands = tokens[0, len(row.prompt_ids) :, None]
+        read.append(torch.stack([logps.argmax(-1).float(), logps.gather(1, stands)[:, 0]], 1).cpu())
+    return torch.cat(read)
+
+
+def _examples(pairs: pd.DataFrame | None) -> pd.DataFrame:
+    if pairs is not None and len(pairs):
+        return pairs.head(CHECKED)
+    rows = []
+    for case in clinic.make_cases(CHECKED, seed=0):
+        chain = "\n".join(clinic.solve(case))
+        sides = {"chosen": [{"content": chain}], "rejected": [{"content": f"{chain}."}]}
+        name = case.question.question_id
+        rows.append({"pair_id": name, "question_id": name, "kind": "", "prompt": prompts.exam(case.question), **sides})
+    return pd.DataFrame(rows)

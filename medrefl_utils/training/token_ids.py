@@ -1,0 +1,99 @@
+"""Pairs as the token ids that training sees: those that rollout and evaluation make of the same prompt and text.
+
+A chat template may trim a message, drop what it takes for old thinking, or write more after the end of the turn. So
+the prompt alone goes through the template, as a generator's prompt does; a side is its text's own tokens; and one
+end-of-turn token closes it, the one at which a generator stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import takewhile
+from typing import Any
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.pairs.pair_table import check_pair_texts
+
+SIDES = ("chosen", "rejected")
+_MARK = "MEDREFL"
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> int:
+    """The token that closes the assistant's turn: the template's own where a generator stops at it, else the eos token.
+
+    ``ends`` are the end tokens of the model's generation config, at which generators stop beside the tokenizer's own.
+    """
+    turn = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False)
+    after = tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False).input_ids
+    return after[0] if after and after[0] in {*ends, tokenizer.eos_token_id} else tokenizer.eos_token_id
+
+
+def generation_end_tokens(config: Any) -> set[int]:  # noqa: ANN401 (a GenerationConfig, or None)
+    """The end tokens of a generation config, which holds one, a list of them, or none."""
+    ends = getattr(config, "eos_token_id", None)
+    return set(ends if isinstance(ends, list) else [ends]) - {None}
+
+
+def tokenize_pairs(
+    pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, *, end: int, max_length: int
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Token ids of pairs (columns of ``records.PAIRS``), in their order, and what the limit did to them.
+
+    Columns: ``pair_id``, ``question_id``, ``kind``, ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, ``length``
+    (tokens of the longer side with its prompt). A side is cut where it and its prompt exceed ``max_length``; a pair is
+    left out where the prompt leaves no room or both sides are the same after it. The counts: ``cut``, ``left_out``.
+
+    Raises:
+        MedReflError: a side without text, or no pair is left.
+    """
+    check_pair_texts(pairs[["pair_id", "prompt", "chosen", "rejected"]])  # how long they are is found here
+    prompts = [tokenizer.apply_chat_template(list(m), add_generation_prompt=True, tokenize=False) for m in pairs.prompt]
+    heads = tokenizer(prompts, add_special_tokens=False).input_ids if prompts else []
+    texts = {side: [messages[0]["content"] for messages in pairs[side]] for side in SIDES}
+    ids = {s: tokenizer(t, add_special_tokens=False).input_ids if t else [] for s, t in texts.items()}
+    rows, counts = [], {"cut": 0, "left_out": 0}
+    for row, head, chosen, rejected in zip(pairs.itertuples(), heads, ids["chosen"], ids["rejected"], strict=True):
+        room = max(0, max_length - len(head))
+        whole = [[*chosen, end], [*rejected, end]]
+        sides = [side[:room] for side in whole]
+        if not room or sides[0] == sides[1]:
+            counts["left_out"] += 1
+            continue
+        counts["cut"] += sides != whole
+        length = len(head) + max(map(len, sides))
+        rows.append((row.pair_id, row.question_id, row.kind, head, *sides, length))
+    if not rows:
+        raise MedReflError(
+            f"training: none of {len(pairs)} pairs has two different sides within max_length {max_length}: "
+            "the shortest prompt has " + f"{min(map(len, heads), default=0)} tokens"
+        )
+    names = ["pair_id", "question_id", "kind", "prompt_ids", "chosen_ids", "rejected_ids", "length"]
+    return pd.DataFrame(rows, columns=names), counts
+
+
+def shared_prefix_length(chosen: Sequence[int], rejected: Sequence[int]) -> int:
+    """How many tokens both sides begin with."""
+    return sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))
+
+
+def pair_lengths(ids: pd.DataFrame) -> pd.DataFrame:
+    """Of each row of ``pair_ids``: ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens``, ``shared_tokens``.
+
+    As in ``records.PAIRS``: a side is counted without the token that ends it.
+    """
+    sides = {f"{side}_tokens": ids[f"{side}_ids"].str.len() - 1 for side in SIDES}
+    shared = [shared_prefix_length(*both) for both in zip(ids.chosen_ids, ids.rejected_ids, strict=True)]
+    return pd.DataFrame({"prompt_tokens": ids["prompt_ids"].str.len(), **sides, "shared_tokens": shared}, dtype=int)
+
+
+def row_tokens(ids: pd.DataFrame, shared_prefix: bool) -> pd.Series:
+    """Tokens that a forward pass reads of each pair: both sequences, or one row with what they share once."""
+    lengths = pair_lengths(ids)
+    prompt, chosen, rejected = lengths.prompt_tokens, lengths.chosen_tokens + 1, lengths.rejected_tokens + 1
+    if not shared_prefix:
+        return 2 * prompt + chosen + rejected
+    return prompt + chosen + rejected - lengths.shared_tokens + 1  # the last shared token opens both branches

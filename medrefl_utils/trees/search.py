@@ -1,0 +1,378 @@
+"""The search of stage 01: trees of reasoning steps, grown step by step or branched from whole chains.
+
+All trees of a call grow together, a level (or a round of chains) at a time. Every child is drawn with a seed made of
+the run's seed, the question and the child's place in its tree, and so is every choice of what is cut: what else is
+grown beside a question changes nothing. Identical siblings are one row whose ``weight`` counts the steps of the
+unmerged tree that it stands for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import Continuation, Question, Sampling
+from medrefl_utils.core.schemas import STEPS
+from medrefl_utils.exam import prompts
+from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.models.generators.interface import Generator, Prefix, derive_seed
+
+UNFINISHED = ("wrong", "drop")
+MODES = ("stepwise", "full-path")
+
+Watch = Callable[[int, int, int], object]
+"""Called after each level with the open steps and the right and wrong leaves of the trees so far."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The shape of the trees. What a limit cuts is drawn by the seed, left out of the table, and counted."""
+
+    branching: tuple[int, ...] = (3, 2, 2)
+    """children of a step at depth 0, 1, ...; deeper steps have one. full-path: chains drawn in round 0, 1, ..."""
+    max_depth: int = 12
+    """steps on a path; a path that is longer is a leaf without an answer"""
+    max_path_tokens: int = 1024
+    """tokens on a path; likewise"""
+    force_answer: bool = False
+    """ask a path that ends without an answer for one: "Answer:" is written for it, and the model goes on (ours)"""
+    unfinished: str = "wrong"
+    """what a leaf without a readable answer counts as: "wrong", or "drop" to leave it out"""
+    search_mode: str = "stepwise"
+    """"stepwise", or "full-path": whole chains, cut into steps; each further round branches from steps of the tree"""
+    max_frontier: int = 0
+    """steps of a question that are expanded at once; 0 is no limit. full-path: steps that a round branches from"""
+    max_leaves: int = 0
+    """leaves of a question; 0 is no limit"""
+    target_right: int = 0
+    """a question with so many right and ``target_wrong`` wrong leaves grows no further; 0 and 0 is no target"""
+    target_wrong: int = 0
+    """likewise; a leaf that states no answer is no wrong one here, since no pair is made of it"""
+
+    def __post_init__(self) -> None:
+        if not self.branching or min(self.branching) < 1:
+            raise MedReflError(f"branching is {list(self.branching)}, expected at least one number, each at least 1")
+        if self.max_depth < 1:
+            raise MedReflError(f"max_depth is {self.max_depth}, expected at least 1")
+        if self.unfinished not in UNFINISHED:
+            raise MedReflError(f"unfinished is {self.unfinished!r}, expected one of {', '.join(UNFINISHED)}")
+        if self.search_mode not in MODES:
+            raise MedReflError(f"search_mode is {self.search_mode!r}, expected one of {', '.join(MODES)}")
+        for name in ("max_frontier", "max_leaves", "target_right", "target_wrong"):
+            if getattr(self, name) < 0:
+                raise MedReflError(f"{name} is {getattr(self, name)}, expected at least 0, which is no limit")
+        if self.search_mode == "full-path" and len(self.branching) > 1 and not self.max_frontier:
+            raise MedReflError(
+                "max_frontier is 0, but mode full-path needs the number of steps that a round branches from"
+            )
+
+    def children(self, depth: int) -> int:
+        """How many children a step at this depth gets."""
+        return self.branching[depth] if depth < len(self.branching) else 1
+
+
+@dataclass
+class _Node:
+    """A step of a growing tree, with what its continuation needs."""
+
+    question: Question
+    node_id: int
+    parent: _Node | None
+    place: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    n_tokens: int = 0
+    weight: int = 1
+    logprob: float | None = None
+    depth: int = 0
+    stop: str | None = None
+    answer: str | None = None
+    asked: bool = False
+    cut: bool = False
+    children: dict[object, _Node] = field(default_factory=dict)
+
+    def path(self) -> list[_Node]:
+        """The steps from the root's child to this one."""
+        return [*self.parent.path(), self] if self.parent else []
+
+    def prefix(self) -> Prefix:
+        path = self.path()
+        ids = tuple(token for step in path for token in step.token_ids)
+        return Prefix(prompts.exam(self.question), ids, "".join(step.text for step in path))
+
+    def right(self) -> bool:
+        return self.answer == self.question.gold
+
+
+class _Tree:
+    """A growing tree: its nodes in the order they were made, the open ones, and what was cut."""
+
+    def __init__(self, question: Question, growth: SearchSettings, seed: int):
+        self.growth, self.seed = growth, seed
+        self.root = _Node(question, 0, None, "")
+        self.nodes = [self.root]
+        self.open = [self.root]
+        self.asked: list[_Node] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(self, parent: _Node, place: str, written: Continuation, weight: int) -> _Node:
+        """The child that these words are: a new one, or an identical sibling that now stands for more."""
+        key = written.token_ids or written.text
+        if key in parent.children:
+            self.counts["merged"] += 1
+            parent.children[key].weight += weight
+            return parent.children[key]
+        child = _Node(
+            parent.question, len(self.nodes), parent, place, written.text, written.token_ids, written.length,
+            weight, written.logprob, parent.depth + 1,
+        )  # fmt: skip
+        child.stop, child.answer = _ending(child, written.stop, self.growth)
+        if self.growth.force_answer and written.stop == "end" and child.stop == "unreadable":
+            # What ended the turn goes, so that the turn can go on.
+            child.stop, child.asked, child.token_ids = None, True, written.token_ids[:-1]
+            child.n_tokens = len(child.token_ids) or child.n_tokens
+            self.asked.append(child)
+        if child.stop:
+            run_on = child.stop == "tokens" and written.stop == "length"
+            self.counts["ended_run_on" if run_on else f"ended_{child.stop}"] += 1
+        parent.children[key] = child
+        self.nodes.append(child)
+        return child
+
+    def leaves(self) -> list[_Node]:
+        return [node for node in self.nodes if node.stop is not None and not node.cut]
+
+    def decided(self) -> bool:
+        """Whether the tree has the right and wrong leaves that were asked for."""
+        if not (self.growth.target_right or self.growth.target_wrong):
+            return False
+        stated = [leaf.right() for leaf in self.leaves() if leaf.answer is not None]
+        return sum(stated) >= self.growth.target_right and len(stated) - sum(stated) >= self.growth.target_wrong
+
+    def draw(self, nodes: Sequence[_T], n: int, *what: object) -> list[_T]:
+        """``n`` of the nodes in their order, by the seed of the question and of what is drawn."""
+        if len(nodes) <= n:
+            return list(nodes)
+        place = derive_seed(self.seed, self.root.question.question_id, *what)
+        return [nodes[i] for i in sorted(np.random.Generator(np.random.Philox(place)).permutation(len(nodes))[:n])]
+
+    def limit(self, fresh: Sequence[_Node], depth: int) -> None:
+        """Of the steps just made, the open ones that will be expanded; what is beyond the limits is cut."""
+        self.open = [node for node in fresh if node.stop is None and not node.asked]
+        if self.decided():
+            self._cut(self.open, "decided")
+        elif self.growth.max_leaves:
+            # Every open step leads to a leaf at least: both are drawn alike, so that no kind of path is preferred.
+            waiting = [node for node in fresh if not node.asked]
+            before = len(self.leaves()) - sum(node.stop is not None for node in waiting)
+            self._keep(waiting, max(0, self.growth.max_leaves - before), "leaves", depth)
+        self.open = [node for node in self.open if not node.cut]
+        if self.growth.max_frontier:
+            self._keep(self.open, self.growth.max_frontier, "open", depth)
+            self.open = [node for node in self.open if not node.cut]
+
+    def kept(self) -> list[_Node]:
+        """The tree's nodes; without what was cut, what ``unfinished`` drops, and what leads to those alone."""
+        drop = self.growth.unfinished == "drop"
+        if not drop and not any(node.cut for node in self.nodes):
+            return self.nodes
+        ends = [node for node in self.leaves() if node.stop == "answer" or not drop]
+        keep = {id(step) for node in ends for step in node.path()}
+        return [node for node in self.nodes if id(node) in keep or (node.parent is None and keep)]
+
+    def _keep(self, nodes: Sequence[_Node], n: int, why: str, depth: int) -> None:
+        kept = {node.node_id for node in self.draw(nodes, n, why, depth)}
+        self._cut([node for node in nodes if node.node_id not in kept], why)
+
+    def _cut(self, nodes: Sequence[_Node], why: str) -> None:
+        for node in nodes:
+            node.cut = True
+        self.counts[f"cut_{why}"] += len(nodes)
+
+
+def grow_trees(
+    questions: Sequence[Question],
+    generator: Generator,
+    *,
+    growth: SearchSettings,
+    sampling: Sampling,
+    seed: int,
+    watch: Watch | None = None,
+    counts: Counter[str] | None = None,
+) -> pd.DataFrame:
+    """The trees of these questions as one table of steps, with the columns of ``records.STEPS``.
+
+    ``sampling.max_tokens`` bounds one step. Questions come out in their order, each tree in the order it grew.
+    ``counts`` is added to: ``merged`` siblings, leaves by why they ended (``ended_answer``, ``ended_run_on`` ...),
+    steps cut by a limit (``cut_open``, ``cut_leaves``) or since the question was ``cut_decided``.
+    """
+    trees = [_Tree(question, growth, seed) for question in questions]
+    if growth.search_mode == "full-path":
+        _chains(trees, generator, growth, sampling, watch)
+    else:
+        _levels(trees, generator, growth, sampling, watch)
+    _ask(trees, generator, sampling)
+    if counts is not None:
+        for tree in trees:
+            counts.update(tree.counts)
+    return pd.DataFrame([_row(node) for tree in trees for node in tree.kept()], columns=STEPS.names)
+
+
+def _levels(
+    trees: Sequence[_Tree], generator: Generator, growth: SearchSettings, sampling: Sampling, watch: Watch | None
+) -> None:
+    depth = 0
+    while frontier := [(tree, node) for tree in trees for node in tree.open]:
+        k = growth.children(depth)
+        places = [[f"{node.place}.{i}" for i in range(k)] for _, node in frontier]
+        drawn = _drawn(frontier, places, k, prompts.STEP_BOUNDARY, sampling, generator)
+        depth += 1
+        fresh: dict[int, dict[int, _Node]] = {id(tree): {} for tree in trees}
+        for (tree, node), names, continuations in zip(frontier, places, drawn, strict=True):
+            for place, written in zip(names, continuations, strict=True):
+                child = tree.add(node, place, written, node.weight)
+                fresh[id(tree)][child.node_id] = child
+        for tree in trees:
+            tree.limit(list(fresh[id(tree)].values()), depth)
+        _tell(trees, watch)
+
+
+def _chains(
+    trees: Sequence[_Tree], generator: Generator, growth: SearchSettings, sampling: Sampling, watch: Watch | None
+) -> None:
+    """Rounds of whole chains: from the question first, then from inner steps of the tree, drawn by the seed."""
+    whole = replace(sampling, max_tokens=growth.max_path_tokens)
+    branched: set[int] = set()
+    for turn, k in enumerate(growth.branching):
+        starts = []
+        for tree in trees:
+            inner = [n for n in tree.nodes if n.stop is None and not n.asked and n.parent and id(n) not in branched]
+            chosen = tree.draw(inner, growth.max_frontier, "branch", turn) if turn else [tree.root]
+            if tree.decided():
+                tree.counts["cut_decided"] += len(chosen)
+                chosen = []
+            if growth.max_leaves and turn:
+                fitting = tree.draw(chosen, max(0, growth.max_leaves - len(tree.leaves())) // k, "leaves", turn)
+                tree.counts["cut_leaves"] += k * (len(chosen) - len(fitting))
+                chosen = fitting
+            branched.update(map(id, chosen))
+            starts += [(tree, node) for node in chosen]
+        if growth.max_leaves and not turn:
+            k = min(k, growth.max_leaves)
+        if not starts:
+            break
+        places = [[f"{node.place}.{turn}:{i}" for i in range(k)] for _, node in starts]
+        drawn = _drawn(starts, places, k, None, whole, generator)
+        for (tree, node), names, chains in zip(starts, places, drawn, strict=True):
+            for place, chain in zip(names, chains, strict=True):
+                _cut_into_steps(tree, node, place, generator.steps(chain, prompts.STEP_BOUNDARY), sampling.max_tokens)
+        for tree in trees:
+            tree.open = []
+        _tell(trees, watch)
+
+
+def _cut_into_steps(tree: _Tree, start: _Node, place: str, steps: Sequence[Continuation], longest: int) -> None:
+    """Lay a chain's steps into the tree, along what other chains have in common with it; its first ending ends it."""
+    node = start
+    for number, step in enumerate(steps):
+        if step.length > longest:
+            step = replace(step, stop="length")
+        node = tree.add(node, f"{place}.{number}", step, 1)
+        if node.stop or node.asked:
+            return
+
+
+def _drawn(
+    frontier: Sequence[tuple[_Tree, _Node]],
+    places: Sequence[Sequence[str]],
+    k: int,
+    stop: str | None,
+    sampling: Sampling,
+    generator: Generator,
+) -> list[list[Continuation]]:
+    seeds = [
+        [derive_seed(tree.seed, node.question.question_id, place) for place in names]
+        for (tree, node), names in zip(frontier, places, strict=True)
+    ]
+    return generator.expand([node.prefix() for _, node in frontier], k, stop, sampling, seeds)
+
+
+def _ask(trees: Sequence[_Tree], generator: Generator, sampling: Sampling) -> None:
+    """Give each path that ended without an answer a last step that states one."""
+    asked = [(tree, node) for tree in trees for node in tree.asked]
+    if not asked:
+        return
+    lines = ["Answer:" if not node.text or node.text.endswith("\n") else "\nAnswer:" for _, node in asked]
+    heads = [tuple(generator.encode(line)) for line in lines]
+    prefixes = [node.prefix() for _, node in asked]
+    drawn = generator.expand(
+        [
+            Prefix(p.messages, p.token_ids + head, p.text + line)
+            for p, head, line in zip(prefixes, heads, lines, strict=True)
+        ],
+        1,
+        prompts.STEP_BOUNDARY,
+        replace(sampling, max_tokens=min(sampling.max_tokens, 16)),
+        [[derive_seed(tree.seed, node.question.question_id, f"{node.place}.answer")] for tree, node in asked],
+    )
+    for (tree, node), line, head, [written] in zip(asked, lines, heads, drawn, strict=True):
+        leaf = _Node(
+            node.question, len(tree.nodes), node, f"{node.place}.answer", line + written.text,
+            head + written.token_ids, len(head) + written.length, node.weight, written.logprob, node.depth + 1,
+        )  # fmt: skip
+        leaf.answer = extract_answer("".join(step.text for step in leaf.path()), node.question.options).letter
+        leaf.stop = "answer" if leaf.answer else "unreadable"
+        tree.counts[f"ended_{leaf.stop}"] += 1
+        tree.nodes.append(leaf)
+
+
+def _ending(child: _Node, stop: str, growth: SearchSettings) -> tuple[str | None, str | None]:
+    """Why a step is a leaf, and the letter it states; (None, None) where the path goes on."""
+    path = child.path()
+    text = "".join(step.text for step in path)
+    if stop == "end" or prompts.states_answer(child.text):
+        letter = extract_answer(text, child.question.options).letter
+        return ("answer" if letter else "unreadable"), letter
+    if not child.text.strip():
+        return "empty", None
+    if stop == "length" or sum(step.n_tokens for step in path) >= growth.max_path_tokens:
+        return "tokens", None
+    if child.text.strip() in {step.text.strip() for step in path[:-1]}:
+        return "repeat", None
+    if child.depth >= growth.max_depth:
+        return "depth", None
+    return None, None
+
+
+def _row(node: _Node) -> dict[str, object]:
+    leaf = node.stop is not None
+    given = bool(node.token_ids) or not node.n_tokens
+    return {
+        "question_id": node.question.question_id,
+        "node_id": node.node_id,
+        "parent_id": None if node.parent is None else node.parent.node_id,
+        "depth": node.depth,
+        "kind": "leaf" if leaf else "root" if node.parent is None else "step",
+        "text": node.text,
+        "token_ids": list(node.token_ids) if given else None,
+        "answer": node.answer,
+        "outcome": (1.0 if node.right() else -1.0) if leaf else float("nan"),
+        "stop": node.stop,
+        "weight": node.weight,
+        "n_tokens": node.n_tokens,
+        "logprob": node.logprob,
+    }
+
+
+def _tell(trees: Sequence[_Tree], watch: Watch | None) -> None:
+    if watch is not None:
+        leaves = [leaf.right() for tree in trees for leaf in tree.leaves()]
+        watch(sum(len(tree.open) for tree in trees), sum(leaves), len(leaves) - sum(leaves))

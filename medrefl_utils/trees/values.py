@@ -1,0 +1,324 @@
+"""Step values V, solution values S and remain values R of reasoning trees, for any number of trees in one pass.
+
+A tree is its rows: ``node_id`` is an integer unique within its question, ``parent_id`` the step it continues, null
+for the root (the question). A leaf is a row that no row continues; it alone has an outcome, +1 or -1. Rows may come
+in any order. Every table is validated as it is read.
+
+Weights: ``weight`` counts the identical steps of the unmerged tree that a row stands for. C and W count leaves, so
+leaf weights alone enter them: below merged inner siblings stand the leaves of all their copies, whose weights already
+count those copies, and the inner row's weight would count them twice. The value of a merged inner step is thus that
+of its copies' leaves together, and every step above it has the value it has in the unmerged tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.schemas import VALUES
+
+_Ints = npt.NDArray[np.int64]
+_Floats = npt.NDArray[np.float64]
+_Mask = npt.NDArray[np.bool_]
+
+_INT32 = np.iinfo(np.int32)
+_BLOCK = 2**17  # rows
+_DENSE = 8  # keys a row, up to which an array of all keys is worth its memory
+
+
+@dataclass(frozen=True)
+class Forest:
+    """All trees of a table; arrays are aligned with its rows, and ``parent`` and ``levels`` hold row positions."""
+
+    node: _Ints
+    parent: _Ints  # -1 for a root
+    levels: list[_Ints]  # the rows at depth 0, 1, 2, ...
+    by_node: _Ints  # rows sorted by question (as they first appear), then node_id
+    leaf: _Mask
+    outcome: _Floats
+    weight: _Floats
+
+    @cached_property
+    def counts(self) -> tuple[_Floats, _Floats]:
+        """C and W of each row: right and wrong leaves at or below it. Whole numbers in float64: sums are exact."""
+        right = np.where(self.leaf & (self.outcome > 0), self.weight, 0.0)
+        wrong = np.where(self.leaf & (self.outcome < 0), self.weight, 0.0)
+        for level in self.levels[:0:-1]:
+            np.add.at(right, self.parent[level], right[level])
+            np.add.at(wrong, self.parent[level], wrong[level])
+        return right, wrong
+
+    @cached_property
+    def value(self) -> _Floats:
+        """V of each row."""
+        right, wrong = self.counts
+        return (right - wrong) / (right + wrong)
+
+    @cached_property
+    def total(self) -> _Floats:
+        """The sum of V from the root's child down to each row: S and R are differences of it over lengths."""
+        total = np.zeros(len(self.node))
+        for level in self.levels[1:]:
+            total[level] = total[self.parent[level]] + self.value[level]
+        return total
+
+    @cached_property
+    def depth(self) -> _Ints:
+        """0 for a root."""
+        depth = np.zeros(len(self.node), np.int64)
+        for number, level in enumerate(self.levels):
+            depth[level] = number
+        return depth
+
+    def climb(self, leaves: _Ints) -> tuple[_Ints, npt.NDArray[np.int32]]:
+        """The paths to these leaves: where each starts (one more at the end), and their rows from the root's child."""
+        starts = np.concatenate([[0], np.cumsum(self.depth[leaves])])
+        flat = np.empty(int(starts[-1]), np.int32)  # rows, of which no table has 2**31
+        at, spot = leaves, starts[1:] - 1
+        while len(at):  # all paths at once, those that have arrived left out
+            flat[spot] = at
+            at, spot = self.parent[at], spot - 1
+            inside = self.parent[at] >= 0
+            at, spot = at[inside], spot[inside]
+        return starts, flat
+
+
+def step_values(steps: pd.DataFrame) -> pd.Series:
+    """Step value V(s) = (C - W) / (C + W) over the leaves at or below each step (method figure).
+
+    ``steps`` needs question_id, node_id, parent_id and outcome, and weight where leaves were merged. The result has
+    the rows' index and order, in [-1, 1]; a leaf's V is its outcome. Raises MedReflError, naming the question and the
+    node, if a tree is malformed.
+    """
+    value = [read_forest(block).value for block in _blocks(steps)]
+    return pd.Series(np.concatenate(value), index=steps.index, name="value")
+
+
+def value_table(steps: pd.DataFrame) -> pd.DataFrame:
+    """C, W and V of every step, root included: a row per row of ``steps``, in its order, with the columns of VALUES.
+
+    Raises as ``step_values`` does.
+    """
+    return pd.concat([_value_table(block, read_forest(block)) for block in _blocks(steps)], ignore_index=True)
+
+
+def paths(steps: pd.DataFrame) -> pd.DataFrame:
+    """Every path from a root's child to a leaf: a row per leaf, questions as they first appear, then by leaf id.
+
+    Columns: question_id, node_id (the leaf's), nodes (its ids in order), answer (null where ``steps`` has no such
+    column), outcome, value and weight. ``value`` is the solution value S: the mean of V over the path's steps, the
+    root left out (method figure). Raises as ``step_values`` does.
+    """
+    return pd.concat([_paths(block, read_forest(block)) for block in _blocks(steps)], ignore_index=True)
+
+
+def values_and_paths(steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``value_table`` and ``paths`` of one table, which is read and checked once for both."""
+    tables, chains = [], []
+    for block in _blocks(steps):
+        forest = read_forest(block)
+        tables.append(_value_table(block, forest))
+        chains.append(_paths(block, forest))
+    return pd.concat(tables, ignore_index=True), pd.concat(chains, ignore_index=True)
+
+
+def _blocks(steps: pd.DataFrame) -> list[pd.DataFrame]:
+    """The table in parts of whole trees that fit into a processor's cache; in one if a tree's rows are scattered."""
+    code, names = pd.factorize(steps["question_id"]) if "question_id" in steps else (np.zeros(0, int), [])
+    turns = np.flatnonzero(code[1:] != code[:-1]) + 1
+    if len(turns) + 1 != len(names):  # a question comes twice, or one is null
+        return [steps]
+    cuts = np.searchsorted(turns, np.arange(_BLOCK, len(code), _BLOCK))
+    bounds = [0, *dict.fromkeys(turns[cuts[cuts < len(turns)]].tolist()), len(code)]
+    return [steps.iloc[low:high] for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _value_table(steps: pd.DataFrame, forest: Forest) -> pd.DataFrame:
+    right, wrong = forest.counts
+    table = {
+        "question_id": steps["question_id"].reset_index(drop=True),
+        "node_id": forest.node.astype(np.int32),
+        "right": right,
+        "wrong": wrong,
+        "value": forest.value,
+    }
+    return pd.DataFrame(table)[VALUES.names]
+
+
+def _paths(steps: pd.DataFrame, forest: Forest) -> pd.DataFrame:
+    leaves = forest.by_node[forest.leaf[forest.by_node]]
+    starts, flat = forest.climb(leaves)
+    nodes = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(forest.node[flat].astype(np.int32)))
+    answer = steps["answer"].iloc[leaves].array if "answer" in steps else np.full(len(leaves), None, object)
+    return pd.DataFrame(
+        {
+            "question_id": steps["question_id"].iloc[leaves].array,
+            "node_id": forest.node[leaves].astype(np.int32),
+            # Arrow lists: millions of Python lists would weigh more than the steps themselves
+            "nodes": pd.Series(pd.arrays.ArrowExtensionArray(nodes)),
+            "answer": answer,
+            "outcome": forest.outcome[leaves],
+            "value": forest.total[leaves] / forest.depth[leaves],
+            "weight": forest.weight[leaves].astype(np.int64),
+        }
+    )
+
+
+def remain_values(steps: pd.DataFrame) -> pd.DataFrame:
+    """R of every step of every path: the mean of V from the step to the path's end, the step included (**ours**).
+
+    Columns question_id, leaf (the path's), node_id (the step's) and value; paths in the order of ``paths``, steps from
+    the root's child down. Raises as ``step_values`` does.
+    """
+    forest = read_forest(steps)
+    leaves = forest.by_node[forest.leaf[forest.by_node]]
+    starts, flat = forest.climb(leaves)
+    ends = np.repeat(leaves, np.diff(starts))
+    return pd.DataFrame(
+        {
+            "question_id": steps["question_id"].iloc[ends].array,
+            "leaf": forest.node[ends].astype(np.int32),
+            "node_id": forest.node[flat].astype(np.int32),
+            "value": remain_values_of(forest, flat, ends),
+        }
+    )
+
+
+def remain_values_of(forest: Forest, step: _Ints, leaf: _Ints) -> _Floats:
+    """R(step, path to the leaf), rows as positions of the forest's table."""
+    before = forest.total[forest.parent[step]]
+    return (forest.total[leaf] - before) / (forest.depth[leaf] - forest.depth[step] + 1)
+
+
+def read_forest(steps: pd.DataFrame) -> Forest:
+    """The trees of a table; MedReflError names the first fault: of the ids, of the shape, then of the leaves."""
+    for name in ("question_id", "node_id", "parent_id", "outcome"):
+        if name not in steps:
+            raise MedReflError(f"steps: no column {name!r}, found {', '.join(map(str, steps.columns))}")
+    question, names = pd.factorize(steps["question_id"])
+    if (question < 0).any():
+        raise MedReflError(f"steps: row {int(np.argmax(question < 0))} has no question_id")
+
+    def stop_at(fault: _Mask, text: str) -> None:
+        if fault.any():
+            row = int(np.argmax(fault))
+            ids = ("node_id", "parent_id", "outcome", "weight")
+            found = {name: steps[name].iloc[row] for name in ids if name in steps}
+            where = f"question {names[question[row]]!r}, node {_shown(found['node_id'])}"
+            raise MedReflError(f"{where}: {text.format(**{name: _shown(value) for name, value in found.items()})}")
+
+    root = steps["parent_id"].isna().to_numpy(np.bool_)
+    node = _numbers(steps["node_id"])
+    parent_id = np.where(root, 0.0, _numbers(steps["parent_id"]))
+    for name, ids in (("node_id", node), ("parent_id", parent_id)):
+        whole = (ids == np.floor(ids)) & (ids >= _INT32.min) & (ids <= _INT32.max)
+        stop_at(~whole, f"{name} {{{name}}} is not a 32-bit whole number")
+    node, parent_id = node.astype(np.int64), parent_id.astype(np.int64)
+
+    # One integer names a step of any question, so that an array finds each parent's row.
+    low = int(node.min(initial=0))
+    span = int(node.max(initial=0)) - low + 1
+    find = _Finder(question * span + (node - low), len(names) * span)
+    stop_at(find.twice, "the id stands twice")
+
+    parent = np.full(len(node), -1)
+    child = np.flatnonzero(~root)
+    offset = parent_id[child] - low
+    inside = (offset >= 0) & (offset < span)
+    found = find.rows(np.where(inside, question[child] * span + offset, 0))
+    missing = np.zeros(len(node), np.bool_)
+    missing[child] = ~inside | (found < 0)
+    stop_at(missing, "its parent {parent_id} is not in the table")
+    parent[child] = found
+
+    roots = np.flatnonzero(root)
+    second = np.ones(len(node), np.bool_)
+    second[roots[np.unique(question[roots], return_index=True)[1]]] = False
+    stop_at(second & root, "a second root (parent_id is null)")
+
+    levels = _levels(parent, roots)
+    reached = np.zeros(len(node), np.bool_)
+    for level in levels:
+        reached[level] = True
+    stop_at(_on_cycle(parent, ~reached), "its parents form a cycle")
+
+    leaf = np.ones(len(node), np.bool_)
+    leaf[parent[child]] = False
+    outcome = _numbers(steps["outcome"])
+    weight = _numbers(steps["weight"]) if "weight" in steps else np.ones(len(node))
+    stop_at(leaf & root, "the tree is only its root: no step continues it")
+    stop_at(~leaf & ~np.isnan(outcome), "outcome {outcome} on an inner step, expected NaN")
+    stop_at(leaf & np.isnan(outcome), "nothing continues it and it has no outcome: a leaf needs +1 or -1")
+    stop_at(leaf & (np.abs(outcome) != 1), "outcome {outcome}, expected +1 or -1")
+    stop_at(leaf & ~((weight >= 1) & (weight == np.floor(weight))), "weight {weight}, expected a whole number from 1")
+    return Forest(node, parent, levels, find.by_key, leaf, outcome, weight)
+
+
+class _Finder:
+    """Finds rows by their keys, whole numbers from 0 to ``bound``: by an array where they are dense, else by bisection.
+
+    ``twice`` marks the rows whose key another row has too (all of them but one); ``by_key`` is the rows in key order.
+    """
+
+    def __init__(self, keys: _Ints, bound: int) -> None:
+        if bound <= _DENSE * len(keys):
+            self.rows_of = np.full(bound, -1, np.int32)
+            self.rows_of[keys] = np.arange(len(keys), dtype=np.int32)
+            self.ordered = None
+            self.by_key = self.rows_of[self.rows_of >= 0].astype(np.int64)
+            self.twice = self.rows_of[keys] != np.arange(len(keys))
+        else:
+            self.by_key = np.argsort(keys, kind="stable")
+            self.ordered = keys[self.by_key]
+            self.twice = np.zeros(len(keys), np.bool_)
+            self.twice[self.by_key[1:]] = self.ordered[1:] == self.ordered[:-1]
+
+    def rows(self, keys: _Ints) -> _Ints:
+        """The row of each key, -1 where there is none."""
+        if self.ordered is None:
+            return self.rows_of[keys].astype(np.int64)
+        spot = np.minimum(np.searchsorted(self.ordered, keys), len(self.ordered) - 1)
+        return np.where(self.ordered[spot] == keys, self.by_key[spot], -1)
+
+
+def _levels(parent: _Ints, roots: _Ints) -> list[_Ints]:
+    """Rows by depth, found downwards from the roots; rows on or below a cycle are in none."""
+    count = np.bincount(parent[parent >= 0], minlength=len(parent))
+    children = np.argsort(parent, kind="stable")[len(parent) - int(count.sum()) :]
+    first = np.cumsum(count) - count  # where a row's children start
+    levels, level = [], roots
+    while len(level):
+        levels.append(level)
+        size = count[level]
+        skipped = np.repeat(first[level] - (np.cumsum(size) - size), size)
+        level = children[skipped + np.arange(len(skipped))]
+    return levels
+
+
+def _on_cycle(parent: _Ints, unreached: _Mask) -> _Mask:
+    """Those of the unreached rows that lie on a cycle, not merely below one: what is left when leaves are peeled."""
+    left = unreached.copy()
+    degree = np.bincount(parent[unreached], minlength=len(parent))
+    bare = np.flatnonzero(left & (degree == 0))
+    while len(bare):
+        left[bare] = False
+        np.subtract.at(degree, parent[bare], 1)
+        up = np.unique(parent[bare])
+        bare = up[left[up] & (degree[up] == 0)]
+    return left
+
+
+def _numbers(column: pd.Series) -> _Floats:
+    """A column as float64, null as NaN; what is no number is NaN too, and fails the check of its column."""
+    return pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
+
+def _shown(value: object) -> str:
+    """A number of the table for an error's text: 3.0 (pandas' way of holding null beside 3) reads 3."""
+    return str(int(value)) if isinstance(value, float | np.floating) and value == value // 1 else str(value)

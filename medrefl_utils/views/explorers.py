@@ -1,0 +1,376 @@
+"""Looking at a run in a live notebook: its trees, its pairs, and what changed between base and adapter.
+
+``trees``, ``pairs`` and ``responses`` give a widget where a person sits at a front end, and else its static twin, which
+shows the same (``static``). Controls are ipywidgets; what is clicked (a step in a tree of a thousand) is one element of
+HTML with one listener, an anywidget. All HTML is made and escaped by the templates of ``static``.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as widgets
+import pandas as pd
+import traitlets
+from IPython import get_ipython
+from IPython.display import HTML
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.run_files import RunFiles
+from medrefl_utils.core.schemas import RESPONSES
+from medrefl_utils.core.store import read_table
+from medrefl_utils.views import static_html
+from medrefl_utils.views.plots import signed
+from medrefl_utils.views.static_html import CHANGES, Tables, Tree
+
+_FULL = {"width": "auto"}  # as wide as the box they stand in, their margins counted
+_LONGEST_LIST = 2000
+"""Entries that a list of questions shows at once; what a search finds beyond them is counted."""
+
+
+def is_live() -> bool:
+    """Whether a person sits at a front end that shows widgets: the cell's own request says that it can be asked.
+
+    By Jupyter's message protocol a request to execute carries ``allow_stdin``: JupyterLab, Notebook, VS Code and Colab
+    send true; papermill, nbconvert and whatever else executes by nbclient send false, for nobody could answer.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    parent = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
+    return bool(parent.get("content", {}).get("allow_stdin", False))
+
+
+def explore_trees(run: RunFiles, *, start: int = 0, live: bool | None = None) -> TreeExplorer | HTML:
+    """The run's trees: choose a question, see its tree coloured by V, its paths, corrections and pairs.
+
+    ``start`` is the place of the first question shown among the most mixed ones; ``live`` overrides ``is_live``.
+    Raises MedReflError where the run has no trees or no values yet, as do the others of this module.
+    """
+    tables = static_html.read_tables(run)
+    if not (is_live() if live is None else live):
+        return HTML(static_html.trees_page(tables, start=start))
+    return TreeExplorer(run, tables, start)
+
+
+def explore_pairs(run: RunFiles, *, first: str = "", live: bool | None = None) -> PairBrowser | HTML:
+    """The run's pairs, side by side, with their trees; ``first`` is the pair_id to begin with."""
+    tables = static_html.read_tables(run)
+    if not (is_live() if live is None else live):
+        return HTML(static_html.pairs_page(tables, first=first))
+    return PairBrowser(tables, first)
+
+
+def explore_responses(run: RunFiles, *, live: bool | None = None) -> ResponseBrowser | HTML:
+    """What base and adapter answered to the same question, by how it changed and by protocol."""
+    table = read_table(run.responses, RESPONSES)
+    if not (is_live() if live is None else live):
+        return HTML(static_html.answers_page(table))
+    return ResponseBrowser(table)
+
+
+class Pane(anywidget.AnyWidget):
+    """One element of HTML whose parts can be picked, by click or key.
+
+    A part has ``data-pick``; ``picked`` is that of the one picked last. ``marks`` gives parts with ``data-mark`` CSS
+    classes; ``current`` is the ``data-pick`` of the part that is shown as selected.
+    """
+
+    _esm = Path(__file__).with_name("explorers.js")
+    _css = static_html.HERE.joinpath("static_html.css").read_text(encoding="utf-8") + static_html.HERE.joinpath(
+        "explorers.css"
+    ).read_text(encoding="utf-8")
+    html = traitlets.Unicode().tag(sync=True)
+    picked = traitlets.Unicode().tag(sync=True)
+    current = traitlets.Unicode().tag(sync=True)
+    marks = traitlets.Dict().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+
+    def on_pick(self, act: Callable[[str], None]) -> None:
+        """Call ``act`` with what is picked; the same part can be picked again."""
+
+        def picked(change: Mapping[str, Any]) -> None:
+            if change["new"]:
+                self.picked = ""
+                act(change["new"])
+
+        self.observe(picked, "picked")
+
+
+class _WithTwin(widgets.VBox):
+    """A box of widgets that carries its static twin, for whoever opens the saved notebook without a kernel."""
+
+    def __init__(self, children: Sequence[widgets.Widget], twin: Callable[[], str]) -> None:
+        super().__init__(children)
+        self._twin = twin
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        return super()._repr_mimebundle_(**options) | {"text/html": str(self._twin())}
+
+
+class Chooser(widgets.VBox):
+    """A list to choose from, narrowed by a search; ``act`` is called with the key of what is chosen."""
+
+    def __init__(self, what: str, act: Callable[[str], None]) -> None:
+        self.search = widgets.Text(placeholder=f"search {what}: words, an option, an id", layout=_FULL)
+        self.list = widgets.Select(rows=7, layout=_FULL)
+        self.count = widgets.Label()
+        self.what, self.act, self.entries, self._filling = what, act, [], False
+        self.search.observe(lambda _: self._narrow(), "value")
+        self.list.observe(lambda _: self._chosen(), "value")
+        super().__init__([self.search, self.list, self.count])
+
+    def offer(self, entries: Iterable[tuple[str, str, str]], first: str | None = None) -> None:
+        """Show these (label, key, text that is searched) and choose ``first``, else what was chosen, else the first."""
+        self.entries = [(label, key, f"{text} {key}".casefold()) for label, key, text in entries]
+        self._fill(first or self.list.value)
+        self._chosen()
+
+    def _narrow(self) -> None:
+        before = self.list.value
+        self._fill(before)
+        if self.list.value != before:
+            self._chosen()
+
+    def _fill(self, wanted: str | None) -> None:
+        words = self.search.value.casefold().split()
+        found = [(label, key) for label, key, text in self.entries if all(word in text for word in words)]
+        shown = found[:_LONGEST_LIST]
+        cut = f", the first {_LONGEST_LIST:,} of them listed" if len(found) > len(shown) else ""
+        self.count.value = f"{len(found):,} of {len(self.entries):,} {self.what}{cut}"
+        keys = [key for _, key in shown]
+        self._filling = True  # new options are a choice too
+        self.list.options = shown
+        self.list.value = wanted if wanted in keys else next(iter(keys), None)
+        self._filling = False
+
+    def _chosen(self) -> None:
+        if self.list.value is not None and not self._filling:
+            self.act(self.list.value)
+
+
+class TreePane(widgets.HBox):
+    """A tree and, beside it, the step that is picked in it; the root's is the question with its paths and pairs."""
+
+    def __init__(self, on_pair: Callable[[str], None]) -> None:
+        self.tree: Tree | None = None
+        self.picture = Pane(label="tree", layout={"flex": "3 1 420px", "max_height": "480px", "overflow": "auto"})
+        self.detail = Pane(label="step", layout={"flex": "2 1 310px", "max_height": "480px", "overflow": "auto"})
+        self._on_pair = on_pair
+        for pane in (self.picture, self.detail):
+            pane.on_pick(self._picked)
+        super().__init__([self.picture, self.detail], layout={"flex_flow": "row wrap", "width": "100%"})
+
+    def show(self, tree: Tree) -> None:
+        """Another tree, with its best and its most confusing path."""
+        self.tree = tree
+        picture = tree.picture()
+        # As wide as the tree, as far as both panes still stand side by side in JupyterLab on a laptop (850 px).
+        self.picture.layout.flex = f"3 1 {min(max(picture['width'] + 20, 300), 535)}px"
+        with self.picture.hold_sync():
+            self.picture.html = static_html.piece("picture", picture, tree.question_id)
+            self.pick(tree.root)
+        ends = {"chosen": tree.best(right=True), "rejected": tree.best(right=False)}
+        self.mark({name: path["nodes"] for name, path in ends.items() if path})
+
+    def pick(self, node: int) -> None:
+        """Select a step and show it."""
+        self.picture.current = f"node:{node}"
+        root = node == self.tree.root
+        shown = self.tree.summary() if root else self.tree.at(node)
+        self.detail.html = static_html.piece("summary" if root else "step", shown, True)
+
+    def mark(self, paths: Mapping[str, Sequence[int]]) -> None:
+        """Draw paths: {"chosen", "rejected" or "left": node ids}."""
+        marks: dict[str, str] = {}
+        for name, nodes in paths.items():
+            for node in nodes:
+                marks[str(node)] = f"{marks.get(str(node), '')} {name}".strip()
+        self.picture.marks = marks
+
+    def _picked(self, part: str) -> None:
+        kind, _, key = part.partition(":")
+        if kind == "pair":
+            self._on_pair(key)
+        elif self.tree is not None:
+            self.pick(int(key))
+
+
+class TreeExplorer(_WithTwin):
+    """Choose a run and a question; see its tree, its steps, its paths and corrections, and its pairs."""
+
+    def __init__(self, run: RunFiles, tables: Tables, start: int = 0) -> None:
+        self.root, self.tables = run.root, tables
+        runs = sorted({*(path.parent.name for path in run.root.parent.glob("*/values.parquet")), run.root.name})
+        self.run = widgets.Dropdown(options=runs, value=run.root.name, description="run")
+        self.questions = Chooser("questions", self._show)
+        self.pane = TreePane(self._show_pair)
+        self.pair = Pane(label="pair", layout=_FULL)
+        self.run.observe(lambda change: self._open(change["new"]), "value")
+        super().__init__(
+            [self.run, self.questions, _legend("best right path", "most confusing wrong path"), self.pane, self.pair],
+            lambda: static_html.trees_page(self.tables, start=start),
+        )
+        self._offer(start)
+
+    def _open(self, name: str) -> None:
+        try:
+            self.tables = static_html.read_tables(RunFiles(self.root.parent / name))
+        except MedReflError as error:
+            self.pane.detail.html = static_html.piece("told", str(error))
+        else:
+            self._offer(0)
+
+    def _offer(self, start: int) -> None:
+        order, first = self.tables.order, None
+        if order:
+            first = order[max(0, min(start, len(order) - 1))]
+        self.questions.offer(map(self._entry, order), first)
+
+    def _entry(self, question_id: str) -> tuple[str, str, str]:
+        root, question = self.tables.roots.loc[question_id], self.tables.questions.get(question_id)
+        stem = question.stem if question else ""
+        label = (
+            f"{signed(root['value']):>5}   {root['right']:.0f} ✓ {root['wrong']:.0f} ✗   {_short(stem or question_id)}"
+        )
+        return label, question_id, f"{stem} {' '.join(question.options.values()) if question else ''}"
+
+    def _show(self, question_id: str) -> None:
+        self.pair.html = ""
+        self.pane.show(self.tables.tree(question_id))
+
+    def _show_pair(self, pair_id: str) -> None:
+        pairs = self.tables.pairs
+        view = static_html.pair_view(pairs[pairs["pair_id"] == pair_id].iloc[0].to_dict())
+        self.pair.html = static_html.piece("pair", view, None)
+        self.pane.mark(view["nodes"])
+
+
+class PairBrowser(_WithTwin):
+    """The pairs, filtered by kind, margin and length; each side by side, and its paths in its tree."""
+
+    def __init__(self, tables: Tables, first: str = "") -> None:
+        self.tables = tables
+        length = tables.pairs[["chosen_tokens", "rejected_tokens"]].astype(float).max(axis=1).fillna(0)
+        margin = (tables.pairs["chosen_value"] - tables.pairs["rejected_value"]).astype(float)
+        self.table = tables.pairs.assign(length=length, margin=margin).set_index("pair_id", drop=False)
+        self.kind = widgets.Dropdown(options=["all kinds", *dict.fromkeys(self.table["kind"])], description="kind")
+        low, high = _span(margin, 0.1)
+        self.margin = widgets.FloatRangeSlider(
+            min=low, max=high, value=(low, high), step=0.05, description="S differs by", layout={"width": "380px"}
+        )
+        short, long = _span(length, 1)
+        self.length = widgets.IntRangeSlider(
+            min=int(short),
+            max=int(long),
+            value=(int(short), int(long)),
+            description="tokens",
+            layout={"width": "380px"},
+        )
+        self.chooser = Chooser("pairs", self.show)
+        self.pair = Pane(label="pair", layout=_FULL)
+        self.pane = TreePane(self.show)
+        for control in (self.kind, self.margin, self.length):
+            control.observe(lambda _: self._offer(), "value")
+        filters = widgets.HBox([self.kind, self.margin, self.length], layout={"flex_flow": "row wrap"})
+        super().__init__(
+            [filters, self.chooser, self.pair, _legend("chosen", "rejected"), self.pane],
+            lambda: static_html.pairs_page(tables, first=first),
+        )
+        self._offer(first)
+
+    def _offer(self, first: str | None = None) -> None:
+        table = self.table[
+            self.table["margin"].between(*_around(self.margin)) & self.table["length"].between(*self.length.value)
+        ]
+        if self.kind.value != "all kinds":
+            table = table[table["kind"] == self.kind.value]
+        self.chooser.offer((self._entry(pair) for pair in table.itertuples()), first)
+
+    def _entry(self, pair: Any) -> tuple[str, str, str]:
+        question = self.tables.questions.get(pair.question_id)
+        stem = question.stem if question else pair.question_id
+        label = f"{pair.kind.replace('_', ' ')}   ΔS {signed(pair.margin)}   {pair.length:.0f} tokens   {_short(stem)}"
+        return (
+            label,
+            pair.pair_id,
+            f"{stem} {pair.question_id} {pair.chosen[0]['content']} {pair.rejected[0]['content']}",
+        )
+
+    def show(self, pair_id: str) -> None:
+        """Show a pair, and its paths in its tree."""
+        view = static_html.pair_view(self.table.loc[pair_id].to_dict())
+        self.pair.html = static_html.piece("pair", view, self.tables.questions.get(view["question_id"]))
+        if self.pane.tree is None or self.pane.tree.question_id != view["question_id"]:
+            self.pane.show(self.tables.tree(view["question_id"]))
+        self.pane.mark(view["nodes"])
+
+
+class ResponseBrowser(_WithTwin):
+    """The responses of base and adapter to the same question, by how they changed and by protocol."""
+
+    def __init__(self, responses: pd.DataFrame) -> None:
+        self.table = static_html.paired_answers(responses).reset_index(drop=True)
+        protocols = list(dict.fromkeys(self.table["protocol"]))
+        self.protocol = widgets.Dropdown(options=["all protocols", *protocols], description="protocol")
+        self.change = widgets.ToggleButtons(options=self._changes(), style={"button_width": "auto"})
+        self.chooser = Chooser("responses", self.show)
+        self.pane = Pane(label="answers", layout=_FULL)
+        self.protocol.observe(lambda _: self._count(), "value")
+        self.change.observe(lambda _: self._offer(), "value")
+        filters = widgets.HBox([self.protocol, self.change], layout={"flex_flow": "row wrap"})
+        super().__init__([filters, self.chooser, self.pane], lambda: static_html.answers_page(responses))
+        self._offer()
+
+    def _of_protocol(self) -> pd.DataFrame:
+        every = self.protocol.value == "all protocols"
+        return self.table if every else self.table[self.table["protocol"] == self.protocol.value]
+
+    def _changes(self) -> list[tuple[str, str]]:
+        counts = self._of_protocol()["change"].value_counts()
+        return [(f"{change} ({counts.get(change, 0):,})", change) for change in CHANGES]
+
+    def _count(self) -> None:
+        chosen = self.change.value
+        self.change.options = self._changes()  # which chooses the first
+        self.change.value = chosen
+        self._offer()
+
+    def _offer(self) -> None:
+        table = self._of_protocol()
+        table = table[table["change"] == self.change.value]
+        if table.empty:
+            self.pane.html = static_html.piece("told", f"No response went {self.change.value}.")
+        self.chooser.offer(self._entry(row) for row in table.itertuples())
+
+    def _entry(self, row: Any) -> tuple[str, str, str]:
+        answers = " → ".join(a if isinstance(a, str) else "?" for a in (row.answer_base, row.answer_ours))
+        label = f"{answers} (gold {row.gold})   {row.protocol}, run {row.run}   {_short(row.stem)}"
+        return label, str(row.Index), f"{row.stem} {row.question_id} {row.response_base} {row.response_ours}"
+
+    def show(self, row: str) -> None:
+        """Show a row of ``table``."""
+        self.pane.html = static_html.piece("answer", static_html.answer_view(self.table.loc[int(row)].to_dict()))
+
+
+def _legend(solid: str, dashed: str) -> widgets.HTML:
+    return widgets.HTML(str(static_html.piece("legend", solid, dashed)))
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 110, placeholder=" …")
+
+
+def _span(values: pd.Series, step: float) -> tuple[float, float]:
+    """From the least to the greatest value, in whole steps; a span of nothing would be no slider."""
+    low, high = (0.0, 0.0) if values.empty else (values.min(), values.max())
+    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
+    return round(low, 6), round(max(high, low + step), 6)
+
+
+def _around(slider: widgets.FloatRangeSlider) -> tuple[float, float]:
+    low, high = slider.value
+    return low - 1e-9, high + 1e-9

@@ -1,0 +1,485 @@
+"""The figures of the notebooks and the report: a table in, a matplotlib Figure out.
+
+Colours are safe for the colour-blind (orange is wrong, blue is right; grey is the base model) and never stand alone:
+a sign, a mark or a hatch says the same. Figures are made without pyplot, so nothing is shown or kept open by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from medrefl_utils.core.store import write_whole
+
+RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
+VALUE_COLOURS = LinearSegmentedColormap.from_list("value", [WRONG, "#fdb863", "#f7f7f7", "#92c5de", RIGHT])
+DPI = 150  # of what is saved
+
+_SMALL_TREE = 16  # steps: up to here their texts fit beside the values
+# Of the paths of a pair: colour, line, and how far beside the branch it is drawn (inches).
+_MARKS = {"left": (INK, ":", 0.0), "chosen": (RIGHT, "-", -0.035), "rejected": (WRONG, "--", 0.035)}
+_P = ParamSpec("_P")
+
+
+class Picture(Figure):
+    """A Figure that a notebook shows as a cell's value: pyplot, which would do that, has no part in it."""
+
+    def _repr_png_(self) -> bytes:
+        data = BytesIO()
+        self.savefig(data, format="png")
+        return data.getvalue()
+
+
+def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """One look for every figure, whatever the reader's own matplotlib settings."""
+
+    @wraps(plot)
+    def styled(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        style = {
+            **{"font.family": "DejaVu Sans", "font.size": 10, "figure.dpi": 120},
+            **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888"},
+            **{"axes.titlesize": 11, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlepad": 10},
+            **{"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK},
+            **{"legend.frameon": False, "hatch.linewidth": 0.6, "text.parse_math": False},
+        }
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update(style)
+            return plot(*args, **kwargs)
+
+    return styled
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, for the report, and as SVG beside it; ``path`` has no suffix, and its folder is made.
+
+    Returns the PNG's path. The same figure gives the same bytes.
+    """
+    file = path.with_name(f"{path.name}.png")
+    with mpl.rc_context({"svg.hashsalt": "medrefl"}):
+        for suffix, how in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": DPI})):
+            write_whole(file.with_suffix(suffix), partial(figure.savefig, format=suffix[1:], **how))
+    return file
+
+
+class Live:
+    """A figure of a growing table, drawn again in its place while a notebook's cell runs; elsewhere it does nothing.
+
+    ``draw`` makes the figure; it is drawn at most every ``seconds``, so that drawing costs a stage next to no time.
+    """
+
+    def __init__(self, draw: Callable[[pd.DataFrame], Figure], seconds: float = 5.0) -> None:
+        self.draw, self.seconds, self.drawn = draw, seconds, -math.inf
+        self.handle: Any = None
+
+    def __call__(self, table: pd.DataFrame) -> None:
+        """Draw the table as it is now, unless it was drawn a moment ago."""
+        from IPython import get_ipython
+        from IPython.display import display
+
+        if getattr(get_ipython(), "kernel", None) is None or time.monotonic() - self.drawn < self.seconds:
+            return
+        figure = self.draw(table)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        self.drawn = time.monotonic()
+
+    def close(self) -> None:
+        """Take the figure away, where the cells below show the final one."""
+        if self.handle is not None:
+            self.handle.update({"text/plain": ""}, raw=True)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A value with its sign, the second mark beside its colour: +0.20, −0.33, 0."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    zeros = f"{0:.{digits}f}"
+    return "0" if text[1:] == zeros else text.removesuffix(zeros[1:])
+
+
+@_styled
+def tree(
+    steps: pd.DataFrame,
+    values: pd.DataFrame,
+    question_id: str,
+    marked: Mapping[str, Sequence[int]] | None = None,
+    kind: str = "",
+) -> Figure:
+    """The tree of one question, each step coloured by V; leaves show their letter and ✓ or ✗.
+
+    It runs from left to right; a tree of up to 16 steps is a list instead, indented by depth, with the steps' texts,
+    cut to two lines. ``steps`` and ``values`` are the tables STEPS and VALUES. ``marked`` draws paths: {"chosen",
+    "rejected" or "left" (the wrong path that is left): node ids}. ``kind`` stands before the question's id in the
+    title. Raises KeyError for a question that has no tree.
+    """
+    table = steps[steps["question_id"] == question_id].merge(values, on=["question_id", "node_id"], how="left")
+    if table.empty:
+        raise KeyError(question_id)
+    rows = {row.node_id: row for row in table.itertuples()}
+    children: dict[int, list[int]] = {node: [] for node in rows}
+    root = 0
+    for node in sorted(rows):
+        if pd.isna(rows[node].parent_id):
+            root = node
+        else:
+            children[int(rows[node].parent_id)].append(node)
+    texts = len(rows) <= _SMALL_TREE
+    place = _lines(children, root) if texts else places(children, root)
+    depth = max(x for x, _ in place.values())
+    height = max(y for _, y in place.values()) + 1
+
+    column, line = (0.32, 0.4) if texts else (1.15, 0.34)  # inches a depth and a line
+    named = f"{kind.replace('_', ' ')}, {question_id}" if kind else question_id
+    title = f"{named}: {rows[root].right:.0f} right and {rows[root].wrong:.0f} wrong leaves"
+    width = max(column * depth + (6.4 if texts else 1.3), 0.3 + 0.1 * len(title) + 2.8 * bool(marked))
+    size = (width, line * height + 0.7)
+    figure = Picture(size)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.set_xlim(0, size[0])
+    axes.set_ylim(size[1], 0)  # inches, so that boxes keep their shape in a tree of any size
+    at = {node: (0.5 + column * x, 0.75 + line * y) for node, (x, y) in place.items()}
+    for node, below in children.items():
+        for child in below:
+            (x0, y0), (x1, y1) = at[node], at[child]
+            turn = x1 - 0.45  # in a list below the parent's box, else close to the child
+            axes.plot([x0, turn, turn, x1], [y0, y0, y1, y1], color="#b5b5b5", lw=1, zorder=1)
+    parent = {child: node for node, below in children.items() for child in below}
+    for name, nodes in (marked or {}).items():
+        colour, line_style, lift = _MARKS[name]
+        for node in nodes:
+            (x0, y0), (x1, y1) = at[parent[node]], at[node]
+            bend = x1 - 0.45 + lift
+            axes.plot(
+                [x0, bend, bend, x1], [y0 + lift, y0 + lift, y1 + lift, y1 + lift], line_style, color=colour, lw=2
+            )
+        axes.plot([], [], line_style, color=colour, lw=2, label=name)
+    if marked:
+        figure.legend(loc="upper right", ncols=len(marked), fontsize=8, borderaxespad=0.3)
+    for node, row in rows.items():
+        _draw_step(axes, at[node], row, room=width - at[node][0] if texts else 0, is_leaf=not children[node])
+    axes.text(0.15, 0.3, title, weight="bold", size=11)
+    return figure
+
+
+def pair_tree(steps: pd.DataFrame, values: pd.DataFrame, pair: pd.Series) -> Figure:
+    """The tree of a pair's question with both sides' paths, and that which is left where the pair reflects."""
+    names = {"left": "left_nodes", "chosen": "chosen_nodes", "rejected": "rejected_nodes"}
+    marked = {name: pair[column] for name, column in names.items() if pair[column] is not None}
+    return tree(steps, values, pair["question_id"], marked, pair["kind"])
+
+
+def places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, float]]:
+    """(depth, height) of each step: leaves on lines of their own, a step in the middle of its children."""
+    place: dict[int, tuple[int, float]] = {}
+    lines = 0
+    stack = [(root, 0, False)]
+    while stack:
+        node, depth, done = stack.pop()
+        below = children[node]
+        if not below:
+            place[node] = (depth, lines)
+            lines += 1
+        elif done:
+            place[node] = (depth, (place[below[0]][1] + place[below[-1]][1]) / 2)
+        else:
+            stack.append((node, depth, True))
+            stack.extend((child, depth + 1, False) for child in reversed(below))
+    return place
+
+
+def _lines(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, int]]:
+    """(depth, line) of each step, a line for each, below it those that continue it."""
+    place: dict[int, tuple[int, int]] = {}
+    stack = [(root, 0)]
+    while stack:
+        node, depth = stack.pop()
+        place[node] = (depth, len(place))
+        stack.extend((child, depth + 1) for child in reversed(children[node]))
+    return place
+
+
+def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is_leaf: bool) -> None:
+    """A step's box; beside it its weight and, where there is room (inches from the box's middle on), its text."""
+    x, y = at
+    label = signed(row.value)
+    if is_leaf:
+        label = f"{row.answer if isinstance(row.answer, str) else '?'} {'✓' if row.outcome > 0 else '✗'}"
+    box = FancyBboxPatch((x - 0.3, y - 0.11), 0.6, 0.22, boxstyle="round,pad=0.02", mutation_aspect=1)
+    box.set(facecolor=VALUE_COLOURS((row.value + 1) / 2), edgecolor=INK, linewidth=0.8, zorder=2)
+    axes.add_patch(box)
+    ink = "white" if abs(row.value) > 0.75 else INK
+    axes.text(x, y, label, ha="center", va="center_baseline", size=8.5, color=ink, zorder=3)
+    beside = 0.36
+    if row.weight > 1:
+        weight = axes.text(x + beside, y, f"×{row.weight}", ha="left", va="center_baseline", size=7.5, zorder=3)
+        weight.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # a path runs through it
+        beside += 0.09 * len(weight.get_text()) + 0.1
+    if room:
+        text = "the question" if pd.isna(row.parent_id) else " ".join(row.text.split())
+        lines = textwrap.wrap(text, int((room - beside - 0.1) / 0.073), max_lines=2, placeholder=" …")
+        axes.text(x + beside, y, "\n".join(lines), va="center", size=8, linespacing=1.2, zorder=3)
+
+
+@_styled
+def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
+    """Of the steps at each depth, the share whose V is -1, below 0, 0, above 0 or +1; the mean V and the number."""
+    table = values.merge(steps[["question_id", "node_id", "depth"]], on=["question_id", "node_id"])
+    table = table[table["depth"] > 0]
+    bins = [-np.inf, -1, -1e-12, 1e-12, 1 - 1e-12, np.inf]
+    names = ["−1: all wrong", "below 0 (−)", "0", "above 0 (+)", "+1: all right"]
+    kind = pd.cut(table["value"], bins, labels=names)
+    share = pd.crosstab(table["depth"], kind, normalize="index").reindex(columns=names, fill_value=0.0)
+    by_depth = table.groupby("depth")["value"].agg(["mean", "size"])
+
+    figure = Picture((max(7.4, 2.6 + 0.75 * len(share)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    bottom = np.zeros(len(share))
+    hatches = ["///", "/", "", "\\", "\\\\\\"]
+    for place, (name, hatch) in enumerate(zip(names, hatches, strict=True)):
+        bars = axes.bar(share.index, share[name], 0.8, bottom=bottom, color=VALUE_COLOURS(place / 4), label=name)
+        for bar in bars:
+            bar.set(hatch=hatch, edgecolor="white" if hatch else "#bbbbbb", linewidth=0 if hatch else 0.6)
+        bottom += share[name].to_numpy()
+    for depth, mean, size in by_depth.itertuples():
+        axes.text(depth, 1.015, f"{signed(mean)}\nn {size:,}", ha="center", va="bottom", size=7.5)
+    axes.set(xlabel="depth (steps from the question)", ylabel="share of steps", ylim=(0, 1))
+    decided = share[names[0]] + share[names[-1]]
+    first, last = share.index.min(), share.index.max()
+    title = (
+        f"All leaves below a step agree for {decided[first]:.0%} of steps at depth {first}, "
+        f"{decided[last]:.0%} at depth {last}\n(above the bars: mean V and number of steps)"
+    )
+    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")  # as wide as the figure: two depths are narrow
+    axes.set_xticks(share.index)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside right center", title="V")
+    return figure
+
+
+@_styled
+def outcomes(steps: pd.DataFrame) -> Figure:
+    """How mixed the questions are: a histogram of their share of right leaves, weights counted."""
+    leaves = steps[steps["outcome"].notna()]
+    right = (leaves["weight"] * (leaves["outcome"] > 0)).groupby(leaves["question_id"]).sum()
+    share = right / leaves["weight"].groupby(leaves["question_id"]).sum()
+    mixed = share[(share > 0) & (share < 1)]
+    counts = [int((share == 0).sum()), *np.histogram(mixed, np.linspace(0, 1, 11))[0], int((share == 1).sum())]
+
+    figure = Picture((7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    middle = np.linspace(0.05, 0.95, 10)
+    places = [-0.12, *middle, 1.12]
+    colours = [WRONG, *VALUE_COLOURS(middle), RIGHT]
+    bars = axes.bar(places, counts, 0.09, color=colours, edgecolor=INK, linewidth=0.6)
+    axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], size=8, padding=2)
+    axes.set_xticks([-0.12, 0, 0.2, 0.4, 0.6, 0.8, 1, 1.12])
+    axes.set_xticklabels(["all\nwrong", "0%", "20%", "40%", "60%", "80%", "100%", "all\nright"])
+    axes.set(xlabel="right leaves of a question", ylabel="questions")
+    axes.margins(y=0.12)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_title(f"{len(mixed):,} of {len(share):,} questions have right and wrong leaves: only they give pairs")
+    return figure
+
+
+@_styled
+def pair_margins(pairs: pd.DataFrame) -> Figure:
+    """How far apart the two sides of a pair are in S, by kind of pair."""
+    margin = pairs["chosen_value"] - pairs["rejected_value"]
+    kinds = list(dict.fromkeys(pairs["kind"]))
+    figure = Picture((7.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    if kinds:
+        low = min(0.0, np.floor(margin.min() * 10) / 10)
+        bins = np.arange(low, 2.05, 0.1)
+        colours = [RIGHT, "#92c5de", "#fdb863", BASE][: len(kinds)]
+        shares = [margin[pairs["kind"] == kind] for kind in kinds]
+        _, _, drawn = axes.hist(shares, bins, stacked=True, color=colours, label=kinds, edgecolor="white")
+        for bars, hatch in zip(drawn if len(kinds) > 1 else [drawn], ["", "///", "\\\\\\", "..."], strict=False):
+            for bar in bars:
+                bar.set_hatch(hatch)
+        axes.axvline(margin.median(), color=INK, lw=1, ls="--", label=f"median {signed(margin.median())}")
+        axes.legend()
+        wider = (margin > 0).mean()
+        title = f"In {wider:.0%} of {len(pairs):,} pairs the chosen path has the higher S"
+    else:
+        title = "No pairs"
+    axes.set(xlabel="margin S(chosen) − S(rejected)", ylabel="pairs")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_title(title)
+    return figure
+
+
+@_styled
+def pair_lengths(pairs: pd.DataFrame) -> Figure:
+    """How many tokens longer the chosen side is, by kind of pair: boxes, the mean as a diamond, and mean lengths."""
+    kinds = list(dict.fromkeys(pairs["kind"]))
+    figure = Picture((7.2, 1.3 + 0.62 * max(1, len(kinds))), layout="constrained")
+    axes = figure.subplots()
+    sides = pairs[["chosen_tokens", "rejected_tokens"]].astype(float)
+    surplus = sides["chosen_tokens"] - sides["rejected_tokens"]
+    if kinds:
+        drawn = axes.boxplot(
+            [surplus[pairs["kind"] == kind] for kind in kinds],
+            orientation="horizontal",
+            widths=0.5,
+            showmeans=True,
+            patch_artist=True,
+            flierprops={"marker": ".", "markersize": 3, "markeredgecolor": BASE},
+            meanprops={"marker": "D", "markersize": 5, "markerfacecolor": WRONG, "markeredgecolor": INK},
+            medianprops={"color": INK},
+        )
+        for box in drawn["boxes"]:
+            box.set(facecolor="#d1e5f0", edgecolor=INK)
+        means = sides.groupby(pairs["kind"]).mean()
+        labels = [f"{kind}\n{means.loc[kind].iloc[0]:.0f} against {means.loc[kind].iloc[1]:.0f}" for kind in kinds]
+        axes.set_yticks(range(1, len(kinds) + 1), labels)
+        axes.invert_yaxis()
+        axes.axvline(0, color=BASE, lw=1, ls="--", zorder=0)
+        longer = (surplus > 0).mean()
+        title = f"In {longer:.0%} of {len(pairs):,} pairs the chosen side is the longer one"
+    else:
+        title = "No pairs"
+    axes.set(xlabel="tokens of the chosen side − tokens of the rejected side")
+    axes.set_title(title)
+    return figure
+
+
+@_styled
+def training_curves(log: pd.DataFrame) -> Figure:
+    """DPO loss, reward margin and reward accuracy of each training step, and the mean of a tenth of them.
+
+    A title goes from the first step to the mean of the last fifth, which is what a run records. ``log`` has a row per
+    logged step: step, loss, margin (reward, nats times beta), accuracy (0 to 1).
+    """
+    figure = Picture((10.5, 3.2), layout="constrained")
+    panels = (
+        ("loss", "DPO loss (nats)", RIGHT, np.log(2), "ln 2: no preference"),
+        ("margin", "reward margin (β × nats)", WRONG, 0.0, "no preference"),
+        ("accuracy", "pairs ranked right", INK, 0.5, "chance"),
+    )
+    for axes, (name, label, colour, level, level_name) in zip(figure.subplots(1, 3), panels, strict=True):
+        known = log[log[name].notna()]
+        axes.axhline(level, color=BASE, lw=1, ls="--", label=level_name)
+        window = max(1, len(known) // 10)
+        axes.plot(known["step"], known[name], color=colour, marker="o" if len(known) < 40 else "", ms=3, lw=0.6)
+        axes.plot(known["step"], known[name].rolling(window, min_periods=1).mean(), color=colour, lw=1.8)
+        first, last = known[name].head(1).mean(), known[name].tail(max(1, len(known) // 5)).mean()
+        form = "{:.0%}" if name == "accuracy" else "{:.2f}"
+        axes.set_title(f"{label.split(' (')[0]}: {form.format(first)} to {form.format(last)}")
+        axes.set(xlabel="training step", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.legend(fontsize=8)
+        if name == "accuracy":
+            axes.set_ylim(-0.03, 1.03)
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+@_styled
+def loss_curve(log: pd.DataFrame) -> Figure:
+    """A model's training loss; ``log`` has step and loss (nats a token). The line is the mean of the last 20 steps."""
+    figure = Picture((7.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    smooth = log["loss"].rolling(20, min_periods=1).mean()
+    axes.plot(log["step"], log["loss"], color=BASE, lw=0.6, label="each step")
+    axes.plot(log["step"], smooth, color=RIGHT, lw=1.6, label="mean of 20 steps")
+    axes.set(xlabel="training step", ylabel="loss (nats a token)", ylim=(0, None))
+    axes.set_title(f"Loss: {log['loss'].iloc[0]:.2f} to {smooth.iloc[-1]:.2f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return figure
+
+
+@_styled
+def accuracy_bars(scores: pd.DataFrame) -> Figure:
+    """Strict accuracy of base and adapter with 95% intervals, a panel per benchmark, a group per protocol."""
+    sources = list(dict.fromkeys(scores["source"]))
+    protocols = list(dict.fromkeys(scores["protocol"]))
+    width = max(4.2, 1.2 + 1.7 * len(protocols))
+    figure = Picture((min(width * len(sources), 14), 4.2), layout="constrained")
+    grid = figure.subplots(1, len(sources), squeeze=False, sharey=True)[0]
+    looks = {"base": (BASE, "", "base"), "medrefl": (RIGHT, "///", "Med-REFL")}
+    for axes, source in zip(grid, sources, strict=True):
+        of_source = scores[scores["source"] == source]
+        for offset, (model, (colour, hatch, name)) in zip((-0.2, 0.2), looks.items(), strict=True):
+            rows = of_source[of_source["model"] == model].set_index("protocol").reindex(protocols)
+            error = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
+            place = np.arange(len(protocols)) + offset
+            bars = axes.bar(place, rows["accuracy"], 0.36, yerr=error, capsize=4, color=colour, label=name)
+            for bar in bars:
+                bar.set(hatch=hatch, edgecolor="white")
+            for x, row in zip(place, rows.itertuples(), strict=True):
+                if not np.isnan(row.accuracy):
+                    high = max(row.accuracy_high, row.accuracy)
+                    axes.text(x, high + 0.015, f"{row.accuracy:.1%}", ha="center", va="bottom", size=8.5)
+        axes.set_xticks(range(len(protocols)), [_group_name(of_source, protocol) for protocol in protocols])
+        axes.set_ylim(0, 1.08)
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        questions = int(of_source["n"].max())
+        axes.set_title(f"{source}: {questions:,} questions")
+    grid[0].set_ylabel("accuracy, 95% interval")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@_styled
+def ablation(table: pd.DataFrame) -> Figure:
+    """Gain of each arm under each protocol, and what it does behind a wrong step or answer, with 95% intervals.
+
+    Args:
+        table: rows of ``records.ABLATION``.
+    """
+    protocols = list(dict.fromkeys(table["protocol"]))
+    arms = list(dict.fromkeys(table["arm"]))
+    once = table.drop_duplicates("arm").set_index("arm").reindex(arms)
+    panels = [
+        (f"gain, {p}", "points", table[table["protocol"] == p].set_index("arm").reindex(arms), "gain", "{:+.1f}")
+        for p in protocols
+    ]
+    panels += [("repair rate", "%", once, "repair", "{:.0f}"), ("fake reflection rate", "%", once, "fake", "{:.0f}")]
+    figure = Picture((2.6 * len(panels) + 1.2, 1.2 + 0.5 * len(arms)), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, unit, rows, name, shown) in zip(grid, panels, strict=True):
+        for place, row in enumerate(rows.itertuples()):
+            if pd.isna(middle := 100 * getattr(row, name)):
+                continue
+            low, high = (100 * getattr(row, f"{name}_{end}") for end in ("low", "high"))
+            mark, colour = ("s", BASE) if row.Index == "base" else ("o", RIGHT)
+            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt=mark, capsize=3, color=colour)
+            axes.annotate(
+                shown.format(middle), (middle, place), (0, 6), textcoords="offset points", ha="center", size=8
+            )
+        if name == "gain":
+            axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_title(title)
+        axes.set_xlabel(f"{unit}, 95% interval")
+        axes.margins(x=0.12)
+    grid[0].set_yticks(range(len(arms)), arms)
+    grid[0].set_ylim(len(arms) - 0.4, -0.7)
+    return figure
+
+
+def _group_name(scores: pd.DataFrame, protocol: str) -> str:
+    """A protocol with the gain that was measured under it."""
+    gain = scores.loc[(scores["protocol"] == protocol) & scores["gain"].notna(), "gain"]
+    return f"{protocol}\n{signed(100 * gain.iloc[0], 1)} points" if len(gain) else protocol

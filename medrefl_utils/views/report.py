@@ -1,0 +1,251 @@
+"""Stage 06: one HTML file that shows a run. It needs no network and no script, and reads on paper and on a phone.
+
+Everything a model or a file wrote is untrusted: the template escapes every value, and the page's own policy lets a
+browser load nothing and run nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.image import imread
+
+from medrefl_utils.core.records import Question
+from medrefl_utils.core.run_files import RunFiles
+from medrefl_utils.core.schemas import RESPONSES, SCORES, SELF_CORRECTION
+from medrefl_utils.core.store import read_manifest, read_table, write_text
+from medrefl_utils.views.plots import DPI, signed
+from medrefl_utils.views.result_files import compare_with_published, evaluated_model, ours_text
+from medrefl_utils.views.static_html import (
+    CHANGES,
+    Tree,
+    answer_view,
+    environment,
+    pair_view,
+    paired_answers,
+    read_tables,
+)
+from medrefl_utils.views.summary_tables import key_figure_texts
+
+_HIDDEN = ("ingredients", "key")  # of a stage's entry: what the chain compares, of no use to a reader
+
+# Leaves by the reason they ended (STEPS.stop), in words; the first two need the outcome too.
+_ENDINGS = {
+    "answer": "a wrong answer",
+    "unreadable": "no readable answer",
+    "depth": "cut: too many steps",
+    "tokens": "cut: too many tokens",
+    "empty": "cut: an empty step",
+    "repeat": "cut: a step said twice",
+}
+
+# The figures as the notebooks save them, in the order of the stages.
+_CAPTIONS = {
+    "outcomes": "How mixed the trees are: right leaves of each question",
+    "tree": "The tree of one question, coloured by value",
+    "values_by_depth": "Step values V by depth",
+    "pair_margins": "How far apart the two sides of the pairs are",
+    "pair_lengths": "How long the two sides of the pairs are",
+    "pair_reasoning": "A reasoning pair in its tree",
+    "pair_reflection_mid": "A reflection in the middle of a wrong path, in its tree",
+    "pair_reflection_post": "A reflection after the end of a wrong path, in its tree",
+    "pair_random_cot": "A random pair in its tree",
+    "training": "DPO training: each step, and the mean of a tenth of them",
+    "accuracy": "Accuracy of base and adapter",
+}
+
+
+def write_report(run: RunFiles, note: str = "") -> Path:
+    """Write ``report.html`` from the run's tables, its figures (``figures/*.png``) and its manifest; returns its path.
+
+    ``note`` stands as a banner above all. Sections whose material is missing (no figures, no pairs, nothing repaired)
+    say so in a sentence. Raises MedReflError, naming the file and the notebook that makes it, if a table is missing.
+    """
+    scores, responses = read_table(run.scores, SCORES), read_table(run.responses, RESPONSES)
+    tables = read_tables(run)
+    questions, steps = tables.questions, tables.steps
+    manifest = read_manifest(run)
+    stages = manifest.get("stages", {})
+
+    examples = [pair_view(pair) for pair in _example_pairs(tables.pairs, tables.order)]
+    example = examples[0]["question_id"] if examples else next(iter(tables.order), None)
+    opened = {node for side in ("chosen", "rejected") for node in (examples[0]["nodes"][side] if examples else ())}
+    page = _environment().get_template("report.html.j2")
+    html = page.render(
+        name=run.root.name,
+        note=note,
+        versions=manifest.get("versions", {}),
+        facts=_facts(manifest, questions, steps, scores),
+        results=_results(scores),
+        judged=bool(scores["accuracy_judged"].notna().any()),
+        claims=_claims(run),
+        published=[
+            row | {"ours": ours_text(row)}
+            for row in compare_with_published(scores, evaluated_model(run)).to_dict("records")
+        ],
+        figures=[(_caption(path), *_png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
+        tree=_tree(tables.tree(example), opened) if example else None,
+        pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
+        repaired=_repaired(responses),
+        leaves=_leaves(steps),
+        reported={stage: key_figure_texts(entry.get("figures", {})) for stage, entry in stages.items()},
+        costs=[(stage, entry.get("seconds"), entry.get("tokens")) for stage, entry in stages.items()],
+        outputs=[(f, digest) for entry in stages.values() for f, digest in entry.get("outputs", {}).items()],
+        whole=json.dumps(_readable(manifest), indent=2, ensure_ascii=False),
+    )
+    return write_text(run.report, html)
+
+
+def _claims(run: RunFiles) -> list[dict[str, Any]]:
+    """Per figure of ``claims.claim_rates`` the rows of both models, None for one that is missing, and their texts."""
+    if not run.self_correction.exists():
+        return []
+    return [
+        {"figure": figure, "texts": "/".join(dict.fromkeys(f"{row['n']:,}" for row in rows.values()))}
+        | {model: rows.get(name) for model, name in (("base", "base"), ("ours", "medrefl"))}
+        for figure, group in read_table(run.self_correction, SELF_CORRECTION).groupby("figure", sort=False)
+        for rows in [{row["model"]: row for row in group.to_dict("records")}]
+    ]
+
+
+def _environment() -> jinja2.Environment:
+    made = environment()
+    made.filters |= {"percent": _percent, "points": _points, "p_value": _p_value, "seconds": _seconds}
+    return made
+
+
+def _facts(
+    manifest: Mapping[str, Any], questions: Mapping[str, Question], steps: pd.DataFrame, scores: pd.DataFrame
+) -> list[tuple[str, str]]:
+    """What was run, as (label, text); what the manifest does not know is left out."""
+    parameters = [p for stage in manifest.get("stages", {}).values() for p in [stage.get("parameters", {})]]
+    models = list(dict.fromkeys(str(p["model"]) for p in parameters if p.get("model")))
+    seeds = {f"{stage} {k}": v for stage, of_stage in manifest.get("seeds", {}).items() for k, v in of_stage.items()}
+    machine, git = manifest.get("machine", {}), manifest.get("git", {})
+    sources = sorted({q.source for q in questions.values() if q.source})
+    tested = scores.groupby("source", sort=False)["n"].max()
+    facts = {
+        "profile": manifest.get("profile"),
+        "changed on the command line": ", ".join(manifest.get("overrides", [])),
+        "model": ", ".join(models),
+        "questions": f"{len(questions):,} from {', '.join(sources) or 'an unnamed source'}",
+        "trees": f"{steps['question_id'].nunique():,} with {len(steps):,} steps",
+        "evaluated on": ", ".join(f"{source}: {n:,} questions" for source, n in tested.items()),
+        "seeds": _seed_text(seeds),
+        "machine": ", ".join(
+            f"{name.removesuffix('_gib')} {value}{' GiB' * name.endswith('_gib')}" for name, value in machine.items()
+        ),
+        "code": f"{git['revision'][:12]}{', with changes' if git.get('dirty') else ''}" if git.get("revision") else "",
+    }
+    return [(label, text) for label, text in facts.items() if text]
+
+
+def _seed_text(seeds: Mapping[str, object]) -> str:
+    """One number if all stages share it, else each."""
+    if len(set(map(str, seeds.values()))) == 1:
+        return str(next(iter(seeds.values())))
+    return ", ".join(f"{name} {value}" for name, value in seeds.items())
+
+
+def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """Per benchmark and protocol the rows of both models, None for one that is missing."""
+    rows = []
+    for (source, protocol), group in scores.groupby(["source", "protocol"], sort=False):
+        models = {row["model"]: row for row in group.to_dict("records")}
+        rows.append({"source": source, "protocol": protocol, "base": models.get("base"), "ours": models.get("medrefl")})
+    return rows
+
+
+def _example_pairs(pairs: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:
+    """One pair a kind, of the first question in ``order`` that has one; of its pairs the one with the widest margin.
+
+    A random pair may be a reasoning pair's twin: the same two texts are shown twice only where a kind has no others.
+    """
+    place = pairs["question_id"].map({question: place for place, question in enumerate(order)})
+    ranked = pairs.assign(place=place, narrow=pairs["rejected_value"] - pairs["chosen_value"])
+    ranked = ranked.sort_values(["place", "narrow", "pair_id"])
+    found: list[dict[str, Any]] = []
+    for kind in sorted(ranked["kind"].unique(), key=lambda kind: (kind != "reasoning", kind)):
+        rows = ranked[ranked["kind"] == kind].to_dict("records")
+        shown = [_texts(pair) for pair in found]
+        found.append(next((pair for pair in rows if _texts(pair) not in shown), rows[0]))
+    return found
+
+
+def _texts(pair: Mapping[str, Any]) -> tuple[str, str]:
+    return pair["chosen"][0]["content"], pair["rejected"][0]["content"]
+
+
+def _tree(tree: Tree, opened: set[int]) -> dict[str, Any]:
+    """The tree's question, its steps with the paths ``opened`` standing open, and what would mend its wrong path."""
+    return tree.summary() | {"outline": list(tree.outline(opened)), "pairs": []}
+
+
+def _repaired(responses: pd.DataFrame) -> dict[str, Any] | None:
+    """A response of the base that is wrong where the adapter's is right: one that states an answer, and a short one."""
+    both = paired_answers(responses)
+    fixed = both[both["change"] == CHANGES[0]]
+    if fixed.empty:
+        return None
+    length = fixed["response_base"].str.len() + fixed["response_ours"].str.len()
+    ranked = fixed.assign(length=length, unread=fixed["answer_base"].isna())
+    row = ranked.sort_values(["unread", "length", "source", "question_id", "protocol", "run"]).iloc[0].to_dict()
+    return answer_view(row) | {"n": len(fixed), "of": len(both)}
+
+
+def _leaves(steps: pd.DataFrame) -> list[tuple[str, int]]:
+    """How many leaves ended how, weights counted."""
+    leaves = steps[steps["outcome"].notna()]
+    right = leaves["outcome"] > 0
+    by_stop = leaves[~right].groupby("stop")["weight"].sum()
+    counts = [("a right answer", int(leaves.loc[right, "weight"].sum()))]
+    return counts + [(_ENDINGS.get(str(stop), str(stop)), int(n)) for stop, n in by_stop.items()]
+
+
+def _readable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    stages = {
+        stage: {name: value for name, value in entry.items() if name not in _HIDDEN}
+        for stage, entry in manifest.get("stages", {}).items()
+    }
+    return dict(manifest) | ({"stages": stages} if stages else {})
+
+
+def _caption(path: Path) -> str:
+    return _CAPTIONS.get(path.stem, path.stem.replace("_", " "))
+
+
+def _place(path: Path) -> tuple[int, str]:
+    """Figures in the order of the notebooks that draw them, others after them by name."""
+    known = list(_CAPTIONS)
+    return (known.index(path.stem) if path.stem in known else len(known), path.name)
+
+
+def _png(path: Path) -> tuple[str, int]:
+    """A figure as data, and how wide it was drawn, in CSS pixels (96 an inch): its text is as large as the page's."""
+    width = round(96 * imread(path).shape[1] / DPI)
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"), width
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(share: float) -> str:
+    return signed(100 * share, 1)
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes > 1 else f"{seconds:.0f} s"

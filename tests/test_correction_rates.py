@@ -1,0 +1,106 @@
+"""Repair and fake reflection rate by hand, and what counts as a reflection."""
+
+import pandas as pd
+import pytest
+
+from medrefl_utils.core import MedReflError
+from medrefl_utils.evaluation import reconsiders, self_correction_rates
+
+
+def repairs(model: str, *rows: tuple[str, str, str, bool]) -> pd.DataFrame:
+    """Rows (behind, before, answer, reconsiders) of questions whose gold is A."""
+    columns = ["behind", "before", "answer", "reconsiders"]
+    numbers = [sum(row[0] == other[0] for other in rows[:i]) for i, row in enumerate(rows)]
+    return pd.DataFrame(rows, columns=columns).assign(
+        model=model, run=0, gold="A", question_id=[f"q{n}" for n in numbers]
+    )
+
+
+BASE = repairs(
+    "base",
+    ("wrong step", "B", "A", False),
+    ("wrong step", "B", "B", True),
+    ("wrong step", "C", "D", True),
+    ("wrong step", "C", None, False),
+    ("wrong answer", "B", "B", True),
+    ("wrong answer", "B", "B", True),
+    ("wrong answer", "C", "A", True),
+    ("wrong answer", "C", "D", True),
+    ("right answer", "A", "A", True),
+    ("right answer", "A", "B", True),
+)
+
+
+def shares(table: pd.DataFrame, model: str = "base") -> dict[str, float]:
+    return table[table["model"] == model].set_index("figure")["share"].to_dict()
+
+
+def test_the_rates_by_hand():
+    assert shares(self_correction_rates(BASE)) == {
+        "repair rate": 0.25,
+        "reconsiders": 0.5,
+        "fake, unasked": 0.5,  # of the two that say so, one keeps B
+        "fake reflection rate": 0.5,
+        "wrong to right": 0.25,
+        "right to wrong": 0.5,
+    }
+
+
+def test_the_difference_is_paired_and_left_out_where_the_texts_are_others():
+    better = BASE.assign(model="medrefl").copy()
+    better.loc[better["behind"] == "wrong step", ["answer", "reconsiders"]] = [["A", False]] * 4
+    found = self_correction_rates(pd.concat([BASE, better])).set_index(["model", "figure"])
+    repair = found.loc[("medrefl", "repair rate")]
+    assert repair["share"] == 1 and repair["difference"] == 0.75 and repair["difference_low"] >= 0
+    assert found.loc[("medrefl", "fake, unasked")]["n"] == 0
+    assert found.loc["base"]["difference"].isna().all()
+    assert pd.isna(found.loc[("medrefl", "fake, unasked"), "difference"])
+    kept = found.loc[("medrefl", "fake reflection rate")]
+    assert kept["difference"] == 0 and kept["difference_low"] < 0 < kept["difference_high"]
+
+
+def test_a_model_put_elsewhere_than_the_base_is_refused():
+    other = BASE.assign(model="medrefl").iloc[1:]
+    with pytest.raises(MedReflError, match="medrefl was put behind 3 beginnings and base behind 4, of which 3"):
+        self_correction_rates(pd.concat([BASE, other]))
+
+
+def test_nothing_to_put_behind_is_no_error():
+    found = self_correction_rates(BASE.iloc[:0])
+    assert found.empty
+    only_wrong = self_correction_rates(BASE[BASE["behind"] == "wrong step"])
+    assert only_wrong.set_index("figure").loc["right to wrong", "n"] == 0 and only_wrong["share"].isna().sum() == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wait, it is not so that the pulse is dappled.",
+        "Hmm, the lactate does not fit.",
+        "Let me re-examine the history.",
+        "let me double-check this",
+        "On second thought the murmur is systolic.",
+        "I overlooked the eosinophils.",
+        "I may have been wrong about the valve.",
+        "I made a mistake above.",
+        "That was not right.",
+        "That can't be right: he is afebrile.",
+    ],
+)
+def test_what_says_that_it_reconsiders(text):
+    assert reconsiders(f"Step 3: dyspnea suggests A.\n{text}\nStep 4: so B.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Step 1: the patient was kept waiting for hours.",
+        "Step 2: awaiting cultures, start ceftriaxone.",
+        "The right answer is B, for the left ventricle is thick.",
+        "He missed his dialysis and holds on to water.",
+        "It is not likely to be sarcoidosis.",
+        "Mistaken identity of the sample is excluded.",
+    ],
+)
+def test_what_does_not(text):
+    assert not reconsiders(text)
