@@ -420,7 +420,7 @@ def test_memory_that_runs_out_is_told_before_training_with_what_to_lower(tiny_st
         cwd=root, capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
     assert "training: out of memory on the longest batch (96 pairs, up to " in done.stdout, done.stderr
-    assert "set batch_size to 48, accumulation to 4, which trains the same" in done.stdout
+    assert "set batch_size to 48, gradient_accumulation to 4, which trains the same" in done.stdout
     assert "DPO:   0%" in done.stderr and "reference" not in done.stderr
 
 
