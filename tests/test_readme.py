@@ -197,6 +197,16 @@ def test_the_changelog_lists_every_renamed_parameter() -> None:
     assert rows == [(notebook, old, new) for notebook, names in RENAMED.items() for old, new in names.items()]
 
 
+def test_every_test_that_holds_a_promise_of_security_exists() -> None:
+    rows = re.findall(r"^\| [^|]+ \| (`tests/.*) \|$", (ROOT / "SECURITY.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) == 8
+    for row in rows:
+        files = [ROOT / name for name in re.findall(r"`(tests/\w+\.py)`", row)]
+        sources = "\n".join(path.read_text(encoding="utf-8") for path in files)
+        for name in re.findall(r"`(\w[\w-]+)…?`", row.replace("tests/", "")):
+            assert name.endswith(".py") or name in sources, name
+
+
 def test_the_versions_and_addresses_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
