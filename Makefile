@@ -1,7 +1,7 @@
 # make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values]
 #      | faults [KILLS=100] | audit | clean
-# A stamp in .venv says what was set up: another Python, another place, pyproject.toml or constraints.txt make it stale.
-# PIP_ARGS reaches pip: without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
+# A stamp in .venv records the Python and the folder. Set-up runs again if they, pyproject.toml or constraints.txt change.
+# PIP_ARGS goes to pip. Without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= params/smoke.yaml
@@ -13,7 +13,7 @@ IDENTITY := $(shell $(PYTHON) -c "import os, sys, zlib; print('%d.%d.%d-%08x' % 
 STAMP := .venv/.ready-$(IDENTITY)
 BIN := .venv/bin
 
-# Waiting OpenMP threads that spin take the cores from those that work.
+# OpenMP threads that spin while they wait would take cores from threads that work.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
@@ -25,14 +25,14 @@ run: $(STAMP)
 	@$(BIN)/python -m medrefl_utils run $(PROFILE) $(ARGS)
 
 test: $(STAMP)
-	@# As many processes as conftest says, up to four; a file's tests stay together, as they share what they made.
+	@# tests/conftest.py sets the number of processes, at most four. The tests of one file share fixtures, so they stay together.
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m jupyterlab
 
 bench: $(STAMP)
-	@# The peers that are measured beside us: nothing else needs them.
+	@# Install the libraries that the benchmarks compare with; nothing else needs them.
 	@$(BIN)/python -c 'import anytree' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,bench]'
 	@$(BIN)/python -m tests.benchmarks $(NAME)
 
@@ -42,17 +42,17 @@ faults: $(STAMP)
 audit: $(STAMP)
 	@$(BIN)/python -c 'import pip_audit, piplicenses' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test,audit]'
 	@$(BIN)/python -m piplicenses --from=mixed --order=license
-	@# Strict: a package that could not be looked up is not a clean one.
+	@# --strict: a package that cannot be looked up counts as a fault.
 	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 clean:
-	@# runs/ holds results: it is not for this to delete.
+	@# runs/ is kept: it holds results.
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(IDENTITY)" ]; then echo "medrefl needs Python 3.11 or newer: none found (make PYTHON=/path/to/python3)" >&2; exit 1; fi
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('medrefl needs Python 3.11 or newer: $(PYTHON) is %d.%d (make PYTHON=/path/to/python3)' % sys.version_info[:2])"
-	@# An environment of this Python that works is kept, and pip only adds what is missing; any other is made anew.
+	@# A working .venv of this Python is kept, and pip adds only what is missing. Any other .venv is made again.
 	@rm -f .venv/.ready-*
 	@test "$$($(BIN)/python -c 'import sys; print("%d.%d.%d %s" % (*sys.version_info[:3], sys.prefix))' 2>/dev/null)" = "$(firstword $(subst -, ,$(IDENTITY))) $(CURDIR)/.venv" || $(PYTHON) -m venv --clear .venv
 	@echo 'setting up .venv: the packages of constraints.txt (minutes, the first time) …'

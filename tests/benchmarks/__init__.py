@@ -1,1 +1,1 @@
-"""Side-by-side measurements against what one would use instead: ``make bench``. Not tests; CI does not run them."""
+"""Measure this project beside the libraries one would use instead: ``make bench``. CI does not run these."""

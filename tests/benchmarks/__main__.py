@@ -1,6 +1,7 @@
-"""``python -m tests.benchmarks [NAME ...]``: run ``bench_NAME.py`` (all without a name) and say how each came out.
+"""``python -m tests.benchmarks [NAME ...]``: run these benchmarks, all if none is named, and print the results.
 
-A benchmark module has ``main() -> Iterable[Measurement]``. The exit code is 1 when a goal is missed.
+A benchmark is a module ``bench_NAME.py`` with ``main() -> Iterable[Measurement]``. The exit code is 1 if a goal is
+missed, 2 for an unknown name.
 """
 
 from __future__ import annotations

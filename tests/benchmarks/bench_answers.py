@@ -1,6 +1,6 @@
-"""How fast answers are read: responses a second on one core, and the time of a megabyte.
+"""Measure how fast answers are read: responses per second on one core, and seconds for one megabyte of text.
 
-Without the published outputs beside the checkout only the responses made here are measured.
+The published outputs are measured only if ``../shared/published_outputs`` exists.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from medrefl_utils.exam import extract_answer
 from tests.benchmarks.measure import Measurement
 from tests.conftest import ROOT
 
-ASKED = 20_000  # responses of 2,000 characters a second
+GOAL = 20_000  # responses of 2,000 characters per second
 OPTIONS = {
     "A": "Left ventricular failure",
     "B": "Acute pericarditis with effusion",
@@ -50,7 +50,7 @@ def _published(folder: Path) -> list[tuple[str, dict[str, str]]]:
 
 
 def _rate(rows: Sequence[tuple[str, dict[str, str]]]) -> float:
-    """Responses of 2,000 characters a second of processor time, the best of five."""
+    """Responses of 2,000 characters per second of processor time, the best of five repeats."""
     best = float("inf")
     for _ in range(5):
         start = time.process_time()
@@ -61,13 +61,13 @@ def _rate(rows: Sequence[tuple[str, dict[str, str]]]) -> float:
 
 
 def main() -> Iterator[Measurement]:
-    """Rates against what is asked for."""
-    detail = {"peer": "the rate that is asked for"}
-    yield Measurement("made", _rate(_made(3_000)), ASKED, 1, "/s", less_is_better=False, details=detail)
+    """Yield the two rates and the time of one megabyte, each beside its goal."""
+    detail = {"peer": "the goal, in responses per second"}
+    yield Measurement("made", _rate(_made(3_000)), GOAL, 1, "/s", less_is_better=False, details=detail)
     if (ROOT.parent / "shared/published_outputs").is_dir():
         rows = _published(ROOT.parent / "shared")
-        yield Measurement("huatuo", _rate(rows), ASKED, 1, "/s", less_is_better=False, details=detail)
+        yield Measurement("huatuo", _rate(rows), GOAL, 1, "/s", less_is_better=False, details=detail)
     text = "The answer is B or **C**. " * 40_000
     start = time.process_time()
     extract_answer(text, OPTIONS)
-    yield Measurement("megabyte", time.process_time() - start, 0.2, 1, details={"peer": "the time that is asked for"})
+    yield Measurement("megabyte", time.process_time() - start, 0.2, 1, details={"peer": "the goal, in seconds"})

@@ -1,4 +1,4 @@
-"""How often a 95% interval holds the truth: 1,000 simulated benchmarks each, of 78, 400 and 1,273 questions."""
+"""Measure how often a 95% interval contains the true value, over 1,000 simulated benchmarks per size."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tests.benchmarks.measure import Measurement
 
 
 def coverage(n: int, simulations: int = 1000, n_boot: int = 1000) -> tuple[float, float]:
-    """Shares of simulated benchmarks whose interval of accuracy, and of gain, holds the true value.
+    """Return the shares of simulated benchmarks whose interval of accuracy, and of gain, contains the true value.
 
-    ``n`` questions of uneven difficulty, asked in three runs; a tenth of them are pairs that share a stem and fall
-    together. The base is right with the question's own probability (mean 0.6), the other with 0.9 of it.
+    A benchmark has ``n`` questions of different difficulty, each asked in three runs. A tenth of the questions share a
+    stem with another one and form a cluster. The base answers a question correctly with its own probability (mean
+    0.6), the other model with 0.9 of that probability.
     """
     rng, accurate, gained = np.random.default_rng(n), 0, 0
     stems = np.concatenate([np.repeat(np.arange(n // 20), 2), np.arange(n // 20, n - n // 20)])
@@ -30,7 +31,7 @@ def coverage(n: int, simulations: int = 1000, n_boot: int = 1000) -> tuple[float
 
 
 def main() -> Iterator[Measurement]:
-    """Points from 95%, against the two that are allowed."""
+    """Yield how many points the coverage is away from 95%; the goal is at most two."""
     for n in (78, 400, 1273):
         for name, share in zip(("accuracy", "gain"), coverage(n), strict=True):
             off = max(0.01, abs(100 * share - 95))

@@ -1,7 +1,8 @@
-"""What each parameter of 04's economy saves or costs in a training on a CPU, against its default.
+"""Measure what each efficiency parameter of notebook 04 saves or costs on a CPU, compared with its default.
 
-The base, LoRA and reflection pairs of ``bench_training``, PAIRS of them in one optimizer step; jobs in processes of
-their own, which take turns. Time is the whole job's, memory the process's peak. ``activation_offloading`` needs a GPU.
+Base, LoRA and reflection pairs are those of ``bench_training``; one optimizer step reads PAIRS pairs. Each job runs in
+its own process, and the jobs alternate. Time is that of the whole job; memory is the peak of the process.
+``activation_offloading`` needs a GPU and is not measured here.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "batch_size=4": {"dpo": FOUR},
     "batch_size=4,group_by_length=true": {"dpo": FOUR, "economy": {"group_by_length": True}},
 }
-"""Each with what differs from the default: a pair a forward pass, bf16, and the parameters as 04 has them."""
+"""What each variant changes from the default: one pair per forward pass, bf16, and the parameters of notebook 04."""
 
 
 def job(name: str, folder: Path, out: Path) -> dict[str, object]:
-    """One of the variants, in the process that this is called in."""
+    """Run one of the variants in this process, and return its seconds and losses."""
     return bench_training.ours(folder, out, **VARIANTS[name])
 
 
 def main() -> Iterator[Measurement]:
-    """For each variant: its time and memory by the default's. The goal: but for noise, the default is no slower."""
+    """Yield time and memory of each variant beside the default. The goal: the default is not slower, noise aside."""
     with tempfile.TemporaryDirectory() as place:
         folder = bench_training.write_inputs(Path(place), "reflection", PAIRS)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}

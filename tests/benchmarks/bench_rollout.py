@@ -1,11 +1,11 @@
-"""Tree rollout beside what one would use instead, interleaved in one run: tokens a second, growth, memory, re-reading.
+"""Measure tree rollout beside ``generate``, alternating in one run: speed, scaling, memory, repeated reading.
 
-The trees are grown once; every prefix that was expanded is kept, and the peers continue the same prefixes:
-``model.generate`` in left-padded batches of 64 rows, and one ``generate`` call for each node, on a sample of them.
+Our rollout grows the trees and records every prefix that it expands. The two peers then continue the same prefixes:
+``model.generate`` in left-padded batches of 64 rows, and one ``generate`` call per node, both on a random sample.
 
-A model with random weights never ends a step by itself. It is given a vocabulary of which every sixteenth token is a
-line's end, so that steps are 16 tokens long in the mean and 48 at most; all three sides stop a row at these tokens:
-ours as a step boundary, ``generate`` as its ``eos_token_id``, which is the cheapest stop that it has.
+A model with random weights never ends a step. So every sixteenth token of its vocabulary ends a line: steps then have
+16 tokens on average and 48 at most. All three sides stop a row at these tokens: ours as a step boundary, ``generate``
+as ``eos_token_id``, which is its cheapest way to stop.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from tests.conftest import ROOT
 
 QUESTIONS, PROMPT, K, DEPTH, OPEN = 64, 256, 3, 6, 9
 BATCH = 64  # rows of generate's batches
-VOCABULARY, EVERY = 8192, 16  # every so many-th token is a line's end
+VOCABULARY, EVERY = 8192, 16  # every sixteenth token ends a line
 STUDENT = str(ROOT / "medrefl_utils/models/tiny_student")
 ROUNDS = int(os.environ.get("MEDREFL_BENCH_ROUNDS", "2"))
-SAMPLE_S = 20.0  # at least so long is each peer measured in each round
+SAMPLE_S = 20.0  # each peer is measured for at least so many seconds per round
 
 _MEMORY = """
 import json, resource, sys
@@ -56,9 +56,9 @@ def random_llama(
     heads: int = 8,
     shared_heads: int = 2,
 ) -> str:
-    """A Llama with random weights and words for tokens, saved as a model folder.
+    """Save a Llama with random weights, whose tokens are words, as a model folder, and return the folder.
 
-    By default of 31M parameters, with four heads of queries to one of keys and values as in Llama 3.1 8B.
+    The default has 31M parameters and four query heads per key-value head, as Llama 3.1 8B has.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -83,18 +83,18 @@ def random_llama(
 
 
 def long_questions(generator: LocalGenerator, n: int, tokens: int = PROMPT) -> list[Question]:
-    """Questions of random words whose prompts have exactly ``tokens`` tokens."""
+    """Make ``n`` questions of random words whose prompts have exactly ``tokens`` tokens."""
     rng = np.random.default_rng(0)
     blank = Question("", "w4", {"A": "w5", "B": "w6"}, "A")
     room = tokens - len(generator.prompt_ids(prompts.exam(blank)))
-    # Odd ones: a line's end is even.
+    # Odd word numbers only: the words that end a line are even.
     words = rng.integers(4, generator.model.config.vocab_size // 2, (n, room + 1)) * 2 - 1
     return [replace(blank, question_id=f"q{i}", stem=" ".join(f"w{w}" for w in row)) for i, row in enumerate(words)]
 
 
 @dataclass
 class Recorder:
-    """A generator that keeps what it was asked: the prefixes of each call, the seconds and the tokens written."""
+    """A generator that records the prefixes of each call, the seconds and the tokens written."""
 
     generator: LocalGenerator
     prefixes: list[tuple[Prefix, int]]
@@ -102,7 +102,7 @@ class Recorder:
     written: int = 0
 
     def expand(self, prefixes: Sequence[Prefix], k: int, *rest: object) -> list:
-        """As the generator does."""
+        """Call the generator's ``expand`` and record it."""
         start = time.perf_counter()
         rows = self.generator.expand(prefixes, k, *rest)
         self.seconds += time.perf_counter() - start
@@ -112,14 +112,14 @@ class Recorder:
 
 
 def grow_tree(questions: Sequence[Question], generator: Generator, sampling: Sampling, shard: int = 64) -> None:
-    """Trees of K children a step to DEPTH, OPEN open steps a question."""
+    """Grow trees with K children per step down to DEPTH, expanding at most OPEN steps per question at once."""
     growth = SearchSettings((K,) * DEPTH, DEPTH, 10**6, max_frontier=OPEN)
     for start in range(0, len(questions), shard):
         grow_trees(questions[start : start + shard], generator, growth=growth, sampling=sampling, seed=0)
 
 
 def generated(generator: LocalGenerator, rows: Sequence[Sequence[int]], sampling: Sampling, stops: list[int]) -> int:
-    """Tokens that ``generate`` writes for one left-padded batch, each row up to its own stop."""
+    """Run ``generate`` on one left-padded batch, and count the tokens of each row up to its own stop."""
     width = max(map(len, rows))
     pad = generator.tokenizer.pad_token_id
     device = generator.model.device
@@ -144,7 +144,7 @@ def generated(generator: LocalGenerator, rows: Sequence[Sequence[int]], sampling
 def sampled_rate(
     generator: LocalGenerator, batches: Sequence[Sequence[Sequence[int]]], sampling: Sampling, seconds: float
 ) -> tuple[int, float]:
-    """Tokens and seconds of ``generate`` on batches drawn at random, for at least so many seconds or all of them."""
+    """Run ``generate`` on random batches for at least ``seconds`` (or on all), and return tokens and seconds."""
     stops = sorted(generator._tokens_with(prompts.STEP_BOUNDARY) | generator._ends)
     tokens, start = 0, time.perf_counter()
     for i in np.random.default_rng(0).permutation(len(batches)):
@@ -157,7 +157,7 @@ def sampled_rate(
 def _speed(
     case: str, model: str, questions: Sequence[Question] | None, sampling: Sampling, goals: tuple[float, float]
 ) -> Iterator[Measurement]:
-    """Ours, on all questions together, and both peers in turn; the round with the lesser ratio counts."""
+    """Yield our rate beside both peers, on all questions; of all rounds, the one with the smallest ratio counts."""
     generator = LocalGenerator(model)
     exam = questions or long_questions(generator, QUESTIONS)
     ours, batches, singles = [], [], []
@@ -183,27 +183,27 @@ def _speed(
         "questions": len(exam),
         "prompt_tokens": prompt_tokens / len(exam),
         "tokens_written": written,
-        "rounds": {"ours": ours, f"generate_{BATCH}": batches, "a_call_a_node": singles},
+        "rounds": {"ours": ours, f"generate_{BATCH}": batches, "one_call_per_node": singles},
         "threads": torch.get_num_threads(),
         "load": os.getloadavg(),
-        "sampled": f"each peer for at least {SAMPLE_S:g} s a round, on batches and nodes drawn at random",
+        "sampled": f"each peer runs for at least {SAMPLE_S:g} s per round, on random batches and nodes",
     }
     yield Measurement(f"{case}, generate by {BATCH}", *_least(ours, batches), goals[0], "/s", False, details)
-    yield Measurement(f"{case}, a call a node", *_least(ours, singles), goals[1], "/s", False, details)
-    # What a step's tokens cost was paid when it was written; whatever was read again comes on top of the prompts.
+    yield Measurement(f"{case}, one call per node", *_least(ours, singles), goals[1], "/s", False, details)
+    # The tokens of a step are computed once, when they are written. Prompts and repeated reading come on top.
     computed, distinct = read + step_tokens, prompt_tokens + step_tokens
     details = {"computed": computed, "distinct": distinct, "peer": "1.05 times the distinct prefix tokens"}
     yield Measurement(f"{case}, prefix tokens", computed, 1.05 * distinct, 1, "", True, details)
 
 
 def _parent(ids: tuple[int, ...], prefix: Prefix, asked: set[tuple[int, ...]]) -> int:
-    """How many tokens of the assistant's turn the longest shorter prefix has that was expanded too."""
+    """Tokens of the assistant's turn in the longest proper prefix that was expanded as well."""
     prompt = len(ids) - len(prefix.token_ids)
     return next((end - prompt for end in range(len(ids) - 1, prompt, -1) if ids[:end] in asked), 0)
 
 
 def _least(ours: list[float], peer: list[float]) -> tuple[float, float]:
-    """The round whose ratio is the least: both figures of one and the same round."""
+    """Return both figures of the round with the smallest ratio."""
     least = min(range(len(ours)), key=lambda i: ours[i] / peer[i])
     return ours[least], peer[least]
 
@@ -217,7 +217,10 @@ def _linear() -> Iterator[Measurement]:
         start = time.perf_counter()
         grow_tree(exam[:n], generator, sampling)
         seconds[n] = time.perf_counter() - start
-    details = {"seconds": seconds, "meaning": "seconds a question at 512 questions, the peer at 64; goal: at most 1.25"}
+    details = {
+        "seconds": seconds,
+        "meaning": "seconds per question with 512 questions; the peer has 64; goal: at most 1.25 times",
+    }
     yield Measurement("growth", seconds[512] / 512, seconds[64] / 64, 0.8, "s", True, details)
 
 
@@ -226,14 +229,14 @@ def _memory() -> Iterator[Measurement]:
     for n in (64, 512):
         done = subprocess.run([sys.executable, "-c", _MEMORY, str(n)], capture_output=True, text=True, check=True)
         peaks[n] = json.loads(done.stdout)
-    details = {"GiB": peaks, "meaning": "peak of a process at 512 questions, the peer at 64; 64 rows, shards of 32"}
+    details = {"GiB": peaks, "meaning": "peak of a process with 512 questions; the peer has 64; 64 rows, shards of 32"}
     yield Measurement("memory", peaks[512], peaks[64], 0.9, "GiB", True, details)
 
 
 def main() -> Iterator[Measurement]:
-    """Speed of both models, then growth and memory with the tiny student."""
+    """Yield the speed of three models, then scaling and memory with the tiny student."""
     with tempfile.TemporaryDirectory() as folder:
-        for case, shared_heads in (("31M random", 2), ("34M random, a key's head for each of queries", 8)):
+        for case, shared_heads in (("31M random", 2), ("34M random, one key-value head per query head", 8)):
             model = random_llama(Path(folder, case), shared_heads=shared_heads)
             yield from _speed(case, model, None, Sampling(1.0, 1.0, 48), (5, 20))
     exam = clinic.make_exam(QUESTIONS, seed=5)

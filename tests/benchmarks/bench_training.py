@@ -1,12 +1,12 @@
-"""DPO of a 54M Llama, whole jobs in processes of their own: ours beside TRL's defaults and LLaMA-Factory.
+"""Measure DPO of a 54M Llama as whole jobs, each in its own process: ours beside TRL's defaults and LLaMA-Factory.
 
-The same base (random weights, bf16), pairs, LoRA (rank 64, all linear), effective batch and learning rate. Time is
-the training job's, from the loaded library to the saved adapter, the reference's pass included; memory is the
-process's peak. The jobs take turns, ROUNDS times, and the best of each counts. On a machine that others use,
-MEDREFL_BENCH_CLOCK=cpu counts processor time instead, which their load hardly touches.
+All jobs share the base (random weights, bf16), the pairs, the LoRA (rank 64, all linear layers), the effective batch
+size and the learning rate. Time runs from the loaded library to the saved adapter and includes the reference's forward
+pass. Memory is the peak of the process. The jobs alternate ROUNDS times, and the best of each counts. On a machine that
+others use, set MEDREFL_BENCH_CLOCK=cpu: processor time depends little on their load.
 
-LLaMA-Factory runs where MEDREFL_LLAMAFACTORY names a Python that has it (a venv of its own: it pins other versions).
-With a CPU build of torch, uninstall torchvision there and put an empty package named torchaudio on its path.
+LLaMA-Factory runs only if MEDREFL_LLAMAFACTORY names a Python that has it. Give it its own venv, because it pins other
+versions. With a CPU build of torch, uninstall torchvision there and put an empty package torchaudio on its path.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PAIRS, BATCH = 64, 16
 ROUNDS = int(os.environ.get("MEDREFL_BENCH_ROUNDS", "2"))
 WORDS = 4000
 LEARNING_RATE = 1e-4
-# Tokens of prompt, of the shared beginning of both responses, and of what follows on each side, from and to. A word is
-# 1.3 tokens; responses are 210 to 400 words. A reasoning pair shares its question; a reflection pair also the steps up
-# to the error that it reflects on, here half of a response (post-reasoning ones share the whole wrong path).
+# Lowest and highest number of tokens of the prompt, of the beginning that both responses share, and of the rest of each
+# response. A word is 1.3 tokens; responses have 210 to 400 words. A reasoning pair shares its question. A reflection
+# pair also shares the steps up to its error, here half of a response (post-reasoning: the whole wrong path).
 SHAPES = {"reasoning": ((150, 250), (0, 8), (273, 520)), "reflection": ((150, 250), (140, 260), (133, 260))}
 
 _JOB = """
@@ -43,18 +43,18 @@ print("RESULT", json.dumps(importlib.import_module(module).job(name, folder, out
 
 
 class Clock:
-    """Wall and processor time since it was made: after the libraries are loaded."""
+    """Wall time and processor time since the clock was made, which is after the libraries are loaded."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, object]:
-        """``seconds`` and ``cpu``."""
+        """Return {"seconds": wall time, "cpu": processor time}."""
         return {"seconds": time.perf_counter() - self.started[0], "cpu": time.process_time() - self.started[1]}
 
 
 def main() -> Iterator[Measurement]:
-    """Time and peak memory against both, for both kinds of pairs; and a second seed, the reference kept."""
+    """Yield time and peak memory beside both libraries per kind of pair; then a second seed with the kept reference."""
     factory = os.environ.get("MEDREFL_LLAMAFACTORY", "")
     clock = os.environ.get("MEDREFL_BENCH_CLOCK", "seconds")
     with tempfile.TemporaryDirectory() as place:
@@ -69,7 +69,7 @@ def main() -> Iterator[Measurement]:
                 runs["again"].append(alone("again", sys.executable, folder, folder / f"ours{turn}"))
             best = {name: min(results, key=lambda r: r[clock]) for name, results in runs.items()}
             details = {"runs": runs, "pairs": PAIRS, "shape": SHAPES[kind], "clock": clock, "load": os.getloadavg()}
-            # The peers shuffle in another order: what must agree is the level over the whole job.
+            # The libraries shuffle in different orders, so only the mean loss of the whole job must agree.
             means = {name: float(np.mean(result["losses"])) for name, result in best.items() if result["losses"]}
             details |= {"mean_losses": means}
             if max(means.values()) - min(means.values()) > 0.02:
@@ -85,7 +85,7 @@ def main() -> Iterator[Measurement]:
 
 
 def write_inputs(folder: Path, kind: str, pairs: int = PAIRS) -> Path:
-    """The base, its tokenizer and the pairs, as every job reads them."""
+    """Write the base, its tokenizer and the pairs, and return their folder; every job reads the same files."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -123,8 +123,8 @@ def write_inputs(folder: Path, kind: str, pairs: int = PAIRS) -> Path:
 
 
 def job(name: str, folder: Path, out: Path) -> dict[str, object]:
-    """One of the jobs, in the process that this is called in."""
-    if name == "again":  # another seed on the same pairs, beside the first: the reference's log-probabilities are there
+    """Run one of the jobs in this process, and return its seconds and losses."""
+    if name == "again":  # another seed on the same pairs: the reference's log-probabilities are on disk already
         return ours(folder, out, seed=1)
     return {"ours": ours, "trl": trl}[name](folder, out)
 
@@ -136,7 +136,7 @@ def ours(
     dpo: Mapping[str, Any] | None = None,
     economy: Mapping[str, Any] | None = None,
 ) -> dict[str, object]:
-    """``train_dpo`` as it comes, but for ``dpo`` and ``economy``; a pair a forward pass, as 04's text advises."""
+    """Run ``train_dpo`` with its defaults, except ``dpo`` and ``economy``: one pair per forward pass, bf16."""
     import pandas as pd
 
     from medrefl_utils.training import DpoSettings, EfficiencySettings, MonitorSettings, train_dpo
@@ -163,7 +163,7 @@ def ours(
 
 
 def trl(folder: Path, out: Path) -> dict[str, object]:
-    """TRL's DPOTrainer with its defaults, but for what all jobs share."""
+    """Run TRL's DPOTrainer with its defaults, except for the settings that all jobs share."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -206,7 +206,7 @@ print("RESULT", json.dumps(used | {"losses": []}))
 
 
 def _factory_settings(folder: Path, out: Path) -> dict[str, object]:
-    """The published YAML (Med-REFL's training configuration), on a CPU and with the batch that all jobs share."""
+    """Return the published YAML (Med-REFL's training configuration), for a CPU and with the batch size of all jobs."""
     sides = {"chosen": "chosen", "rejected": "rejected"}
     listed = {"pairs": {"file_name": "pairs.jsonl", "ranking": True, "columns": {"prompt": "prompt", **sides}}}
     (folder / "dataset_info.json").write_text(json.dumps(listed))
@@ -222,7 +222,7 @@ def _factory_settings(folder: Path, out: Path) -> dict[str, object]:
 
 
 def alone(name: str, python: str, folder: Path, out: Path, module: str = __name__) -> dict[str, object]:
-    """One job of ``module`` in a process of its own: seconds, losses and the peak of its memory in GiB."""
+    """Run one job of ``module`` in its own process: seconds, losses and peak memory in GiB."""
     words = [python, "-c", _JOB, module, name, str(folder), str(out)]
     if name == "factory":
         words = [python, "-c", _FACTORY, json.dumps(_factory_settings(folder, out))]

@@ -1,6 +1,7 @@
-"""Values, paths and S of 5 million steps, beside anytree (build and post-order walk) on a slice, in one run.
+"""Measure values, paths and S of 5 million steps beside anytree (build, then post-order walk) on a slice of them.
 
-Also measured: that time grows with the number of steps, and the peak memory of the whole, each in a process of its own.
+It also measures whether the time per step stays constant as the table grows, and the peak memory. Each measurement runs
+in its own process.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ print(json.dumps([min(seconds), peak / (2**30 if sys.platform == "darwin" else 2
 
 
 def forest(trees: int) -> pd.DataFrame:
-    """Trees of one shape, 3 x 2 x 2 branches of one child each from there on, random outcomes; as a file is read."""
+    """Make trees of one shape as a table of steps: 3 x 2 x 2 branches, then one child per step; random outcomes."""
     parent, front = [-1], [0]
     for children in (3, 2, 2, *[1] * 6):
         front = [_grown(parent, node) for node in front for _ in range(children)]
@@ -65,12 +66,12 @@ def _grown(parent: list[int], node: int) -> int:
 
 
 def ours(steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """C, W and V of every step, and every path with its S."""
+    """Compute C, W and V of every step, and every path with its S."""
     return values_and_paths(steps)
 
 
 def anytrees(steps: pd.DataFrame) -> list[float]:
-    """V of every step by anytree: build each tree, walk it in post-order. The paths and S are spared."""
+    """Compute V of every step with anytree: build each tree, walk it in post-order. Paths and S are left out."""
     from anytree import Node, PostOrderIter
 
     nodes: dict[tuple[str, int], Node] = {}
@@ -102,7 +103,7 @@ def _seconds(work: Callable[[pd.DataFrame], object], steps: pd.DataFrame) -> flo
 
 
 def _alone(trees: int, repeats: int) -> tuple[float, float]:
-    """Seconds of the best run and the peak memory (GiB) of a process that does nothing else."""
+    """Return the seconds of the best run and the peak memory (GiB) of a process that does nothing else."""
     done = subprocess.run(
         [sys.executable, "-c", _ALONE, str(trees), str(repeats)], capture_output=True, text=True, check=True
     )
@@ -111,7 +112,7 @@ def _alone(trees: int, repeats: int) -> tuple[float, float]:
 
 
 def main(trees: int = TREES) -> Iterator[Measurement]:
-    """The three measurements; ``trees`` of ``STEPS_PER_TREE`` steps is the full size."""
+    """Yield the three measurements on ``trees`` trees of ``STEPS_PER_TREE`` steps each."""
     part = forest(SLICE)
     assert np.allclose(value_table(part)["value"], anytrees(part))
     whole = trees * STEPS_PER_TREE
@@ -120,9 +121,12 @@ def main(trees: int = TREES) -> Iterator[Measurement]:
     per_step = 1e6 * seconds / whole
     peer = 1e6 * _seconds(anytrees, part) / len(part)
     sizes = {"steps": whole, "slice": len(part), "seconds": seconds}
-    yield Measurement("a step, beside anytree", per_step, peer, goal=50, unit="us", details=sizes)
+    yield Measurement("time per step, beside anytree", per_step, peer, goal=50, unit="us", details=sizes)
     small_step = 1e6 * small / (SMALL * STEPS_PER_TREE)
-    details = {"steps": [SMALL * STEPS_PER_TREE, whole], "meaning": "time a step of the small table by the whole one's"}
-    yield Measurement("growth", per_step, small_step, goal=0.8, unit="us", details=details)
+    details = {
+        "steps": [SMALL * STEPS_PER_TREE, whole],
+        "meaning": "time per step of the small table, divided by that of the whole",
+    }
+    yield Measurement("scaling", per_step, small_step, goal=0.8, unit="us", details=details)
     details = {"steps": whole, "meaning": "the peer is the limit", "includes": "the table itself and the interpreter"}
     yield Measurement("peak memory", peak, MEMORY_GIB, goal=1, unit="GiB", details=details)

@@ -1,4 +1,4 @@
-"""How a measurement is told: one line on the terminal, one JSON file with the machine's description."""
+"""Report a measurement: one line on the terminal, one JSON file with the description of the machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RESULTS = Path("runs/bench")
 
 @dataclass(frozen=True)
 class Measurement:
-    """Ours against a peer's, both measured in this very run.
+    """Our figure and a peer's, both measured in the same run.
 
-    ``ratio`` says how much better ours is (2 = twice as good): peer / ours where less is better (seconds, bytes), ours
-    / peer where more is better (rates). ``goal`` is the ratio that is asked for.
+    ``ratio`` says how many times better ours is: peer / ours if less is better (seconds, bytes), ours / peer if more is
+    better (rates). ``goal`` is the smallest ratio that passes.
     """
 
     case: str
@@ -30,23 +30,23 @@ class Measurement:
 
     @property
     def ratio(self) -> float:
-        """How many times better ours is."""
+        """Return how many times better our figure is."""
         return self.peer / self.ours if self.less_is_better else self.ours / self.peer
 
     @property
     def ok(self) -> bool:
-        """Whether the goal is reached."""
+        """Return whether the ratio reaches the goal."""
         return self.ratio >= self.goal
 
     def line(self, name: str) -> str:
-        """``bench NAME ours peer ratio goal ok|short``, fields split by blanks."""
+        """Return ``bench NAME ours peer ratio goal ok|short``, separated by spaces."""
         title = f"{name}/{self.case}" if self.case else name
         ours, peer = f"{self.ours:.4g}{self.unit}", f"{self.peer:.4g}{self.unit}"
         return f"bench {title} {ours} {peer} {self.ratio:.2f} {self.goal:g} {'ok' if self.ok else 'short'}"
 
 
 def write(name: str, measurements: list[Measurement], folder: Path = RESULTS) -> Path:
-    """Write ``NAME.json``: machine, versions, revision and every measurement."""
+    """Write ``NAME.json`` with machine, versions, revision and every measurement, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     results = [asdict(m) | {"ratio": m.ratio, "ok": m.ok} for m in measurements]
     where = {"machine": provenance.machine(), "versions": provenance.versions(), "git": provenance.git(Path.cwd())}

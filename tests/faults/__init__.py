@@ -1,1 +1,1 @@
-"""Kill the chain at random moments, run it again, and compare what it made with a run that nothing disturbed."""
+"""Kill the chain at random moments, run it again, and compare its artifacts with those of an undisturbed run."""

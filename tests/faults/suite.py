@@ -1,8 +1,8 @@
-"""The fault suite: real chains in processes of their own, SIGKILL at moments drawn by a seed, and the comparison.
+"""The fault suite: real chains in their own processes, SIGKILL at seeded random moments, and the comparison afterwards.
 
-A series begins before one stage. The stage is started and killed, several times in a row; then it is let end, and its
-artifacts are compared with those of an undisturbed run. Killed is the chain, its kernel, or both. Trees and reflections
-are also asked of a real HTTP server, which counts.
+A series starts before one stage. The stage is started and killed several times in a row. Then it runs to its end, and
+its artifacts are compared with those of an undisturbed run. A kill hits the chain, its kernel, or both. Trees and
+reflections are also requested from a real HTTP server, which counts the requests.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ PROFILE = {
     },
 }
 VICTIMS = ("chain", "kernel", "both")
-TOLERANCE = 1e-4  # of a resumed training's figures
-TIMED = {"seconds"}  # columns that no two runs agree in
+TOLERANCE = 1e-4  # absolute; for the figures of a resumed training
+TIMED = {"seconds"}  # columns that differ between any two runs
 
 
 @dataclass(frozen=True)
 class Place:
-    """A series begins here: the run's folder as it is before a stage, what the stage makes, and how long it takes."""
+    """Where a series starts: the run's folder before a stage and after it, and the seconds that the stage takes."""
 
     stage: str
     endpoint: bool
@@ -75,7 +75,7 @@ class Place:
 
 @dataclass
 class Outcome:
-    """What the suite counts, and every difference in words."""
+    """Counts of the suite, and every difference as a sentence."""
 
     kills: int = 0
     reruns: int = 0
@@ -89,7 +89,7 @@ class Outcome:
 
 
 def make_checkout(folder: Path) -> Path:
-    """A checkout whose runs are its own; notebooks and package are those of this one."""
+    """Make a checkout with its own runs; its notebooks, package and profiles are links to this one."""
     folder.mkdir(parents=True)
     for name in ("notebooks", "medrefl_utils", "params"):
         (folder / name).symlink_to(ROOT / name)
@@ -98,57 +98,58 @@ def make_checkout(folder: Path) -> Path:
 
 
 def command(run: str, stage: str, server: Server | None) -> list[str]:
-    """One stage of the chain, as a user would type it."""
+    """Return the command line that runs one stage, as a user would type it."""
     words = [sys.executable, "-m", "medrefl_utils", "run", "faults.yaml", "--only", stage, "--set", f"shared.run={run}"]
     if server is not None:
-        told = {"endpoint": server.url, "endpoint_model": "m", "concurrency": 2}
-        words += [word for key, value in told.items() if key != "concurrency" or stage == ASKING[0]
+        settings = {"endpoint": server.url, "endpoint_model": "m", "concurrency": 2}
+        words += [word for key, value in settings.items() if key != "concurrency" or stage == ASKING[0]
                   for word in ("--set", f"{stage}.{key}={value}")]  # fmt: skip
     return words
 
 
 def start(checkout: Path, words: Sequence[str]) -> subprocess.Popen:
-    """In a session of its own, with one thread: two series share the machine."""
+    """Start a command in its own session with one thread, because two series share the machine."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    log = open(checkout / "log.txt", "ab")  # noqa: SIM115 (the process holds it)
+    log = open(checkout / "log.txt", "ab")  # noqa: SIM115 (the process keeps it open)
     return subprocess.Popen(
         words, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's child would ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the child of a background job ignores SIGINT
     )  # fmt: skip
 
 
 def prepare(checkout: Path, upto: str = STAGES[-1]) -> list[Place]:
-    """Run everything once, undisturbed, and keep the run's folder before and after each stage ``upto`` one."""
+    """Run every stage up to ``upto`` once, undisturbed, and copy the run's folder before and after each."""
     places = []
     with serving() as server:
         for endpoint in (False, True):
             run = checkout / "runs" / f"reference-{'endpoint' if endpoint else 'local'}"
             run.mkdir(parents=True)
             for stage in ASKING if endpoint else STAGES[: STAGES.index(upto) + 1]:
-                if endpoint and stage == ASKING[1]:  # of the local run's trees: made-up words give no pairs
+                # Pairs are made from the local run's trees: the server's invented words give none.
+                if endpoint and stage == ASKING[1]:
                     shutil.rmtree(run)
                     shutil.copytree(next(place.before for place in places if place.stage == stage), run)
                 before, after = (checkout / when / f"{stage}-{endpoint}" for when in ("before", "after"))
                 shutil.copytree(run, before)
-                begun = time.monotonic()
+                started = time.monotonic()
                 if start(checkout, command(run.name, stage, server if endpoint else None)).wait(300):
                     raise RuntimeError(f"{stage} fails undisturbed:\n{(checkout / 'log.txt').read_text()[-3000:]}")
-                places.append(Place(stage, endpoint, before, after, time.monotonic() - begun))
+                places.append(Place(stage, endpoint, before, after, time.monotonic() - started))
                 shutil.copytree(run, after)
     return places
 
 
 def kernels_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """The kernels that a chain has started."""
+    """Return the kernels that a chain has started."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # a zombie, too
+        with suppress(psutil.NoSuchProcess):  # also raised for a zombie
             found += [child] if "ipykernel_launcher" in " ".join(child.cmdline()) else []
     return found
 
 
 def kill(process: subprocess.Popen, victim: str) -> bool:
-    """SIGKILL; False where there was nothing left to kill."""
+    """Send SIGKILL to the victim; return False if the chain had ended already."""
     with suppress(psutil.NoSuchProcess):
         chain, kernels = psutil.Process(process.pid), kernels_of(process)
         if process.poll() is not None:
@@ -163,7 +164,7 @@ def kill(process: subprocess.Popen, victim: str) -> bool:
 
 
 class Series:
-    """One place, disturbed again and again; ``outcome`` is what was counted."""
+    """One place that is killed again and again; ``outcome`` holds the counts."""
 
     def __init__(self, checkout: Path, place: Place, name: str, server: Server) -> None:
         self.checkout, self.place, self.server = checkout, place, server
@@ -173,29 +174,29 @@ class Series:
         self.begin()
 
     def begin(self) -> None:
-        """Put the run's folder back to where it was before the stage."""
+        """Restore the run's folder to its state before the stage."""
         shutil.rmtree(self.run, ignore_errors=True)
         shutil.copytree(self.place.before, self.run)
         self.received, self.shards, self.asked = set(), {}, len(self.server.requests)
 
     def disturb(self, seconds: float, victim: str) -> bool:
-        """Run the stage, and kill it after so many seconds; False where it had ended by then."""
+        """Run the stage and kill it after ``seconds``; return False if it had ended by then."""
         process = start(self.checkout, self.words)
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
         killed = kill(process, victim)
-        time.sleep(0.2 * self.place.endpoint)  # what the server was answering
+        time.sleep(0.2 * self.place.endpoint)  # let the server finish its current answer
         self._count()
         self.outcome.kills += killed
         return killed
 
     def finish(self) -> None:
-        """Run the stage to its end, and compare."""
+        """Run the stage to its end, and compare its artifacts."""
         status = start(self.checkout, self.words).wait(300)
         self.outcome.reruns += 1
         if status:
-            told = (self.checkout / "log.txt").read_text()[-500:]
-            self.outcome.differences.append(f"{self.place.stage} fails: {told}")
+            log = (self.checkout / "log.txt").read_text()[-500:]
+            self.outcome.differences.append(f"{self.place.stage} fails: {log}")
             return
         self._count()
         keys = Counter(line["key"] for line in _log_lines(self.run))
@@ -204,7 +205,7 @@ class Series:
             self.outcome += difference
 
     def _count(self) -> None:
-        """What was asked again although its reply was there, and shards that were grown again."""
+        """Count requests that were repeated although their reply was on disk, and shards that were grown again."""
         known = {json.dumps(body) for n, body in enumerate(self.server.requests) if f"reply-{n}" in self.received}
         self.outcome.repeated += sum(json.dumps(body) in known for body in self.server.requests[self.asked :])
         now = {path: path.stat().st_mtime_ns for path in (self.run / "shards").rglob("*.parquet")}
@@ -214,11 +215,11 @@ class Series:
 
 
 def one_series(checkout: Path, place: Place, name: str, kills: int, rng: random.Random) -> Outcome:
-    """So many kills in a row, then the end. Where a stage ends before it is killed, the series begins anew."""
-    with serving() as server:  # of its own: another series' requests would be counted
+    """Kill ``kills`` times in a row, then finish. If the stage ends before it is killed, start the series again."""
+    with serving() as server:  # one server per series: it counts the requests of this series only
         one = Series(checkout, place, name, server)
         while one.outcome.kills < kills:
-            # Two series share the machine, so that a stage takes longer than it did alone.
+            # Up to 1.4 times: two series share the machine, so a stage takes longer than it did alone.
             if not one.disturb(rng.uniform(0.05, 1.4) * place.seconds, rng.choice(VICTIMS)):
                 one.finish()
                 one.begin()
@@ -230,7 +231,7 @@ def one_series(checkout: Path, place: Place, name: str, kills: int, rng: random.
 def run_suite(
     checkout: Path, places: Sequence[Place], *, kills: int, seed: int, in_a_row: int = 4, jobs: int = 2
 ) -> Iterator[tuple[Place, Outcome]]:
-    """Series of up to ``in_a_row`` kills until there are so many, over all places in turn; each one's outcome."""
+    """Run series of up to ``in_a_row`` kills over all places in turn, ``kills`` in all; yield place and outcome."""
     rng, wanted = random.Random(seed), []
     while (left := kills - sum(n for _, n in wanted)) > 0:
         wanted.append((places[len(wanted) % len(places)], min(left, rng.randint(1, in_a_row))))
@@ -244,7 +245,7 @@ def run_suite(
 
 
 def compare(reference: Path, run: Path, stage: str) -> Iterator[Outcome]:
-    """Each artifact of a stage that differs from the undisturbed run's."""
+    """Yield an outcome for each artifact of a stage that differs from the undisturbed run's."""
     outputs = json.loads((reference / "manifest.json").read_text())["stages"][stage]["outputs"]
     found = json.loads((run / "manifest.json").read_text())["stages"][stage].get("outputs", {})
     if outputs.keys() != found.keys():

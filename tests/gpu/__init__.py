@@ -1,1 +1,1 @@
-"""Measurements that need a CUDA card: not tests, and not run by CI. ``python -m tests.gpu.bench_rollout``."""
+"""Measurements that need a CUDA card. CI does not run them. Example: ``python -m tests.gpu.bench_rollout``."""

@@ -1,10 +1,11 @@
-"""The rollout loop on one CUDA card: an 8B architecture with random weights, in bf16 and NF4, beside ``generate``.
+"""Measure tree rollout on one CUDA card: an 8B architecture with random weights, bf16 and NF4, beside ``generate``.
 
     python -m tests.gpu.bench_rollout [--questions 64] [--layers 32] [--rows 256] [--seconds 60]
 
-Prints, for each precision, tokens a second of the loop and of ``model.generate`` in left-padded batches of 64 on
-the same prefixes, and the share of the card's memory bandwidth that decoding reaches: weights and caches that a step
-has to read, over its time, over what copying a large tensor reaches on the same card. Figures: not yet measured.
+Per precision it prints the tokens per second of our rollout and of ``model.generate``, which continues the same
+prefixes in left-padded batches of 64. It also prints the share of the memory bandwidth that decoding reaches: the bytes
+of weights and caches that decoding must read per second, divided by the bandwidth of copying a large tensor on the same
+card. No figure has been measured yet.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.benchmarks import bench_rollout as cpu
 
 
 def model_folder(folder: Path, layers: int) -> str:
-    """An 8B Llama (at 32 layers) with random weights in bf16, made on the card."""
+    """Save an 8B Llama (with 32 layers) with random bf16 weights, made on the card, and return its folder."""
     before, device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(torch.bfloat16)
     torch.set_default_device("cuda")
@@ -39,7 +40,7 @@ def model_folder(folder: Path, layers: int) -> str:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second that copying 4 GiB reads and writes."""
+    """Return the bytes per second that a copy of 4 GiB reads and writes."""
     source = torch.empty(2**30, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     target.copy_(source)
@@ -52,7 +53,7 @@ def copy_bandwidth() -> float:
 
 
 def decoding_bandwidth(generator: LocalGenerator, rows: int, steps: int = 64) -> float:
-    """Bytes a second that decoding must read: all weights once a step, and each row's cache (256-token trunks)."""
+    """Return the bytes per second that decoding must read: all weights and every row's cache, once per step."""
     exam = cpu.long_questions(generator, max(1, rows // 9))
     ids = [tuple(generator.prompt_ids(cpu.prompts.exam(question))) for question in exam]
     batch = generator._read(ids)
@@ -74,7 +75,7 @@ def decoding_bandwidth(generator: LocalGenerator, rows: int, steps: int = 64) ->
 
 
 def rates(generator: LocalGenerator, n: int, seconds: float) -> tuple[float, float]:
-    """Tokens a second of the loop, and of ``generate`` on a sample of the same prefixes."""
+    """Return the tokens per second of our rollout, and of ``generate`` on a sample of the same prefixes."""
     sampling = Sampling(1.0, 1.0, 48)
     recorder = cpu.Recorder(generator, [])
     cpu.grow_tree(cpu.long_questions(generator, n), recorder, sampling)
@@ -85,17 +86,17 @@ def rates(generator: LocalGenerator, n: int, seconds: float) -> tuple[float, flo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; 1 where there is no card."""
+    """Print the table and return 0, or 1 without a CUDA card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=32, help="32 are 8B parameters")
-    parser.add_argument("--rows", type=int, default=256, help="continuations decoded together")
-    parser.add_argument("--seconds", type=float, default=60.0, help="at least so long is generate measured")
+    parser.add_argument("--layers", type=int, default=32, help="layers of the model; 32 make 8B parameters")
+    parser.add_argument("--rows", type=int, default=256, help="continuations that are decoded together")
+    parser.add_argument("--seconds", type=float, default=60.0, help="shortest time for which generate is measured")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("no CUDA card here: nothing is measured", file=sys.stderr)
         return 1
-    table = Table("weights", "loop, tokens/s", "generate, tokens/s", "ratio", "share of bandwidth")
+    table = Table("weights", "rollout, tokens/s", "generate, tokens/s", "ratio", "share of bandwidth")
     table.title = torch.cuda.get_device_name()
     with tempfile.TemporaryDirectory() as folder:
         model = model_folder(Path(folder), given.layers)

@@ -1,10 +1,11 @@
-"""DPO on one CUDA card: an 8B architecture with random weights in NF4, trained by ``train_dpo`` as a user does.
+"""Measure DPO on one CUDA card: ``train_dpo`` on an 8B architecture with random weights in NF4.
 
     python -m tests.gpu.bench_training [--caps 15 22 39] [--layers 32]
 
-The card's memory is capped by ``set_per_process_memory_fraction``. For each cap: the longest ``max_length`` at which a
-training of pairs that fill it comes to its end (a pair a forward pass, checkpointing, LoRA of rank 64), its tokens a
-second, its peak, and what ``medrefl plan`` predicts for these pairs, to be within 15%. Figures: not yet measured.
+``set_per_process_memory_fraction`` caps the memory of the card. Per cap it finds the longest ``max_length`` at which
+training finishes on pairs of that length (one pair per forward pass, checkpointing, LoRA of rank 64). It prints tokens
+per second, peak memory, and the prediction of ``medrefl plan``, which should be within 15%. No figure has been measured
+yet.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ ECONOMY = EfficiencySettings(gradient_checkpointing=True, optimizer="paged_adamw
 
 @dataclass(frozen=True)
 class Trial:
-    """A training that came to its end: tokens a second after its first step, and the peak in GiB."""
+    """A finished training: tokens per second after its first step, and peak memory in GiB."""
 
     rate: float
     peak: float
 
 
 def make_pairs(length: int, words: int) -> pd.DataFrame:
-    """Pairs of random words, a token each: a prompt of PROMPT tokens, and two sides that fill ``length`` with it."""
+    """Make PAIRS pairs of random words (one token each): prompt and either side have ``length`` tokens together."""
     rng = np.random.default_rng(0)
 
     def message(role: str, tokens: int) -> list[dict[str, str]]:
-        # Odd words: an even one may stand for the end of a line.
+        # Odd word numbers only: an even one may end a line.
         return [{"role": role, "content": " ".join(f"w{2 * i + 1}" for i in rng.integers(2, words // 2 - 1, tokens))}]
 
-    side = length - PROMPT - 1  # which the end of the turn closes
+    side = length - PROMPT - 1  # one token ends the turn
     return pd.DataFrame(
         {"pair_id": str(i), "question_id": str(i), "kind": "bench", "prompt": message("user", PROMPT)}
         | {name: message("assistant", side) for name in ("chosen", "rejected")}
@@ -60,7 +61,7 @@ def make_pairs(length: int, words: int) -> pd.DataFrame:
 
 
 def lengths(length: int) -> pd.DataFrame:
-    """Of one of these pairs, as ``memory.predict`` takes them."""
+    """Return the token counts of one of these pairs, as ``models.predict_training`` takes them."""
     side = length - PROMPT - 1
     return pd.DataFrame({"prompt_tokens": [PROMPT], "chosen_tokens": [side], "rejected_tokens": [side]})
 
@@ -68,7 +69,7 @@ def lengths(length: int) -> pd.DataFrame:
 def trained(
     model: str, length: int, words: int, dpo: DpoSettings = DPO, economy: EfficiencySettings = ECONOMY
 ) -> Trial | None:
-    """Train on pairs of this length; None where memory ran out."""
+    """Train on pairs of this length; return None if memory ran out."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -90,7 +91,7 @@ def trained(
 
 
 def longest(trial: Callable[[int], Trial | None], guess: int) -> tuple[int, Trial] | None:
-    """The longest multiple of STEP that trains, beginning at a guess; None where 3 steps do not."""
+    """Find the longest multiple of STEP that trains, starting at a guess; None if 3 * STEP does not train."""
     low, best, high, at = 0, None, None, max(3, guess // STEP)
     while high is None or high - low > 1:
         if (found := trial(at * STEP)) is not None:
@@ -109,10 +110,17 @@ def longest(trial: Callable[[int], Trial | None], guess: int) -> tuple[int, Tria
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; 1 where there is no card or a prediction is off by more than 15%."""
+    """Print the table; return 1 without a CUDA card, or if a prediction is off by more than 15%."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--caps", type=float, nargs="+", default=[15.0, 22.0, 39.0], metavar="GIB")
-    parser.add_argument("--layers", type=int, default=32, help="32 are 8B parameters")
+    parser.add_argument(
+        "--caps",
+        type=float,
+        nargs="+",
+        default=[15.0, 22.0, 39.0],
+        metavar="GIB",
+        help="caps on the memory of the card",
+    )
+    parser.add_argument("--layers", type=int, default=32, help="layers of the model; 32 make 8B parameters")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("no CUDA card here: nothing is measured", file=sys.stderr)
@@ -132,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             length, trial = found
             predicted = predict_training(shape, lengths(length), settings=settings | {"max_length": length}).gib
-            # The cap is on what torch holds; the prediction counts the context, too.
+            # The cap counts torch's memory only; the prediction also counts the CUDA context.
             off.append(predicted / trial.peak - 1)
             table.add_row(
                 f"{gib:g}", str(length), f"{trial.rate:.0f}", f"{trial.peak:.1f}", f"{predicted:.1f}", f"{off[-1]:+.0%}"
