@@ -218,21 +218,23 @@ CASES: list[Case] = [
         "python-object",
         "shared: !!python/object/apply:os.system ['touch hacked']\n",
         (
-            "is not YAML we can use: the tag 'tag:yaml.org,2002:python/object/apply:os.system' has "
-            "no place here (line 1)"
+            "is not YAML we can use: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is "
+            "not allowed here (line 1)"
         ),
     ),
     profile(
-        "own-tag", "shared: {seed: !secret 1}\n", "is not YAML we can use: the tag '!secret' has no place here (line 1)"
+        "own-tag",
+        "shared: {seed: !secret 1}\n",
+        "is not YAML we can use: the tag '!secret' is not allowed here (line 1)",
     ),
     profile("bomb", BOMB, "is not YAML we can use: more than 10,000 values (line 4)"),
-    profile("circle", "shared: &a\n  b: *a\n", "is not YAML we can use: an alias stands for itself (line 1)"),
+    profile("circle", "shared: &a\n  b: *a\n", "is not YAML we can use: an alias contains itself (line 1)"),
     profile("deep", "shared: " + "[" * 50_000, "is not YAML we can use: nested too deeply"),
     profile("huge", b"#" * 100_001, "100,001 bytes, expected a profile of at most 100,000"),
     profile(
         "repeated-key",
         "shared:\n  seed: 1\n  seed: 2\n",
-        "is not YAML we can use: the key 'seed' stands twice (line 2)",
+        "is not YAML we can use: the key 'seed' appears twice (line 2)",
     ),
     profile(
         "unknown-section",
