@@ -303,7 +303,8 @@ CASES: list[Case] = [
     ),
     override(
         "03_pair_construction.endpoint=http://localhost:8000/v1",
-        "03_pair_construction: endpoint is http://localhost:8000/v1, but endpoint_model names no model there",
+        "03_pair_construction: endpoint is http://localhost:8000/v1, but endpoint_model is empty: give the model's "
+        "name there",
     ),
     override("shared.questions=none.jsonl", "--set shared.questions: no such file or folder: none.jsonl"),
     override(
@@ -327,7 +328,10 @@ CASES: list[Case] = [
     value("01_tree_rollout.n_questions=0", "found 0, expected at least 1"),
     value("01_tree_rollout.max_rows=-1", "found -1, expected at least 0"),
     value("01_tree_rollout.engine=llama", "found 'llama', expected one of local, vllm"),
-    value("01_tree_rollout.endpoint=localhost:8000", "found 'localhost:8000', expected http(s)://host/v1, or nothing"),
+    value(
+        "01_tree_rollout.endpoint=localhost:8000",
+        "found 'localhost:8000', expected http(s)://host/v1, or an empty text",
+    ),
     value(
         "03_pair_construction.kinds=[]",
         "found [], expected some of reasoning, reflection_mid, reflection_post, random_cot",
@@ -732,7 +736,7 @@ CASES: list[Case] = [
         "run-is-a-file",
         lambda root: (root / "runs/f").write_text("\n"),
         ["run", PROFILE, "--set", "shared.run=f"],
-        "{root}/runs/f: is a file, expected the run's folder, or none",
+        "{root}/runs/f: is a file, expected a folder for the run",
     ),
     (
         "manifest-not-json",
@@ -827,9 +831,9 @@ def test_the_pickle_would_tell_if_it_were_read(tmp_path, monkeypatch) -> None:
 
 
 def test_a_disk_without_room_is_refused_with_the_numbers(root, monkeypatch) -> None:
-    monkeypatch.setattr(preflight, "LEAST_FREE", 10**18)
+    monkeypatch.setattr(preflight, "MIN_FREE_BYTES", 10**18)
     line = refused(root, ["run", PROFILE], monkeypatch)
-    assert re.fullmatch(r"error: \{root\}/runs/t: [\d,]+ MB are free there, expected at least 1,000,000,000,000", line)
+    assert re.fullmatch(r"error: \{root\}/runs/t: its disk has [\d,]+ MB free, expected 1,000,000,000,000 MB", line)
 
 
 def test_a_place_that_cannot_be_written_is_refused(root, monkeypatch) -> None:
