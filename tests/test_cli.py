@@ -233,7 +233,7 @@ def test_a_profile_names_the_stages_that_run(finished: Path) -> None:
     done = medrefl(finished, "run", "params/pairs.yaml")
     assert done.returncode == 2
     assert (
-        "'stages' names '03_pair_constructions', which is no notebook (did you mean '03_pair_construction'?)"
+        "'stages' names '03_pair_constructions', which is not a notebook (did you mean '03_pair_construction'?)"
         in done.stderr
     )
     (finished / "params/pairs.yaml").write_text("stages: 03\nshared:\n  run: p\n")

@@ -81,10 +81,9 @@ def run(
 ) -> None:
     """Run the notebooks of a profile in order and write everything to runs/NAME.
 
-    A stage is skipped if its code, parameters and inputs are unchanged. After an interruption, the same command resumes
-    the run.
+    Unchanged stages are skipped. After an interruption, repeat the command to resume.
 
-    Example: medrefl run params/smoke.yaml --set shared.seed=1 --set shared.run=seed1
+    Example: medrefl run params/smoke.yaml --set shared.seed=1
     """
     from medrefl_utils.runs.preflight import check_inputs
 
