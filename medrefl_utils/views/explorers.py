@@ -366,7 +366,9 @@ class ResponseBrowser(_WithTwin):
         table = self._of_protocol()
         table = table[table["change"] == self.change.value]
         if table.empty:
-            self.pane.html = static_html.piece("message", f"No response changed {self.change.value}.")
+            self.pane.html = static_html.piece(
+                "message", f"No response changed from {self.change.value.replace(' → ', ' to ')}."
+            )
         self.chooser.offer(self._entry(row) for row in table.itertuples())
 
     def _entry(self, row: Any) -> tuple[str, str, str]:
