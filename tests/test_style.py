@@ -127,4 +127,5 @@ class TestNotebook:
         sources = "\n".join(cell.source for cell in code(notebook))
         assert notebook_parameters(notebook)["run"].default == "runs/interactive"
         assert re.search(rf"core\.record_stage\(\s*files,\s*\"{stage.name}\"", code(notebook)[-1].source)
-        assert (f'runs.make_missing_inputs("{stage.name}", run)' in sources) == bool(stage.reads)
+        # Stage 01 reads nothing; it may call it all the same, for the run's date.
+        assert f'runs.make_missing_inputs("{stage.name}", run)' in sources or not stage.reads

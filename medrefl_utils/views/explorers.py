@@ -122,15 +122,15 @@ class Pane(anywidget.AnyWidget):
         self.observe(picked, "picked")
 
 
-class _WithTwin(widgets.VBox):
+class _WithStaticHtml(widgets.VBox):
     """A box of widgets with static HTML of the same content, shown when a saved notebook is opened without a kernel."""
 
-    def __init__(self, children: Sequence[widgets.Widget], twin: Callable[[], str]) -> None:
+    def __init__(self, children: Sequence[widgets.Widget], static: Callable[[], str]) -> None:
         super().__init__(children)
-        self._twin = twin
+        self._static = static
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        return super()._repr_mimebundle_(**options) | {"text/html": str(self._twin())}
+        return super()._repr_mimebundle_(**options) | {"text/html": str(self._static())}
 
 
 class Chooser(widgets.VBox):
@@ -222,7 +222,7 @@ class TreePane(widgets.HBox):
             self.pick(int(key))
 
 
-class TreeExplorer(_WithTwin):
+class TreeExplorer(_WithStaticHtml):
     """A widget to choose a run and a question, and see its tree, steps, paths, corrections and pairs."""
 
     def __init__(self, run: RunFiles, tables: Tables, start: int = 0) -> None:
@@ -272,7 +272,7 @@ class TreeExplorer(_WithTwin):
         self.pane.mark(view["nodes"])
 
 
-class PairBrowser(_WithTwin):
+class PairBrowser(_WithStaticHtml):
     """A widget with the pairs, filtered by kind, margin and length: both sides, and both paths in the tree."""
 
     def __init__(self, tables: Tables, first: str = "") -> None:
@@ -332,7 +332,7 @@ class PairBrowser(_WithTwin):
         self.pane.mark(view["nodes"])
 
 
-class ResponseBrowser(_WithTwin):
+class ResponseBrowser(_WithStaticHtml):
     """A widget with the responses of base and adapter to the same questions, by change and by protocol."""
 
     def __init__(self, responses: pd.DataFrame) -> None:
