@@ -221,7 +221,11 @@ def test_a_profile_that_is_not_there_brings_a_similar_one(name: str, monkeypatch
         ("shared.run=a/b", "--set shared.run: found 'a/b', expected the run's name"),
         ("shared.seed=010", "--set shared.seed: 010 is 8 in YAML (octal): write 10 or 8 for a number"),
         ("1.n=1:30", "--set 1.n: 1:30 is 90 in YAML (base 60): write 90 for a number"),
-        ("01.data=off", "--set 01.data (for 01_count): found False (bool), expected str: YAML reads off on line 1"),
+        (
+            "01.data=off",
+            "--set 01.data (for 01_count): found False (bool), expected str: YAML reads off as False, "
+            "so write \"'off'\" in two pairs of quotes",
+        ),
         ("0.n=1", "--set 0.n: '0' can mean 01_count or 02_double or 03_tell"),
         ("cuont.n=1", "--set cuont.n: 'cuont' is not a section (did you mean '01_count'?)"),
     ],

@@ -115,7 +115,7 @@ def load_profile(
         section, key, document = _override(text, known)
         sections.setdefault(section, {})[key] = document.value
         origin[section, key] = f"--set {text.partition('=')[0].strip()}"
-        sources[section, key] = document.sources.get((), [])
+        sources[section, key] = [Source(source.text, 0) for source in document.sources.get((), [])]
 
     stages = _stages(path, sections.pop("stages", []), known)
     for section in sections:
@@ -338,7 +338,10 @@ def _quotes_hint(value: Any, sources: Sequence[Source]) -> str:
     if not wrong or len(sources) != len(values):
         return ""
     source = next(s for s, v in zip(sources, values, strict=True) if v is wrong[0])
-    return f": YAML reads {source.text} on line {source.line} as {wrong[0]}, so write '{source.text}' in quotes"
+    reads = f": YAML reads {source.text}{f' on line {source.line}' if source.line else ''} as {wrong[0]}, so write"
+    quoted = f"'{source.text}'"
+    # A shell removes one pair of quotes.
+    return f"{reads} {quoted} in quotes" if source.line else f'{reads} "{quoted}" in two pairs of quotes'
 
 
 def _number(value: Any) -> Any:
