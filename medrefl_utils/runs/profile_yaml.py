@@ -34,7 +34,7 @@ class AmbiguousNumber(YamlProblem):
 
 @dataclass(frozen=True)
 class Source:
-    """A value without quotes as it is written, such as ``off`` for False; ``line`` from 1, or 0 for the command line."""
+    """A value without quotes as it is written, such as ``off`` for False. ``line``: from 1; 0 for the command line."""
 
     text: str
     line: int
