@@ -1,4 +1,4 @@
-"""``python -m medrefl_utils`` is the command ``medrefl``."""
+"""Run the command ``medrefl`` as ``python -m medrefl_utils``."""
 
 from medrefl_utils.runs.cli import main
 

@@ -251,7 +251,7 @@ def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> Non
     nothing_ran(page)
 
     page.keyboard.press("Home")
-    expect(detail).to_contain_text("Best right path: S = ")
+    expect(detail).to_contain_text("Best correct path: S = ")
     page.keyboard.press("ArrowRight")
     expect(detail.locator("h4").first).to_contain_text("Step 1, depth 1")
     page.keyboard.press("ArrowRight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from tests import toy
 
 SHARED = {"run": "t", "seed": 5}
 ALL = ["01_count", "02_double", "03_tell"]
+EXPECTED = f"expected a number or a part of the name of one of {', '.join(ALL)}"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -219,7 +221,8 @@ def test_a_changed_stage_runs_with_all_below(finished: Path) -> None:
 
 
 def test_force_from_and_only(finished: Path) -> None:
-    assert toy.run(finished, only="02", force=True)[0] == ["02_double"]
+    for name in ("02", "2", "double", "02_double"):
+        assert toy.run(finished, only=name, force=True)[0] == ["02_double"]
     assert toy.run(finished, start="02_double", force=True)[0] == ["02_double", "03_tell"]
     assert toy.run(finished, start="02_double")[0] == []
     assert why(finished, force=True) == dict.fromkeys(ALL, "forced")
@@ -241,9 +244,11 @@ def test_only_needs_its_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"only": "02_duble"}, f"--only 02_duble: no such stage (did you mean '02_double'?): {', '.join(ALL)}"),
-        ({"start": "0"}, f"--from 0: no such stage: {', '.join(ALL)}"),
-        ({"start": "01", "only": "02"}, "--from and --only cannot stand together"),
+        ({"only": "02_duble"}, f"--only 02_duble: no such stage (did you mean '02_double'?): {EXPECTED}"),
+        ({"start": "9"}, f"--from 9: no such stage: {EXPECTED}"),
+        ({"start": "0"}, "--from 0: can mean 01_count or 02_double or 03_tell: give more of the name"),
+        ({"only": "train"}, f"--only train: no such stage: {EXPECTED}"),
+        ({"start": "01", "only": "02"}, "--from and --only exclude each other: give one of them"),
     ],
 )  # fmt: skip
 def test_wrong_stage_names(finished: Path, options: dict[str, str], message: str) -> None:
@@ -296,7 +301,7 @@ def test_upstream_makes_what_is_missing_when_a_notebook_is_opened_alone(tmp_path
     )
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True, capture_output=True, timeout=120)
     text = (root / "out.ipynb").read_text()
-    assert "runs/interactive has no questions.parquet yet: running 01_count with their defaults" in text
+    assert "runs/interactive has no questions.parquet yet: running 01_count with default parameters" in text
     assert (root / "runs/interactive/values.parquet").read_text() == "0\n1\n20\n1\n2"
     stages = json.loads((root / "runs/interactive/manifest.json").read_text())["stages"]
     assert "key" in stages["01_count"] and "key" not in stages["02_double"]
@@ -305,6 +310,55 @@ def test_upstream_makes_what_is_missing_when_a_notebook_is_opened_alone(tmp_path
 def test_upstream_returns_at_once_when_all_is_there(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chain.make_missing_inputs("03_tell", "runs/t", root=finished, stages=toy.STAGES, package=finished / "toy")
     assert capsys.readouterr().out == ""
+
+
+def test_a_run_keeps_the_date_of_its_first_start_in_every_kernel(tmp_path: Path) -> None:
+    """A run that is resumed after midnight writes the same prompts."""
+    write = "import os\nPath('dates').open('a').write(os.environ['MEDREFL_RUN_DATE'] + '\\n')"
+    root = toy.checkout(tmp_path, {name: [*toy.BODIES[name], write] for name in ("01_count", "02_double")})
+    before = datetime.date.today()
+    toy.run(root, only="1")
+    first = manifest(root)["date"]
+    assert before.isoformat() <= first <= datetime.date.today().isoformat()
+    stored = manifest(root) | {"date": "2024-02-29"}
+    (root / "runs/t/manifest.json").write_text(json.dumps(stored))
+    toy.run(root, "01_count.n=7")
+    assert (root / "dates").read_text().split() == [first, "2024-02-29", "2024-02-29"]
+    assert manifest(root)["date"] == "2024-02-29"
+    assert toy.run(root, "01_count.n=7")[0] == []
+
+
+def test_a_notebook_opened_by_hand_has_the_runs_date_too(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDREFL_RUN_DATE", "1999-01-01")  # of another run, opened in the same kernel
+    path = finished / "runs/t/manifest.json"
+    path.write_text(json.dumps(manifest(finished) | {"date": "2024-02-29"}))
+    chain.make_missing_inputs("03_tell", "runs/t", root=finished, stages=toy.STAGES, package=finished / "toy")
+    assert os.environ["MEDREFL_RUN_DATE"] == "2024-02-29"
+    # A run of an earlier version has no date: it gets today's.
+    old = {name: value for name, value in manifest(finished).items() if name != "date"}
+    path.write_text(json.dumps(old))
+    chain.make_missing_inputs("03_tell", "runs/t", root=finished, stages=toy.STAGES, package=finished / "toy")
+    assert os.environ["MEDREFL_RUN_DATE"] == manifest(finished)["date"] != "2024-02-29"
+    assert {name: value for name, value in manifest(finished).items() if name != "date"} == old
+
+
+def test_what_upstream_makes_has_the_date_of_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDREFL_RUN_DATE", raising=False)
+    write = "import os\nPath('dates').open('a').write(os.environ['MEDREFL_RUN_DATE'] + '\\n')"
+    root = toy.checkout(tmp_path, {"01_count": [*toy.BODIES["01_count"], write]})
+    chain.make_missing_inputs("02_double", "runs/new", root=root, stages=toy.STAGES, package=root / "toy")
+    recorded = json.loads((root / "runs/new/manifest.json").read_text())["date"]
+    assert (root / "dates").read_text().split() == [recorded] == [os.environ["MEDREFL_RUN_DATE"]]
+
+
+def test_a_checkout_whose_path_has_braces_and_spaces(tmp_path: Path) -> None:
+    """papermill fills in {name} in its paths, with the notebook's own parameters."""
+    root = toy.checkout(tmp_path / "a{b}c d{seed}{" / "{}")
+    executed, printed = toy.run(root)
+    assert executed == ALL and "report: " in printed
+    assert (root / "runs/t/values.parquet").read_text() == "0\n1\n2\n30\n1\n2\n3"
+    assert (root / "runs/t/notebooks/01_count.ipynb").exists()
+    assert toy.run(root)[0] == []
 
 
 def test_upstream_never_starts_a_chain_inside_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from medrefl_utils import __version__
 from medrefl_utils.runs import DEFAULT_STAGES, STAGES
+from medrefl_utils.runs.cli import app
 from tests import toy
 
 COMMAND = [sys.executable, "-m", "medrefl_utils"]
@@ -123,8 +125,12 @@ def test_it_runs_from_a_folder_below_the_root(finished: Path) -> None:
     ("words", "message"),
     [
         (["params/none.yaml"], "error: params/none.yaml: cannot be read: No such file or directory"),
+        (["tiny"], "error: tiny: cannot be read: No such file or directory (did you mean params/tiny.yaml?)"),
         (["params/tiny.yaml", "--set", "shared.sed=1"], "error: --set shared.sed: no notebook has the parameter"),
+        (["params/tiny.yaml", "--set", "4.sed=1"], "error: --set 4.sed: unknown key 'sed' (did you mean 'seed'?)"),
+        (["params/tiny.yaml", "--set", "shared.seed=010"], "error: --set shared.seed: 010 is 8 in YAML (octal): write"),
         (["params/tiny.yaml", "--only", "07"], "error: --only 07: no such stage"),
+        (["params/tiny.yaml", "--only", "train"], "error: --only train: no such stage: expected a number or a part"),
         (["params/tiny.yaml", "--from", "02", "--set", "shared.run=new"], "error: 02_step_valuation reads runs/new/"),
     ],
 )  # fmt: skip
@@ -173,7 +179,7 @@ def test_ctrl_c_exits_with_130_and_a_line(finished: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "stopped by Ctrl-C: the same command takes the chain up again"
+    assert errors.splitlines()[-1] == "stopped by Ctrl-C: the same command resumes the run"
     assert "Traceback" not in errors
 
 
@@ -189,6 +195,21 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert medrefl(tmp_path, "--version").stdout == f"medrefl {__version__}\n"
     text = medrefl(tmp_path, "run", "--help").stdout
     assert all(option in text for option in ("--set", "--from", "--only", "--force", "--dry-run"))
+
+
+def test_every_command_has_an_example_and_every_option_a_help_text() -> None:
+    for name, command in typer.main.get_command(app).commands.items():
+        if name in ("lint", "score"):
+            continue
+        assert re.search(rf"\b(medrefl|medrefl_utils) {name} ", command.help), name
+        assert all(len(parameter.help or "") > 20 for parameter in command.params), name
+
+
+def test_a_run_that_succeeds_writes_nothing_to_stderr(
+    _finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    # A kernel that is interrupted as it is shut down says "KeyboardInterrupt caught in kernel" there.
+    assert _finished[1].stderr == ""
 
 
 def test_starting_costs_no_model_import(tmp_path: Path) -> None:
@@ -212,7 +233,7 @@ def test_a_profile_names_the_stages_that_run(finished: Path) -> None:
     done = medrefl(finished, "run", "params/pairs.yaml")
     assert done.returncode == 2
     assert (
-        "'stages' names '03_pair_constructions', which is no notebook (did you mean '03_pair_construction'?)"
+        "'stages' names '03_pair_constructions', which is not a notebook (did you mean '03_pair_construction'?)"
         in done.stderr
     )
     (finished / "params/pairs.yaml").write_text("stages: 03\nshared:\n  run: p\n")

@@ -34,7 +34,7 @@ def test_a_t4_computes_in_fp16_and_holds_an_8b_model_in_4_bit() -> None:
     checks = found(T4)
     assert checks["card"].found == "Tesla T4 (compute 7.5), 14.7 GiB"
     assert checks["computes in"].found == "float16" and "no bf16" in checks["computes in"].why
-    assert checks["fits in NF4"].found == "up to 8B to train, up to 14B to write"
+    assert checks["fits in NF4"].found == "up to 8B to train, up to 14B to generate"
     assert {check.verdict for check in checks.values()} == {"ok"}
 
 

@@ -105,8 +105,8 @@ class TestStatic:
         twin = explorers.explore_trees(run, live=False)
         assert isinstance(twin, HTML)
         page, text = shown(twin.data), words(twin.data)
-        assert text.startswith("The most mixed of 2 trees.")
-        assert "Best right path: S = +0.67 +0.33 Step 1: <script>" in text
+        assert text.startswith("Examples from 2 trees: the questions with the most even mix")
+        assert "Best correct path: S = +0.67 +0.33 Step 1: <script>" in text
         assert "Most confusing wrong path: S = −0.33" in text
         # From leaf 4 (V = -1, S = -1/3, R = -1) to leaf 3 (V = 1, S = 2/3, R = 1): 2, 1 and 2, A their mean.
         assert "✓ effective, post B ✗ A ✓ A ✓ +1.67 +2 +1 +2" in text
@@ -127,7 +127,7 @@ class TestStatic:
         assert "reasoning: 2 pairs" in text and "reflection post: 1 pair " in text
         page = shown(explorers.explore_pairs(run, live=False).data)
         assert len(page.all("span", "reflection")) == 2
-        assert text.count("Wait, it is not so: 3.") == 1 and text.count("◆ here the two part") == 2
+        assert text.count("Wait, it is not so: 3.") == 1 and text.count("◆ the two sides diverge here") == 2
         narrow = static_html.read_tables(run).pairs["pair_id"].iloc[0]  # chosen +0.67, rejected -0.33
         assert "reasoning: 2 pairs reasoning: chosen S = +0.67; rejected S = −1 " in text.replace("−1A", "−1 A")
         text = words(explorers.explore_pairs(run, first=narrow, live=False).data)
@@ -145,8 +145,8 @@ class TestStatic:
         text = words(explorers.explore_responses(run, live=False).data)
         counts = "wrong → right: 1, right → wrong: 1, right → right: 0, wrong → wrong: 0"
         assert f"clinic, sampled: 2 responses {counts}" in text
-        assert "So. ◆ here the two part ✗ base: B" in text  # what both say stands once
-        assert "clinic, greedy: 1 response " in text and "right → wrong: none." in text
+        assert "So. ◆ the two sides diverge here ✗ base: B" in text  # what both say stands once
+        assert "clinic, greedy: 1 response " in text and "right → wrong: no response." in text
         assert "✗ Med-REFL: no readable answer" in text
 
     def test_hostile_text_is_text(self, run: RunFiles) -> None:
@@ -190,12 +190,12 @@ class TestTreeExplorer:
 
     def test_a_picked_step_shows_text_value_weight_and_outcome(self, run: RunFiles) -> None:
         it = explorers.explore_trees(run, live=True)
-        assert "Best right path: S = +0.67" in words(it.pane.detail.html)
+        assert "Best correct path: S = +0.67" in words(it.pane.detail.html)
         it.pane.picture.picked = "node:3"
         text = words(it.pane.detail.html)
         assert it.pane.picture.current == "node:3" and it.pane.picture.picked == ""
-        assert text.startswith("Step 3, depth 2 A ✓ ×2 V = +1: 2 right and 0 wrong leaves. Weight 2")
-        assert "Outcome +1, stop: answer. S of its path = +0.67" in text
+        assert text.startswith("Step 3, depth 2 A ✓ ×2 V = +1: 2 correct and 0 wrong leaves below this step. Weight 2")
+        assert "Outcome +1; stop reason: answer. S of the path is +0.67" in text
         it.pane.picture.picked = "node:2"
         assert "Step 1: nothing." in words(it.pane.detail.html)
         it.pane.detail.picked = "node:0"
@@ -230,7 +230,7 @@ class TestTreeExplorer:
         write_table(run.values, value_table(other), VALUES)
         assert static_html.read_tables(run).pairs.empty
         run.pairs.unlink()
-        assert "None (stage 03 makes them)" in words(explorers.explore_trees(run, live=True).pane.detail.html)
+        assert "No pair (stage 03 makes the pairs)" in words(explorers.explore_trees(run, live=True).pane.detail.html)
 
     def test_another_run_is_chosen_and_one_that_cannot_be_read_says_why(self, run: RunFiles) -> None:
         other = RunFiles(run.root.parent / "other")
@@ -303,7 +303,7 @@ class TestPairBrowser:
     def test_a_run_without_pairs_says_so(self, run: RunFiles) -> None:
         write_table(run.pairs, pd.DataFrame(columns=PAIRS.names), PAIRS)
         assert explorers.explore_pairs(run, live=True).chooser.count.value == "0 of 0 pairs"
-        assert "The run made no pairs." in words(explorers.explore_pairs(run, live=False).data)
+        assert "The run has no pairs." in words(explorers.explore_pairs(run, live=False).data)
 
 
 def test_the_response_browser_by_change_and_protocol(run: RunFiles) -> None:
@@ -314,7 +314,7 @@ def test_the_response_browser_by_change_and_protocol(run: RunFiles) -> None:
     it.protocol.value = "greedy"
     assert it.chooser.count.value == "1 of 1 responses"
     it.change.value = "right → wrong"
-    assert words(it.pane.html) == "No response went right → wrong."
+    assert words(it.pane.html) == "No response changed from right to wrong."
     it.protocol.value = "all protocols"
     assert "✗ Med-REFL: no readable answer" in words(it.pane.html)
 

@@ -107,7 +107,7 @@ def test_ctrl_c_ends_a_stage_and_the_same_command_goes_on(begun):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         told = (begun.checkout / "log.txt").read_text().splitlines()
-        assert told[-1] == "stopped by Ctrl-C: the same command takes the chain up again"
+        assert told[-1] == "stopped by Ctrl-C: the same command resumes the run"
         assert not any(kernel.is_running() for kernel in kernels)
     assert as_undisturbed(begun)
 

@@ -14,7 +14,7 @@ from medrefl_utils.models import loading
 from medrefl_utils.models.generators import opening
 from medrefl_utils.pairs import lengths, pair_table
 from medrefl_utils.runs import STAGES, limit_of, notebook_parameters
-from medrefl_utils.runs.parameter_limits import LIMITS, OF_ONE
+from medrefl_utils.runs.parameter_limits import LIMITS, NOTEBOOK_LIMITS
 from medrefl_utils.training import dpo, health_checks
 from medrefl_utils.trees import search
 
@@ -33,7 +33,7 @@ def test_every_number_and_list_has_a_limit_that_its_default_keeps() -> None:
 
 def test_no_limit_is_of_a_parameter_that_there_is_not() -> None:
     assert LIMITS.keys() <= {name for parameters in PARAMETERS.values() for name in parameters}
-    assert all(OF_ONE[stage].keys() <= PARAMETERS[stage].keys() for stage in OF_ONE)
+    assert all(NOTEBOOK_LIMITS[stage].keys() <= PARAMETERS[stage].keys() for stage in NOTEBOOK_LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,8 @@ def test_without_a_probe_only_memory_is_told_at_once_for_any_card(root):
     assert line.startswith("04_dpo_lora_4bit, both sides filling max_length 5000: predicted peak memory ")
     assert line.endswith(" of 15 on the card")
     for words, message in [
-        (("--probe", "-1"), "error: plan: the probe is -1 questions, expected at least 0"),
-        (("--card", "0"), "error: plan: the card has 0 GiB, expected more than 0"),
+        (("--probe", "-1"), "error: plan: --probe is -1, expected at least 0"),
+        (("--card", "0"), "error: plan: --card is 0 GiB, expected more than 0"),
     ]:
         bad = medrefl(*words)
         assert bad.returncode == 2 and bad.stderr.strip() == message
@@ -175,7 +175,7 @@ def test_training_that_does_not_fit_here_is_not_tried(root, monkeypatch):
     few = [f"05_benchmark_evaluation.{name}=4" for name in ("n_questions", "self_correction_questions")]
     found = plan_run(root / "params" / "smoke.yaml", root=root, overrides=["shared.run=test_plan", *few], probe=12)
     how = {cost.stage: cost.how for cost in found.costs}
-    assert how["04_dpo_lora_4bit"] == "not measured: it does not fit here"
+    assert how["04_dpo_lora_4bit"] == "not measured: it does not fit on this machine"
     assert "of 0.5 free here, without a card: does not fit, whatever is changed" in found.memory[0]
 
 

@@ -49,7 +49,7 @@ def inside(figure: Figure) -> bool:
 def test_a_tree_shows_values_letters_marks_weights_and_short_texts() -> None:
     figure = plots.tree(STEPS, value_table(STEPS), "q")
     shown = texts(figure.axes[0])
-    assert "q: 2 right and 3 wrong leaves" in shown
+    assert "q: 2 correct and 3 wrong leaves" in shown
     assert [t for t in shown if t in ("−0.20", "0", "+1")] == ["−0.20", "0"]
     assert [t for t in shown if "✓" in t or "✗" in t] == ["B ✗", "A ✓", "A ✓", "? ✗"]
     assert [t for t in shown if t.startswith("×")] == ["×2"]
@@ -117,14 +117,14 @@ def test_a_pairs_tree_draws_each_of_its_paths_in_a_line_of_its_own() -> None:
     pair = pd.Series({"question_id": "q", "chosen_nodes": [1, 3], "rejected_nodes": [2], "left_nodes": None})
     pair["kind"] = "reflection_mid"
     figure = plots.pair_tree(STEPS, value_table(STEPS), pair)
-    assert "reflection mid, q: 2 right and 3 wrong leaves" in texts(figure.axes[0])
+    assert "reflection mid, q: 2 correct and 3 wrong leaves" in texts(figure.axes[0])
     drawn = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines if len(line.get_xdata())]
     assert drawn.count((plots.RIGHT, "-")) == 2 and drawn.count((plots.WRONG, "--")) == 1
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chosen", "rejected"]
     assert inside(figure)
     pair["left_nodes"] = np.array([1, 5])  # as it is read from a file
     figure = plots.pair_tree(STEPS, value_table(STEPS), pair)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["left", "chosen", "rejected"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["wrong path", "chosen", "rejected"]
     assert sum(line.get_linestyle() == ":" for line in figure.axes[0].lines if len(line.get_xdata())) == 2
 
 
@@ -134,7 +134,7 @@ def test_values_by_depth_shows_shares_means_and_numbers() -> None:
     heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
     assert heights["−1: all wrong"] == pytest.approx([1 / 3, 1 / 3])
     assert heights["0"] == pytest.approx([1 / 3, 0])
-    assert heights["+1: all right"] == pytest.approx([1 / 3, 2 / 3])
+    assert heights["+1: all correct"] == pytest.approx([1 / 3, 2 / 3])
     assert texts(axes) == ["0\nn 3", "+0.33\nn 3"]
     assert "67% of steps at depth 1, 100% at depth 2" in figure.get_suptitle()
     assert inside(figure)
@@ -144,7 +144,7 @@ def test_outcomes_count_questions_by_their_share_of_right_leaves() -> None:
     figure = plots.outcomes(STEPS)
     axes = figure.axes[0]
     assert [bar.get_height() for bar in axes.containers[0]] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
-    assert axes.get_title("left").startswith("1 of 2 questions have right and wrong leaves")
+    assert axes.get_title("left").startswith("1 of 2 questions have both correct and wrong leaves")
     assert inside(figure)
 
 
@@ -176,10 +176,10 @@ def test_pair_lengths_show_each_kinds_surplus_and_means() -> None:
     figure = plots.pair_lengths(pairs)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "reasoning\n30 against 27",
-        "reflection_mid\n90 against 100",
+        "reasoning\n30 vs. 27",
+        "reflection_mid\n90 vs. 100",
     ]
-    assert axes.get_title(loc="left") == "In 50% of 4 pairs the chosen side is the longer one"
+    assert axes.get_title(loc="left") == "In 50% of 4 pairs the chosen side is longer"
     assert inside(figure)
     assert plots.pair_lengths(pairs.head(0)).axes[0].get_title(loc="left") == "No pairs"
 
@@ -195,12 +195,12 @@ def test_training_curves_leave_out_what_was_not_logged() -> None:
     loss, margin, accuracy = figure.axes
     assert loss.lines[1].get_xydata().tolist() == [[1, 0.69], [2, 0.5]]
     assert margin.lines[1].get_ydata().tolist() == [0, 1, 2]
-    assert loss.get_title("left") == "DPO loss: 0.69 to 0.50"
-    assert accuracy.get_title("left") == "pairs ranked right: 50% to 100%"
+    assert loss.get_title("left") == "DPO loss: 0.69 → 0.50"
+    assert accuracy.get_title("left") == "reward accuracy: 50% → 100%"
     log = pd.DataFrame({"step": range(20), "loss": [1.0, 0.0] * 10, "margin": 0.0, "accuracy": 0.5})
     loss = plots.training_curves(log).axes[0]
     assert loss.lines[2].get_ydata()[1:].tolist() == [0.5] * 19  # the mean of two steps
-    assert loss.get_title("left") == "DPO loss: 1.00 to 0.50"  # the last four
+    assert loss.get_title("left") == "DPO loss: 1.00 → 0.50"  # the last four
     assert [axes.get_xlabel() for axes in figure.axes] == ["training step"] * 3
     assert inside(figure)
 
@@ -210,7 +210,7 @@ def test_a_loss_curve_shows_each_step_and_their_mean() -> None:
     each, mean = figure.axes[0].lines
     assert each.get_ydata()[:20].tolist() == [4.0] * 20
     assert mean.get_ydata()[-1] == 0.5
-    assert figure.axes[0].get_title("left") == "Loss: 4.00 to 0.50"
+    assert figure.axes[0].get_title("left") == "Loss: 4.00 → 0.50"
     assert inside(figure)
 
 

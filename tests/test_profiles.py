@@ -8,6 +8,8 @@ import pytest
 
 from medrefl_utils.core import MedReflError
 from medrefl_utils.runs import STAGES, Parameter, load_profile, notebook_parameters
+from medrefl_utils.runs.profile_yaml import parse
+from medrefl_utils.runs.profiles import matching_names
 from medrefl_utils.runs.renamed_parameters import RENAMED
 from tests import toy
 from tests.conftest import ROOT
@@ -66,10 +68,10 @@ def test_an_exponent_without_a_point_is_a_number(root: Path) -> None:
         ("a: [", "is not YAML we can use"),
         (
             "a: !!python/object/apply:os.getcwd []",
-            "the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd' has no",
+            "the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd' is not allowed",
         ),
-        ("shared:\n  seed: 1\n  seed: 2\n", "the key 'seed' stands twice (line 2)"),
-        ("shared: {}\nshared: {}\n", "the key 'shared' stands twice (line 1)"),
+        ("shared:\n  seed: 1\n  seed: 2\n", "the key 'seed' appears twice (line 2)"),
+        ("shared: {}\nshared: {}\n", "the key 'shared' appears twice (line 1)"),
         ("1: {}\n", "the section 1 is a int, expected a name"),
         ("shared: 3\n", "section 'shared' holds 3, expected key: value lines"),
         ("shared:\n  1: 2\n", "section 'shared': a key is not a name: [1]"),
@@ -107,6 +109,106 @@ def test_a_wrong_profile_is_one_line_that_names_the_place(root: Path, content: s
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # YAML 1.1 reads these as 8, 64, 90, 16, 3, 90.5: a person reads something else.
+        ("shared:\n  seed: 010\n", "line 2: seed: 010 is 8 in YAML (octal): write 10 or 8 for a number, or '010' in"),
+        ("01_count:\n  n: 0100\n", "line 2: n: 0100 is 64 in YAML (octal): write 100 or 64 for a number"),
+        ("01_count:\n  n: -010\n", "line 2: n: -010 is -8 in YAML (octal): write -10 or -8 for a number"),
+        ("01_count:\n  n: 00\n", "line 2: n: 00 is 0 in YAML (octal): write 0 for a number"),
+        ("01_count:\n  n: 1:30\n", "line 2: n: 1:30 is 90 in YAML (base 60): write 90 for a number, or '1:30' in"),
+        ("01_count:\n  rate: 1:30.5\n", "line 2: rate: 1:30.5 is 90.5 in YAML (base 60): write 90.5"),
+        ("01_count:\n  n: 0x10\n", "line 2: n: 0x10 is 16 in YAML (hexadecimal): write 16 for a number"),
+        ("01_count:\n  n: 0b11\n", "line 2: n: 0b11 is 3 in YAML (binary): write 3 for a number"),
+        ("01_count:\n  n: 0x_\n", "line 2: n: 0x_ is not a number: write decimals"),
+        ("01_count:\n  n: 1__0\n", "line 2: n: 1__0 is 10 in YAML: write 10 for a number"),
+        ("01_count:\n  rate: 010.5\n", "line 2: rate: 010.5 is 10.5 in YAML: write 10.5 for a number"),
+        ("01_count:\n  names: [a, 1:30]\n", "line 2: names: 1:30 is 90 in YAML (base 60): write 90"),
+        (
+            "shared:\n  run: 010\n",
+            "line 2: run: 010 is 8 in YAML (octal): write 10 or 8 for a number, or '010' in quotes",
+        ),
+        # These are text in YAML 1.1.
+        ("01_count:\n  n: 08\n", "found '08' (str), expected int: write 8"),
+        ("01_count:\n  n: 0o10\n", "found '0o10' (str), expected int: write 8"),
+        ("01_count:\n  n: 1,000\n", "found '1,000' (str), expected int: write 1000"),
+        ("01_count:\n  n: 1e3\n", "found 1000.0 (float), expected int: write 1000"),
+        ("01_count:\n  rate: '0.5'\n", "found '0.5' (str), expected float: write 0.5"),
+        # Words that YAML 1.1 reads as something else than text.
+        ("01_count:\n  data: off\n", "expected str: YAML reads off on line 2 as False, so write 'off' in quotes"),
+        ("01_count:\n  data: 2024-01-31\n", "YAML reads 2024-01-31 on line 2 as 2024-01-31, so write '2024-01-31' in"),
+        ("01_count:\n  data: 1e3\n", "YAML reads 1e3 on line 2 as 1000.0, so write '1e3' in quotes"),
+        (
+            "01_count:\n  names: [a, no]\n",
+            "expected list[str]: YAML reads no on line 2 as False, so write 'no' in quotes",
+        ),
+        ("shared:\n  run: on\n", "'_', '-': YAML reads on on line 2 as True, so write 'on' in quotes"),
+        ("02_double:\n  loud: '1'\n", "found '1' (str), expected bool, which is true or false"),
+        ("01_count:\n  names: a, b\n", "found 'a, b' (str), expected list[str], such as [a,b]"),
+    ],
+)
+def test_a_value_that_yaml_reads_otherwise_is_refused_with_what_to_write(
+    root: Path, content: str, message: str
+) -> None:
+    with pytest.raises(MedReflError) as caught:
+        load(root, content)
+    text = str(caught.value)
+    assert text.startswith("params/toy.yaml: ") and "\n" not in text
+    assert message in text
+
+
+def test_decimal_numbers_are_read_as_they_look() -> None:
+    for text, value in {"1_000": 1000, "+5": 5, "-1": -1, "0": 0}.items():
+        assert parse(text).value == value
+    for text, value in {"1e-4": 1e-4, ".5": 0.5, "1.": 1.0, "-1.5e+3": -1500.0, "10.50": 10.5}.items():
+        assert parse(text).value == value
+    for text in ("yes", "on", "True"):
+        assert parse(text).value is True
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("04", ["04_dpo_lora_4bit"]),
+        ("4", ["04_dpo_lora_4bit"]),
+        ("04_dpo", ["04_dpo_lora_4bit"]),
+        ("lora", ["04_dpo_lora_4bit"]),
+        ("report", ["06_report"]),
+        ("01_tree_rollout", ["01_tree_rollout"]),
+        ("0", [s for s in (stage.name for stage in STAGES)]),
+        ("9", []),
+        ("train", []),
+        ("", []),
+        ("ti", ["02_step_valuation", "03_pair_construction", "05_benchmark_evaluation", "07_ablation"]),
+    ],
+)
+def test_a_stage_is_found_by_its_number_its_beginning_or_a_part_of_its_name(name: str, found: list[str]) -> None:
+    assert matching_names(name, [stage.name for stage in STAGES]) == found
+
+
+def test_set_takes_a_part_of_a_notebooks_name(root: Path) -> None:
+    found = load(root, None, "01.n=7", "double.loud=true", "1.rate=0.5").parameters
+    assert (found["01_count"]["n"], found["01_count"]["rate"], found["02_double"]["loud"]) == (7, 0.5, True)
+
+
+def test_a_list_in_set_is_shown_in_one_word_for_the_shell() -> None:
+    notebooks = {stage.name: ROOT / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
+    for written in ("3,2", "3 2", "(3,2)", "3, 2"):
+        with pytest.raises(MedReflError, match=r"expected list\[int\], such as \[3,2\]$"):
+            load_profile(ROOT / "params/smoke.yaml", notebooks, root=ROOT, overrides=[f"01.branching={written}"])
+    with pytest.raises(MedReflError, match=r"found 3 \(int\), expected list\[int\], such as \[3\]$"):
+        load_profile(ROOT / "params/smoke.yaml", notebooks, root=ROOT, overrides=["01.branching=3"])
+
+
+@pytest.mark.parametrize("name", ["smoke", "params/smok.yaml", "smoke.yaml", "params/smoke.yml", "params/smoke"])
+def test_a_profile_that_is_not_there_brings_a_similar_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(MedReflError) as caught:
+        load_profile(Path(name), {}, root=ROOT)
+    assert str(caught.value) == (f"{name}: cannot be read: No such file or directory (did you mean params/smoke.yaml?)")
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("01_count.n", "--set 01_count.n: expected section.key=value, such as shared.seed=1"),
@@ -117,6 +219,15 @@ def test_a_wrong_profile_is_one_line_that_names_the_place(root: Path, content: s
         ("01_count.data=./none", "--set 01_count.data: no such file or folder: ./none"),
         ("shared.sed=1", "--set shared.sed: no notebook has the parameter 'sed' (did you mean 'seed'?)"),
         ("shared.run=a/b", "--set shared.run: found 'a/b', expected the run's name"),
+        ("shared.seed=010", "--set shared.seed: 010 is 8 in YAML (octal): write 10 or 8 for a number"),
+        ("1.n=1:30", "--set 1.n: 1:30 is 90 in YAML (base 60): write 90 for a number"),
+        (
+            "01.data=off",
+            "--set 01.data (for 01_count): found False (bool), expected str: YAML reads off as False, "
+            "so write \"'off'\" in two pairs of quotes",
+        ),
+        ("0.n=1", "--set 0.n: '0' can mean 01_count or 02_double or 03_tell"),
+        ("cuont.n=1", "--set cuont.n: 'cuont' is not a section (did you mean '01_count'?)"),
     ],
 )
 def test_a_wrong_override_names_itself(root: Path, override: str, message: str) -> None:

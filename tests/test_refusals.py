@@ -218,21 +218,23 @@ CASES: list[Case] = [
         "python-object",
         "shared: !!python/object/apply:os.system ['touch hacked']\n",
         (
-            "is not YAML we can use: the tag 'tag:yaml.org,2002:python/object/apply:os.system' has "
-            "no place here (line 1)"
+            "is not YAML we can use: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is "
+            "not allowed here (line 1)"
         ),
     ),
     profile(
-        "own-tag", "shared: {seed: !secret 1}\n", "is not YAML we can use: the tag '!secret' has no place here (line 1)"
+        "own-tag",
+        "shared: {seed: !secret 1}\n",
+        "is not YAML we can use: the tag '!secret' is not allowed here (line 1)",
     ),
     profile("bomb", BOMB, "is not YAML we can use: more than 10,000 values (line 4)"),
-    profile("circle", "shared: &a\n  b: *a\n", "is not YAML we can use: an alias stands for itself (line 1)"),
+    profile("circle", "shared: &a\n  b: *a\n", "is not YAML we can use: an alias contains itself (line 1)"),
     profile("deep", "shared: " + "[" * 50_000, "is not YAML we can use: nested too deeply"),
     profile("huge", b"#" * 100_001, "100,001 bytes, expected a profile of at most 100,000"),
     profile(
         "repeated-key",
         "shared:\n  seed: 1\n  seed: 2\n",
-        "is not YAML we can use: the key 'seed' stands twice (line 2)",
+        "is not YAML we can use: the key 'seed' appears twice (line 2)",
     ),
     profile(
         "unknown-section",
@@ -264,7 +266,7 @@ CASES: list[Case] = [
         "stages",
         "stages: [[1]]\n",
         (
-            "'stages' names [1], which is no notebook, expected one of 01_tree_rollout, "
+            "'stages' names [1], which is not a notebook, expected one of 01_tree_rollout, "
             "02_step_valuation, 03_pair_construction, 04_dpo_lora_4bit, 05_benchmark_evaluation, "
             "06_report, 07_ablation"
         ),
@@ -301,7 +303,8 @@ CASES: list[Case] = [
     ),
     override(
         "03_pair_construction.endpoint=http://localhost:8000/v1",
-        "03_pair_construction: endpoint is http://localhost:8000/v1, but endpoint_model names no model there",
+        "03_pair_construction: endpoint is http://localhost:8000/v1, but endpoint_model is empty: give the model's "
+        "name there",
     ),
     override("shared.questions=none.jsonl", "--set shared.questions: no such file or folder: none.jsonl"),
     override(
@@ -325,7 +328,10 @@ CASES: list[Case] = [
     value("01_tree_rollout.n_questions=0", "found 0, expected at least 1"),
     value("01_tree_rollout.max_rows=-1", "found -1, expected at least 0"),
     value("01_tree_rollout.engine=llama", "found 'llama', expected one of local, vllm"),
-    value("01_tree_rollout.endpoint=localhost:8000", "found 'localhost:8000', expected http(s)://host/v1, or nothing"),
+    value(
+        "01_tree_rollout.endpoint=localhost:8000",
+        "found 'localhost:8000', expected http(s)://host/v1, or an empty text",
+    ),
     value(
         "03_pair_construction.kinds=[]",
         "found [], expected some of reasoning, reflection_mid, reflection_post, random_cot",
@@ -730,7 +736,7 @@ CASES: list[Case] = [
         "run-is-a-file",
         lambda root: (root / "runs/f").write_text("\n"),
         ["run", PROFILE, "--set", "shared.run=f"],
-        "{root}/runs/f: is a file, expected the run's folder, or none",
+        "{root}/runs/f: is a file, expected a folder for the run",
     ),
     (
         "manifest-not-json",
@@ -825,9 +831,9 @@ def test_the_pickle_would_tell_if_it_were_read(tmp_path, monkeypatch) -> None:
 
 
 def test_a_disk_without_room_is_refused_with_the_numbers(root, monkeypatch) -> None:
-    monkeypatch.setattr(preflight, "LEAST_FREE", 10**18)
+    monkeypatch.setattr(preflight, "MIN_FREE_BYTES", 10**18)
     line = refused(root, ["run", PROFILE], monkeypatch)
-    assert re.fullmatch(r"error: \{root\}/runs/t: [\d,]+ MB are free there, expected at least 1,000,000,000,000", line)
+    assert re.fullmatch(r"error: \{root\}/runs/t: its disk has [\d,]+ MB free, expected 1,000,000,000,000 MB", line)
 
 
 def test_a_place_that_cannot_be_written_is_refused(root, monkeypatch) -> None:

@@ -185,7 +185,9 @@ def test_the_report_is_one_page_that_asks_for_nothing(run: RunFiles) -> None:
     assert page.balanced and not page.open
     assert "http:" not in html and "https:" not in html and "//" not in html.replace("</", "").split("<body>")[0]
     references = [a[name] for _, a in page.elements for name in ("src", "href", "srcset", "data") if name in a]
-    assert references and all(str(reference).startswith("data:image/png;base64,") for reference in references)
+    places = {f"#{a['id']}" for a in page.all("section")}  # the contents list, of which each entry leads somewhere
+    assert places <= set(references)
+    assert all(str(r).startswith("data:image/png;base64,") or r in places for r in references)
     assert not [tag for tag, _ in page.elements if tag in ("script", "link", "iframe", "object", "base", "form", "svg")]
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert str(policy).startswith("default-src 'none'")
@@ -214,14 +216,14 @@ def test_what_was_run_and_what_came_of_it(run: RunFiles) -> None:
     for expected in (
         "Med-REFL run demo",
         "profile params/smoke.yaml",
-        "changed on the command line shared.seed=7",
+        "overrides (--set) shared.seed=7",
         "model medrefl_utils/models/tiny_student",
         "questions 2 from clinic",
-        "trees 1 with 6 steps",
+        "trees 1 with 5 steps",
         "evaluated on clinic: 1,000 questions",
         "seeds 7",
         "python 3.11.7, platform Linux, cpu A <cpu>, cores 2",
-        "0123456789ab, with changes",
+        "0123456789ab, with uncommitted changes",
         "60.0 [57.0, 63.0]",
         "67.1 [64.1, 70.1]",
         "+7.1 [+5.1, +9.1]",
@@ -241,33 +243,40 @@ def test_what_was_run_and_what_came_of_it(run: RunFiles) -> None:
 def test_the_published_figures_stand_there_and_what_was_not_run(run: RunFiles) -> None:
     text = " ".join(page_of(run).text.split())
     assert "MedQA-USMLE, 5 options Huatuo-o1 69.59 to 73.72 +4.13 not run" in text
-    assert text.count("not run") == 14
+    assert text.count("not run") == 14 and "none of these combinations of benchmark and model" in text
     stages = {"05_benchmark_evaluation": {"parameters": {"model": "FreedomIntelligence/HuatuoGPT-o1-8B"}}}
     write_manifest(run, MANIFEST | {"stages": stages})
     rows = pd.DataFrame([score("base", 0.6, NAN), score("medrefl", 0.671, 0.071)]).assign(source="medqa_5op")
     write_table(run.scores, rows, SCORES)
     text = " ".join(page_of(run).text.split())
     assert "Huatuo-o1 69.59 to 73.72 +4.13 61.0 to 68.1 (+7.1 [+5.1, +9.1]), sampled" in text
+    assert "none of these combinations" not in text
 
 
 def test_leaves_are_counted_by_how_they_ended(run: RunFiles) -> None:
     text = " ".join(page_of(run).text.split())
-    assert "a right answer 2 a wrong answer 1 cut: too many tokens 1" in text
+    assert "correct answer 2 wrong answer 1 truncated: maximum tokens 1" in text
 
 
 def test_the_tree_is_nested_details_coloured_by_value(run: RunFiles) -> None:
     page = page_of(run)
-    assert len(page.all("details")) == 3 + 1  # root and two inner steps; the manifest
-    assert [("open" in a) for a in page.all("details")] == [True, True, False, False]  # the pair's paths stand open
+    assert len(page.all("details")) == 1 + 3 + 1  # published results; root and two inner steps; the manifest
+    assert [("open" in a) for a in page.all("details")] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]  # the pair's paths stand open
     badges = [(str(a["style"]).split(";")[0], a["title"]) for a in page.all("span", "v")]
-    assert badges[0] == ("background-color:" + to_hex(plots.VALUE_COLOURS(0.5)), "step 0: 2 right, 2 wrong")
-    assert badges[2] == ("background-color:" + plots.RIGHT, "step 3: 2 right, 0 wrong")
-    assert badges[5] == ("background-color:" + plots.WRONG, "step 5: 0 right, 1 wrong")
+    assert badges[0] == ("background-color:" + to_hex(plots.VALUE_COLOURS(0.5)), "step 0: 2 correct and 2 wrong leaves")
+    assert badges[2] == ("background-color:" + plots.RIGHT, "step 3: 2 correct and 0 wrong leaves")
+    assert badges[5] == ("background-color:" + plots.WRONG, "step 5: 0 correct and 1 wrong leaves")
     assert len(page.all("div", "leaf")) == 3
     for mark in ("+0.33", "A ✓", "B ✗", "? ✗", "×2"):
         assert mark in page.text
     text = " ".join(page.text.split())
-    assert "Best right path: S = +0.67" in text and "Most confusing wrong path: S = −0.33" in text
+    assert "Best correct path: S = +0.67" in text and "Most confusing wrong path: S = −0.33" in text
     # Step 1 falls from V = 0 to +1/3 nowhere on the path to leaf 4: it errs at its end, where another leaf is right.
     assert "✓ effective, post B ✗ A ✓ A ✓ +1.67 +2 +1 +2" in text
 
@@ -275,16 +284,16 @@ def test_the_tree_is_nested_details_coloured_by_value(run: RunFiles) -> None:
 def test_a_pair_stands_side_by_side_with_its_shared_steps_apart(run: RunFiles) -> None:
     page = page_of(run)
     text = " ".join(page.text.split())
-    assert "A pair: reasoning" in text
+    assert "Pair: reasoning" in text
     assert "✓ chosen S = +0.67, 10 tokens" in text
     assert "✗ rejected S = −0.33, 10 tokens" in text
-    assert len(page.all("div", "shared")) == 1 and "◆ here the two part" in text
+    assert len(page.all("div", "shared")) == 1 and "◆ the two sides diverge here" in text
     assert text.count("Step 1: <script>") == 4  # tree, both paths, and once for both sides of the pair
 
 
 def test_a_repaired_answer_is_shown(run: RunFiles) -> None:
     text = " ".join(page_of(run).text.split())
-    assert "1 of 2 responses were wrong with the base and right with the adapter" in text
+    assert "1 of 2 responses are wrong with the base and correct with the adapter" in text
     assert "✗ base: A" in text and "✓ Med-REFL: B" in text
     assert text.count(f"{OTHER.stem} A. marvutide B. zelorin ✓") == 1  # of the test's questions, with its options
 
@@ -299,7 +308,7 @@ def test_a_random_pair_that_is_the_reasoning_pairs_twin_is_shown_only_if_there_i
     other = [{"role": "assistant", "content": "Another wrong one."}]
     twin, later = ({"kind": "random_cot", "pair_id": name} for name in ("a twin", "later"))
     write_table(run.pairs, pd.DataFrame([pair, pair | twin]), PAIRS)
-    assert "Another wrong one." not in page_of(run).text and "A pair: random cot" in page_of(run).text
+    assert "Another wrong one." not in page_of(run).text and "Pair: random cot" in page_of(run).text
     write_table(run.pairs, pd.DataFrame([pair, pair | twin, pair | later | {"rejected": other}]), PAIRS)
     assert page_of(run).text.count("Another wrong one.") == 1
 
@@ -314,7 +323,7 @@ def test_figures_stand_in_the_order_of_the_stages(run: RunFiles) -> None:
     for name in ("accuracy", "my_own", "tree"):
         (run.figures / f"{name}.png").write_bytes((run.figures / "outcomes.png").read_bytes())
     shown = [str(image["alt"]) for image in page_of(run).all("img")]
-    assert [caption.split()[0] for caption in shown] == ["How", "The", "Accuracy", "my"]
+    assert [caption.split()[0] for caption in shown] == ["Share", "Reasoning", "Accuracy", "my"]
 
 
 def test_a_note_is_a_banner(run: RunFiles) -> None:
@@ -332,10 +341,10 @@ def test_missing_pieces_are_said_in_a_sentence(run: RunFiles) -> None:
     page = page_of(run)
     assert page.balanced
     for sentence in (
-        "The run has no figures.",
-        "The run made no pairs.",
-        "No response was wrong with the base and right with the adapter.",
-        "The manifest holds no stages.",
+        "The run has no plots.",
+        "The run has no pairs.",
+        "No response is wrong with the base and correct with the adapter.",
+        "The manifest has no stages.",
     ):
         assert sentence in page.text
     assert "? ✗" in page.text  # the tree is still there
@@ -355,18 +364,18 @@ def test_a_deep_tree_needs_no_recursion(run: RunFiles) -> None:
     write_table(run.values, value_table(steps), VALUES)
     write_table(run.pairs, pd.DataFrame(columns=PAIRS.names), PAIRS)
     page = page_of(run)
-    assert page.balanced and len(page.all("details")) == deep + 1
+    assert page.balanced and len(page.all("details")) == 1 + deep + 1
 
 
 def test_json_of_the_manifest_is_whole(run: RunFiles) -> None:
     text = page_of(run).text
-    shown = text[text.index("The whole manifest") + len("The whole manifest") :]
+    shown = text[text.index("Complete manifest") + len("Complete manifest") :]
     manifest = json.loads(shown[: shown.rindex("}") + 1])
     assert manifest["stages"]["03_pair_construction"]["figures"] == {"pairs": 1, "dropped": {"all_wrong": 17}}
 
 
 def test_what_the_method_claims_is_shown_with_its_difference(run: RunFiles) -> None:
-    assert "No model was put behind a wrong step." in page_of(run).text
+    assert "The run did not measure self-correction." in page_of(run).text
     rates = [
         dict(model=model, figure=figure, n=n, share=share, low=share - 0.05, high=share + 0.05, difference=difference,
              difference_low=difference - 0.04, difference_high=difference + 0.04)

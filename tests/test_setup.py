@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import medrefl_utils
+from medrefl_utils.core import RESPONSES, write_table
+from medrefl_utils.evaluation import read_responses
+from medrefl_utils.exam import read_benchmark
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -109,6 +113,125 @@ def test_every_file_of_the_package_is_installed_with_it() -> None:
         if p.is_file() and p.suffix not in (".py", ".pyc")
     ]
     assert files and [str(f) for f in files if not any(f.match(pattern) for pattern in patterns)] == []
+
+
+WITHOUT_CHECKOUT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel in an environment that has the dependencies, but knows no checkout; returns its bin folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "medrefl_utils", folder / "medrefl_utils", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."]
+    subprocess.run(build, cwd=folder, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=60)
+    python = folder / "venv/bin/python"
+    (wheel,) = (folder / "dist").glob("medrefl-*.whl")
+    install = [*pip, "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    # A PYTHONPATH that leads to the checkout would make it the installed one.
+    subprocess.run(install, check=True, capture_output=True, timeout=120, env=WITHOUT_CHECKOUT)
+    # Only now: pip would take the dependencies' environment, and the checkout that is installed there, for its own.
+    (site,) = (folder / "venv/lib").glob("python3*/site-packages")
+    (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
+    shutil.rmtree(folder / "medrefl_utils")
+    return python.parent
+
+
+def call(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = WITHOUT_CHECKOUT | {"COLUMNS": "150"}
+    return subprocess.run(
+        [installed / "medrefl", *words], cwd=folder, capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+EXAM = [
+    {"question": f"Which finding of case {n} leads on?", "options": {"A": "a rash", "B": "a cough"}, "answer_idx": "B"}
+    for n in range(4)
+]
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder that is no checkout, with an exam, responses to it, and two runs that hold such responses."""
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in EXAM))
+    rows = [row | {"response": f"Answer: {letter}"} for row, letter in zip(EXAM, "BBBA", strict=True)]
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = read_responses(tmp_path / "responses.jsonl", read_benchmark(str(tmp_path / "exam.jsonl")), None)
+    for name in ("one", "two"):
+        write_table(tmp_path / "runs" / name / "responses/exam.parquet", table.assign(model="base"), RESPONSES)
+    return tmp_path
+
+
+def test_the_wheel_brings_its_data_and_not_the_checkout(installed: Path, outside: Path) -> None:
+    code = (
+        "import medrefl_utils; from medrefl_utils.exam import benchmark_registry\n"
+        "print(medrefl_utils.__file__, len(benchmark_registry().benchmarks) > 5)"
+    )
+    said = subprocess.check_output([installed / "python", "-c", code], cwd=outside, text=True, env=WITHOUT_CHECKOUT)
+    assert said == f"{installed.parent}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/" + (
+        "medrefl_utils/__init__.py True\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--version"], 0, f"medrefl {medrefl_utils.__version__}"),
+        (["--help"], 0, "preference pairs"),
+        (["lint", "exam.jsonl"], 0, "exam"),
+        (["score", "responses.jsonl", "--benchmark", "exam.jsonl"], 0, "75.0"),
+        (["compare", "runs/one", "runs/two"], 0, "75.0"),
+        (["doctor"], 0, "bitsandbytes"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else None,
+)
+def test_the_wheel_works_without_a_checkout(
+    installed: Path, outside: Path, words: list[str], code: int, said: str
+) -> None:
+    done = call(installed, outside, *words)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "p.yaml"], ["run", "smoke", "--dry-run"], ["plan", "p.yaml"], ["doctor", "p.yaml"], ["train", "p.yaml"]],
+    ids=" ".join,
+)
+def test_what_needs_the_notebooks_says_so_in_one_line(installed: Path, outside: Path, words: list[str]) -> None:
+    (outside / "p.yaml").write_text("shared:\n  seed: 1\n")
+    done = call(installed, outside, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {outside}: no notebooks/01_tree_rollout.ipynb here or in a folder above: this command needs the "
+        "notebooks, so run it in a git checkout of medrefl\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["merge", "none", "out"], ["push", "none", "a/b"]], ids=" ".join)
+def test_the_wheel_refuses_a_folder_that_is_not_there_in_one_line(
+    installed: Path, outside: Path, words: list[str]
+) -> None:
+    done = call(installed, outside, *words)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "none" in done.stderr
+
+
+def test_make_lab_passes_arguments_on_and_lets_root_in(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for user, allowed in (("0", True), ("1000", False)):
+        (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+        (tmp_path / "id").chmod(0o755)
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        command = ["make", "-n", "lab", "ARGS=--no-browser --port 9999"]
+        would = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
+        line = next(line for line in would.stdout.splitlines() if "-m jupyterlab" in line)
+        assert line.endswith("--no-browser --port 9999")
+        assert ("--allow-root" in line.split()) == allowed
 
 
 def test_version_is_told_once_in_each_place() -> None:

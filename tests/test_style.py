@@ -19,6 +19,12 @@ from medrefl_utils.runs.profiles import TYPES
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NEXT = {
+    "00_tiny_student": "01_tree_rollout",
+    "02_step_valuation": "03_pair_construction",
+    "06_report": "07_ablation",
+    "colab": "01_tree_rollout",
+}
 LINE = re.compile(r"[a-z_]\w*: [\w\[\], \"]+ = .*\S  # \S.*")
 
 
@@ -86,6 +92,15 @@ class TestNotebook:
         first = nbformat.read(notebook, as_version=4).cells[0]
         assert first.cell_type == "markdown" and first.source.startswith("# ")
 
+    def test_ends_with_a_link_to_the_next_one(self, notebook: Path) -> None:
+        if notebook.stem not in NEXT:
+            return
+        last = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "markdown"][-1]
+        number, *words = NEXT[notebook.stem].split("_")
+        name = f"{number} · {' '.join(words).capitalize()}"
+        assert f"Next: [{name}]({NEXT[notebook.stem]}.ipynb) " in last.split("\n")[-1]
+        assert (ROOT / "notebooks" / f"{NEXT[notebook.stem]}.ipynb").is_file()
+
     def test_parameters_are_one_line_each_with_type_and_meaning(self, notebook: Path) -> None:
         tagged = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
         assert len(tagged) == 1
@@ -112,4 +127,5 @@ class TestNotebook:
         sources = "\n".join(cell.source for cell in code(notebook))
         assert notebook_parameters(notebook)["run"].default == "runs/interactive"
         assert re.search(rf"core\.record_stage\(\s*files,\s*\"{stage.name}\"", code(notebook)[-1].source)
-        assert (f'runs.make_missing_inputs("{stage.name}", run)' in sources) == bool(stage.reads)
+        # Stage 01 reads nothing; it may call it all the same, for the run's date.
+        assert f'runs.make_missing_inputs("{stage.name}", run)' in sources or not stage.reads

@@ -1,8 +1,7 @@
-"""The chain: one profile -> the notebooks in order, into ``runs/<name>/``; what is unchanged is skipped.
+"""The chain: run the notebooks of one profile in order, into ``runs/<name>/``, and skip unchanged stages.
 
-A stage is unchanged when its notebook's code, its parameters, the package modules it imports, its input artifacts and
-the files its parameters name all have the hashes of its last run, and its outputs still have theirs. Inputs count by
-content: a stage that ran again and made the same bytes starts nothing below it.
+``skipping`` decides which stages are unchanged, and ``execution`` executes a notebook. This module selects the stages,
+keeps the manifest, and makes the missing inputs of a notebook that is opened by hand.
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ from medrefl_utils.core.schemas import ABLATION, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import lock_run, read_manifest, read_table, write_manifest
 from medrefl_utils.runs import provenance
 from medrefl_utils.runs.execution import CHAIN, StageFailed, end_orphans, execute_notebook
-from medrefl_utils.runs.profiles import did_you_mean, load_profile, notebook_parameters
+from medrefl_utils.runs.profiles import did_you_mean, load_profile, matching_names, notebook_parameters
 from medrefl_utils.runs.skipping import Decision, decide, ingredients, stage_key
 from medrefl_utils.runs.stages import DEFAULT_STAGES, FOLLOWS, PACKAGE, STAGES, Stage, repository_root
 
 Preflight = Callable[[Mapping[str, Mapping[str, Any]], RunFiles, Container[str]], object]
-"""Called with {stage that will run: its parameters}, the run's files, and the artifacts that are taken as they are."""
+"""Check called with {stage that will run: its parameters}, the run's files, and the artifacts that already exist."""
 
 
 class Chain:
-    """The stages of one run in a checkout at ``root``: what must run, and running it.
+    """The stages of one run in the checkout at ``root``: decide which must run, and run them.
 
-    ``parameters`` are {stage: {name: value}}, resolved; ``package`` is the folder of the code the notebooks import.
+    ``folder`` is the run's folder relative to ``root``. ``parameters`` is {stage: {name: value}}, resolved. ``package``
+    is the folder of the package that the notebooks import. ``heading`` is added to the manifest.
     """
 
     def __init__(
@@ -54,19 +54,25 @@ class Chain:
         self.files = RunFiles(root / folder)
 
     def notebook(self, stage: Stage) -> Path:
-        """The stage's notebook in the checkout."""
+        """Return the path of the stage's notebook in the checkout."""
         return self.root / "notebooks" / f"{stage.name}.ipynb"
 
     def select(self, start: str | None = None, only: str | None = None) -> list[Stage]:
-        """The stages from ``start`` on, or ``only`` one; a name's unambiguous beginning ('03') will do."""
+        """Return the stages from ``start`` on, or ``only`` one.
+
+        A stage may be given by its number ('3' or '03'), or by a part of its name that no other stage has ('dpo').
+        """
         if start and only:
-            raise MedReflError("--from and --only cannot stand together")
+            raise MedReflError("--from and --only exclude each other: give one of them")
         if only:
             return [self._named(only, "--only")]
         return list(self.stages[self.stages.index(self._named(start, "--from")) if start else 0 :])
 
     def plan(self, selected: Sequence[Stage], force: bool = False) -> list[Decision]:
-        """What each selected stage would do now; a stage after one that runs is decided when its inputs are there."""
+        """Decide for each selected stage whether it would run now.
+
+        A stage after one that will run cannot be decided before its inputs exist; its reason says so.
+        """
         self._check_inputs(selected)
         decisions, pending = [], {}
         for stage in selected:
@@ -85,13 +91,15 @@ class Chain:
         return decisions
 
     def decide(self, stage: Stage) -> Decision:
-        """Compare the stage's key and outputs with its last run. Its inputs must exist."""
+        """Compare the stage's hashes and outputs with its last run. Its inputs must exist."""
         return decide(stage, self._entry(stage), self._ingredients(stage), self.files)
 
     def run(self, selected: Sequence[Stage], console: Console, force: bool = False) -> list[str]:
-        """Run what must run, in order; returns the names of the stages that were executed.
+        """Run the stages that must run, in order; return the names of the executed stages.
 
-        Raises StageFailed when a notebook fails or ends without recording its outputs.
+        Raises:
+            StageFailed: a notebook fails, or ends without recording its outputs.
+            MedReflError: an input is missing.
         """
         self._check_inputs(selected)
         executed: list[str] = []
@@ -109,10 +117,10 @@ class Chain:
         return executed
 
     def execute(self, stage: Stage, console: Console, force: bool = False) -> float:
-        """Execute one stage and complete the manifest's entry that its notebook recorded; returns seconds."""
+        """Execute one stage and complete the manifest entry that its notebook recorded; return the seconds it took."""
         found = self._ingredients(stage)
         key = stage_key(found)
-        # Parts left by an interrupted run with this very key may be taken up again by the stage; any others are stale.
+        # A stage resumes from the partial outputs of an interrupted run with the same key. Other outputs are stale.
         if force or self._entry(stage).get("running") != key:
             self._remove(stage.writes)
         self._record(stage, {"running": key})
@@ -122,13 +130,14 @@ class Chain:
             self.parameters[stage.name],
             cwd=self.root,
             file=console.file,
+            environment={provenance.RUN_DATE: provenance.keep_run_date(self.files)},
         )
         entry = self._entry(stage)
         recorded = [Path(name).parts[0] for name in entry.get("outputs", {})]
         for artifact in stage.writes:
             path: Path = getattr(self.files, artifact)
             if path.name not in recorded:
-                problem = f"the notebook ended without recording {path.name} (store.record in its last cell)"
+                problem = f"the notebook ended without recording {path.name} (core.record_stage in its last cell)"
                 raise StageFailed("MedReflError", problem, [], self.files.notebooks / f"{stage.name}.ipynb")
         self._record(
             stage,
@@ -168,13 +177,14 @@ class Chain:
                 path.unlink(missing_ok=True)
 
     def _named(self, name: str, option: str) -> Stage:
-        fitting = [stage for stage in self.stages if stage.name == name] or [
-            stage for stage in self.stages if stage.name.startswith(name)
-        ]
-        if len(fitting) != 1:
-            names = [stage.name for stage in self.stages]
-            raise MedReflError(f"{option} {name}: no such stage{did_you_mean(name, names)}: {', '.join(names)}")
-        return fitting[0]
+        names = [stage.name for stage in self.stages]
+        fitting = matching_names(name, names)
+        if len(fitting) > 1:
+            raise MedReflError(f"{option} {name}: can mean {' or '.join(fitting)}: give more of the name")
+        if not fitting:
+            expected = f"expected a number or a part of the name of one of {', '.join(names)}"
+            raise MedReflError(f"{option} {name}: no such stage{did_you_mean(name, names)}: {expected}")
+        return self.stages[names.index(fitting[0])]
 
     def _entry(self, stage: Stage) -> dict[str, Any]:
         return read_manifest(self.files).get("stages", {}).get(stage.name, {})
@@ -187,6 +197,7 @@ class Chain:
     def _manifest_head(self) -> dict[str, Any]:
         return {
             "run": self.files.root.name,
+            "date": provenance.run_date(self.files),
             **self.heading,
             "seeds": {stage: _seeds(values) for stage, values in self.parameters.items() if _seeds(values)},
             "parameters": {stage: dict(values) for stage, values in self.parameters.items()},
@@ -214,22 +225,37 @@ def run_profile(
     console: Console | None = None,
     preflight: Preflight | None = None,
 ) -> list[str]:
-    """Check the profile, run (or with ``dry_run`` only list) its stages; returns the names of those executed.
+    """Check the profile and run its stages; return the names of the executed stages.
 
-    Ends with the report's path and the result table. ``preflight`` looks at the inputs of the stages that will run; the
-    command hands it in, as every notebook imports this module and would depend on all that it looks with. Raises
-    MedReflError before anything starts when the profile, an option or an input is wrong, and StageFailed when a
-    notebook fails.
+    The last lines printed are the report's path and the result tables.
+
+    Args:
+        profile: the YAML file.
+        root: the checkout.
+        stages: all stages; a profile's list ``stages`` selects from them.
+        package: the folder of the package that the notebooks import.
+        overrides: texts ``section.key=value`` that win over the profile.
+        start: the first stage to run (``--from``); earlier outputs are used as they are.
+        only: the one stage to run (``--only``).
+        force: run unchanged stages too.
+        dry_run: print which stages would run and why; run nothing.
+        console: where to print; standard output by default.
+        preflight: checks the inputs of the stages that will run (``preflight.check_inputs``). It is an argument because
+            every notebook imports this module, and would otherwise depend on all that the check imports.
+
+    Raises:
+        MedReflError: the profile, an option or an input is wrong; nothing has started.
+        StageFailed: a notebook failed.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in stages}
     for notebook in notebooks.values():
         if not notebook.is_file():
             raise MedReflError(f"{notebook} is missing")
-    follows = {stage: told for stage, told in FOLLOWS.items() if {stage, told[0]} <= notebooks.keys()}
+    follows = {stage: other for stage, other in FOLLOWS.items() if {stage, other[0]} <= notebooks.keys()}
     loaded = load_profile(profile, notebooks, root=root, overrides=overrides, follows=follows)
-    asked = loaded.stages or (DEFAULT_STAGES if stages is STAGES else tuple(notebooks))
-    stages = [stage for stage in stages if stage.name in asked]
+    wanted = loaded.stages or (DEFAULT_STAGES if stages is STAGES else tuple(notebooks))
+    stages = [stage for stage in stages if stage.name in wanted]
     heading = {"profile": loaded.path, "overrides": list(overrides)}
     parameters = {stage.name: loaded.parameters[stage.name] for stage in stages}
     chain = Chain(root, f"runs/{loaded.run}", parameters, stages=stages, package=package, heading=heading)
@@ -250,7 +276,7 @@ def run_profile(
 
 
 def print_results(files: RunFiles, console: Console, written: Container[str]) -> None:
-    """The report's path, then as the last lines the result tables that belong to the artifacts ``written``."""
+    """Print the report's path, then the result tables of the artifacts ``written``."""
     from medrefl_utils.views import summary_tables
 
     if "report" in written:
@@ -268,10 +294,21 @@ def print_results(files: RunFiles, console: Console, written: Container[str]) ->
 def make_missing_inputs(
     stage: str, run: str | Path, *, root: Path | None = None, stages: Sequence[Stage] = STAGES, package: Path = PACKAGE
 ) -> None:
-    """In a notebook opened by hand: make what it reads and does not find in the folder ``run``.
+    """Make the missing inputs of a notebook that is opened by hand.
 
-    Runs the missing notebooks above it with their defaults. Returns at once when all is there; inside a chain, which
-    runs the stages itself, raises MedReflError naming the missing file instead.
+    Run the earlier notebooks whose outputs are missing, with their default parameters, and hand this kernel the run's
+    date. Return at once if nothing is missing.
+
+    Args:
+        stage: the stage of the notebook.
+        run: the run's folder, such as "runs/interactive".
+        root: the checkout; by default the one that contains the working folder.
+        stages: all stages.
+        package: the folder of the package that the notebooks import.
+
+    Raises:
+        MedReflError: an input is missing inside a chain, which runs the stages itself.
+        StageFailed: an earlier notebook failed.
     """
     root = root or repository_root()
     folder = os.path.relpath(root / run, root)
@@ -289,21 +326,23 @@ def make_missing_inputs(
                 missing.add(makers[artifact].name)
                 waiting.append(makers[artifact])
     if not missing:
+        os.environ[provenance.RUN_DATE] = provenance.keep_run_date(chain.files)
         return None
     needed = [s for s in stages if s.name in missing]
     names = ", ".join(s.name for s in needed)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, force_jupyter=False)
-    console.print(Text(f"{folder} has no {first} yet: running {names} with their defaults"))
+    console.print(Text(f"{folder} has no {first} yet: running {names} with default parameters"))
     defaults = {s.name: {p.name: p.default for p in notebook_parameters(chain.notebook(s)).values()} for s in needed}
     parameters = {name: values | {"run": folder} for name, values in defaults.items()}
     with lock_run(chain.files):
         end_orphans(chain.files.root)
         Chain(root, folder, parameters, stages=stages, package=package).run(needed, console, force=True)
+    os.environ[provenance.RUN_DATE] = provenance.keep_run_date(chain.files)
     return None
 
 
 def _plan_table(chain: Chain, decisions: Sequence[Decision]) -> Table:
-    table = Table(title=f"{chain.folder}: what would run", title_justify="left", box=None)
+    table = Table(title=f"{chain.folder}: stages that would run", title_justify="left", box=None)
     for column in ("stage", "", "why"):
         table.add_column(column)
     for decision in decisions:

@@ -1,4 +1,7 @@
-"""The command ``medrefl``: options in, exit codes out (0 done, 1 a stage failed, 2 wrong input, 130 Ctrl-C)."""
+"""The command ``medrefl``.
+
+Exit codes: 0 success; 1 a stage failed, or a check found an error; 2 wrong input; 130 Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,19 @@ from medrefl_utils.runs.stages import STAGES, repository_root
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
+_Profile = Annotated[
+    Path, typer.Argument(help="YAML profile with the parameters of the run, such as params/smoke.yaml.")
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override one parameter of the profile; VALUE is YAML. SECTION is 'shared', a notebook's number, or a "
+        "part of its name. Repeat the option for more parameters. Example: --set shared.seed=1 --set 04.beta=0.2",
+    ),
+]
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -30,25 +46,45 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def medrefl(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    """Med-REFL: exam questions -> reasoning trees -> preference pairs -> adapter -> measured gain."""
+    """Med-REFL: from exam questions to reasoning trees, preference pairs, a DPO adapter and its measured gain.
+
+    The usual first command is: medrefl run params/smoke.yaml
+
+    'medrefl COMMAND --help' describes each command with an example.
+    """
 
 
 @app.command()
 def run(
-    profile: Annotated[Path, typer.Argument(help="A YAML profile, such as params/smoke.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the profile; repeatable.")
-    ] = None,
+    profile: _Profile,
+    overrides: _Overrides = None,
     start: Annotated[
-        str | None, typer.Option("--from", metavar="STAGE", help="Begin at this stage; take what is above as it is.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="First stage to run; outputs of earlier stages are used as they are. STAGE is a number or a part of "
+            "a notebook's name. Example: --from 4",
+        ),
     ] = None,
-    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="This stage alone.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run also what is unchanged.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and why; run nothing.")] = False,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone. Example: --only report")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the selected stages even if they are unchanged.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print which stages would run and why, and run nothing.")
+    ] = False,
 ) -> None:
-    """Run the chain of notebooks into runs/NAME; stages that are unchanged are skipped."""
+    """Run the notebooks of a profile in order and write everything to runs/NAME.
+
+    Unchanged stages are skipped. After an interruption, repeat the command to resume.
+
+    Example: medrefl run params/smoke.yaml --set shared.seed=1
+    """
     from medrefl_utils.runs.preflight import check_inputs
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -61,26 +97,32 @@ def run(
         _explain(error, errors)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        errors.print(Text("stopped by Ctrl-C: the same command takes the chain up again", style="yellow"))
+        errors.print(Text("stopped by Ctrl-C: the same command resumes the run", style="yellow"))
         raise typer.Exit(130) from None
 
 
 @app.command()
 def plan(
-    profile: Annotated[Path, typer.Argument(help="A YAML profile, such as params/smoke.yaml.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the profile; repeatable.")
-    ] = None,
-    input_price: Annotated[float, typer.Option(help="Of a million tokens read.", min=0)] = 0.0,
-    output_price: Annotated[float, typer.Option(help="Of a million tokens written.", min=0)] = 0.0,
+    profile: _Profile,
+    overrides: _Overrides = None,
+    input_price: Annotated[float, typer.Option(help="Price of one million prompt tokens.", min=0)] = 0.0,
+    output_price: Annotated[float, typer.Option(help="Price of one million generated tokens.", min=0)] = 0.0,
     probe: Annotated[
-        int, typer.Option(help="Questions taken through the stages to measure it; 0: no model is run, memory alone.")
+        int,
+        typer.Option(
+            help="Number of questions that are really run to measure calls, tokens and time. With 0 no model runs, and "
+            "only the memory of training is predicted."
+        ),
     ] = 64,
     card: Annotated[
-        float | None, typer.Option(metavar="GIB", help="Memory of the card; this machine's without it.")
+        float | None,
+        typer.Option(metavar="GIB", help="Memory of the GPU to plan for, in GiB. Default: this machine's GPU or RAM."),
     ] = None,
 ) -> None:
-    """Say what a profile's calls, tokens, time and money would be, from a few questions, and training's memory."""
+    """Predict the calls, tokens, time, price and training memory of a profile before running it.
+
+    Example: medrefl plan params/llama31_8b.yaml --probe 0 --card 24
+    """
     from medrefl_utils.runs.cost_plan import plan_run as planned
     from medrefl_utils.runs.cost_plan import plan_table
 
@@ -130,10 +172,13 @@ def score(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="A run's folder, such as runs/smoke.")],
-    b: Annotated[Path, typer.Argument(help="The run that is set against it.")],
+    a: Annotated[Path, typer.Argument(help="Folder of the first run, the reference, such as runs/smoke.")],
+    b: Annotated[Path, typer.Argument(help="Folder of the second run; gains are second minus first.")],
 ) -> None:
-    """Two runs' scores, paired, in one table."""
+    """Compare the scores of two runs on the questions that both were asked (paired).
+
+    Example: medrefl compare runs/smoke runs/seed1
+    """
     from medrefl_utils.evaluation.scoring import compare_runs
     from medrefl_utils.views.score_tables import comparison_table
 
@@ -145,15 +190,25 @@ def compare(
 
 @app.command()
 def doctor(
-    profile: Annotated[Path | None, typer.Argument(help="A profile: do its models fit, too?")] = None,
+    profile: Annotated[
+        Path | None, typer.Argument(help="YAML profile; if given, also check whether its models fit on this machine.")
+    ] = None,
 ) -> None:
-    """Say what this machine has and what fits on it; exit code 1 where something would stop a run."""
+    """Check this machine: Python, packages, GPU, memory, disk, and which model sizes fit.
+
+    The exit code is 1 if a check would stop a run.
+
+    Example: medrefl doctor params/colab_t4.yaml
+    """
     from medrefl_utils.runs.doctor import check_machine, checks_table, inspect_machine
 
     with _one_line_errors():
-        root = repository_root()
-        notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
-        checks = check_machine(inspect_machine(root), load_profile(profile, notebooks, root=root) if profile else None)
+        root, loaded = Path.cwd(), None
+        if profile:
+            profile, root = _at_root(profile)
+            notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
+            loaded = load_profile(profile, notebooks, root=root)
+        checks = check_machine(inspect_machine(root), loaded)
         Console(highlight=False).print(checks_table(checks))
         if any(check.verdict == "stop" for check in checks):
             raise typer.Exit(1)
@@ -161,12 +216,13 @@ def doctor(
 
 @app.command()
 def train(
-    profile: Annotated[Path, typer.Argument(help="A YAML profile; its run has made pairs already.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the profile; repeatable.")
-    ] = None,
+    profile: Annotated[Path, typer.Argument(help="YAML profile of a run whose stage 03 has written the pairs.")],
+    overrides: _Overrides = None,
 ) -> None:
-    """Stage 04 without its notebook, for torchrun and accelerate launch on several GPUs."""
+    """Run stage 04 without its notebook, on several GPUs, under torchrun or accelerate launch.
+
+    Example: torchrun --nproc_per_node 2 -m medrefl_utils train params/llama31_8b.yaml
+    """
     from medrefl_utils.runs.distributed_training import train_profile
 
     with _one_line_errors():
@@ -176,11 +232,16 @@ def train(
 
 @app.command()
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="A run's folder, such as runs/smoke, or an adapter's.")],
-    out: Annotated[Path, typer.Argument(help="A new folder for the merged model.")],
-    base: Annotated[str | None, typer.Option(help="The base, where it is not the one the adapter names.")] = None,
+    adapter: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/smoke, or of an adapter.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
+    base: Annotated[
+        str | None, typer.Option(help="Base model, as a folder or hub id. Default: the base that the adapter names.")
+    ] = None,
 ) -> None:
-    """Merge an adapter into its 16-bit base, and check that both say the same."""
+    """Merge an adapter into its 16-bit base, and check that the merged model predicts the same tokens.
+
+    Example: medrefl merge runs/smoke runs/smoke/merged
+    """
     from medrefl_utils.training.adapters import find_adapter, merge_adapter
 
     with _one_line_errors():
@@ -191,11 +252,16 @@ def merge(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, an adapter's, or a merged model's.")],
-    hub_id: Annotated[str, typer.Argument(help="owner/name on the hub.")],
-    public: Annotated[bool, typer.Option("--public", help="For all to see; private without it.")] = False,
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, an adapter or a merged model.")],
+    hub_id: Annotated[str, typer.Argument(help="Repository on the Hugging Face hub, as owner/name.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository public. Default: a private repository.")
+    ] = False,
 ) -> None:
-    """Put an adapter or a merged model on the hub; nothing else of medrefl ever does."""
+    """Upload an adapter or a merged model to the Hugging Face hub. No other command uploads anything.
+
+    Example: medrefl push runs/smoke my-name/medrefl-smoke
+    """
     from medrefl_utils.core.run_files import RunFiles
     from medrefl_utils.training.adapters import push_to_hub as push_folder
 
@@ -205,7 +271,7 @@ def push(
 
 
 def _at_root(profile: Path) -> tuple[Path, Path]:
-    """Go to the checkout's root; the profile's path as seen from there, and the root."""
+    """Change to the checkout's root; return the profile's path relative to it, and the root."""
     profile, root = Path(os.path.abspath(profile)), repository_root()
     os.chdir(root)
     return (profile.relative_to(root) if profile.is_relative_to(root) else profile), root
@@ -216,14 +282,14 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except MedReflError as error:
-        # What it quotes from a file may hold line ends, and codes that a terminal obeys.
+        # The message may quote line ends and terminal control codes from a file.
         line = " ".join(CONTROL.sub("", str(error)).split())
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"error: {line}", style="red"))
         raise typer.Exit(2) from None
 
 
 def _explain(error: StageFailed, errors: Console) -> None:
-    """The notebook's own error; an error of the user's input is one line and needs no frames."""
+    """Print a notebook's error. An error of the user's input is one line without traceback frames."""
     if error.name != "MedReflError":
         for frame in error.frames:
             errors.print(Text(frame, style="dim"))
@@ -232,5 +298,5 @@ def _explain(error: StageFailed, errors: Console) -> None:
 
 
 def main() -> None:
-    """Entry point of ``medrefl`` and ``python -m medrefl_utils``."""
+    """Run the command line: the entry point of ``medrefl`` and ``python -m medrefl_utils``."""
     app()

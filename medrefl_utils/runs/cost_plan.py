@@ -1,14 +1,15 @@
-"""What a profile will cost before it runs: calls, tokens, time and money of each stage that runs a model.
+"""Predict what a profile costs before it runs: calls, tokens, time and price of each stage that runs a model.
 
-Calls, tokens and time are measured on a small run of the stages' own functions: the trees of a few of stage 01's
-questions; the pairs of these trees, with their reflections; a few steps of training on the pairs; answers of the base
-and of that adapter. What each took is multiplied. Not counted is what notebooks do besides: starting, tables, figures.
-Against an endpoint the replies are kept in the run's log, and the run takes those that it asks for again. The memory
-of training is predicted (``memory``), for this machine or for another card.
+The prediction measures a small run, the probe, with the stages' own functions: the trees of a few questions of stage
+01; their pairs and reflections; a few training steps on these pairs; answers of the base and of the probe's adapter.
+It scales each measurement to the size of the run. It leaves out the start-up, tables and plots of the notebooks.
+Replies of an endpoint are kept in the run's log, so the run does not pay for them again. ``models.memory`` predicts
+the memory of training, for this machine or for another GPU.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -40,6 +41,7 @@ from medrefl_utils.pairs import pair_table, reasoning, reflection, reflection_wr
 from medrefl_utils.pairs.pair_table import select_kinds
 from medrefl_utils.runs.distributed_training import training_settings
 from medrefl_utils.runs.profiles import load_profile
+from medrefl_utils.runs.provenance import RUN_DATE, run_date
 from medrefl_utils.runs.stages import STAGES
 from medrefl_utils.training.dpo import MonitorSettings, train_dpo
 from medrefl_utils.training.token_ids import end_of_turn, pair_lengths, tokenize_pairs
@@ -51,18 +53,18 @@ from medrefl_utils.trees.values import paths
 _ROLLOUT, _PAIRS = "01_tree_rollout", "03_pair_construction"
 _TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
 _ANSWERS = 4
-"""Answers and reflections for each tree of the probe: as dear as it about, and in batches as full as the run's."""
+"""Answers and reflections per tree of the probe: they cost about as much as the tree, in equally full batches."""
 _PASSES = 6
-"""Batches that are trained on."""
+"""Batches to train on."""
 _REFERENCE = 1 / 3
-"""A forward pass by a forward and a backward one: what the reference costs beside a pass of training (ours)."""
+"""Cost of the reference's forward pass, as a share of a training step's forward and backward pass (ours)."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked of a model: continuations, tokens read and written, seconds on this machine."""
+    """Work of a model: number of calls, tokens read (prompt) and written (generated), and seconds on this machine."""
 
     calls: float = 0.0
     read: float = 0.0
@@ -78,7 +80,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """The work of a stage, and ``how`` it was got."""
+    """The work of a stage, and ``how`` it was estimated."""
 
     stage: str
     work: Work
@@ -87,7 +89,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of the stages that run a model, in order, and what memory training needs, a line each."""
+    """The costs of the stages that run a model, in order, and lines on the memory of training."""
 
     costs: list[Cost]
     memory: list[str]
@@ -96,25 +98,31 @@ class Plan:
 def plan_run(
     profile: Path, *, root: Path, overrides: Sequence[str] = (), probe: int = 64, card: float | None = None
 ) -> Plan:
-    """What a profile costs, from a probe of ``probe`` questions; with 0 no model is run, and only memory is told.
+    """Predict the costs of a profile from a probe.
 
-    Memory is that of a card of ``card`` GiB, or of this machine. It is predicted of the pairs that the run has made
-    already, else of the probe's.
+    Args:
+        profile: the YAML file.
+        root: the checkout.
+        overrides: texts ``section.key=value`` that win over the profile.
+        probe: number of questions to run. With 0 no model runs, and only the memory of training is predicted.
+        card: GPU memory in GiB to plan for; by default this machine. The prediction uses the run's pairs if they
+            exist, else the probe's.
 
     Raises:
-        MedReflError: whatever is wrong with the profile, its questions or its models; a probe or a card below 0, or a
-            probe whose questions are all too easy or too hard for ``screening_chains``.
+        MedReflError: the profile, its questions or its models are wrong; ``probe`` or ``card`` is out of range; or
+            ``screening_chains`` rejects every question of the probe.
     """
     if probe < 0:
-        raise MedReflError(f"plan: the probe is {probe} questions, expected at least 0")
+        raise MedReflError(f"plan: --probe is {probe}, expected at least 0")
     if card is not None and card <= 0:
-        raise MedReflError(f"plan: the card has {card:g} GiB, expected more than 0")
+        raise MedReflError(f"plan: --card is {card:g} GiB, expected more than 0")
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
     loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
     rollout, pairing, training, asking = (
         loaded.parameters[name] for name in (_ROLLOUT, _PAIRS, _TRAINING, _EVALUATION)
     )
     run = RunFiles(root / "runs" / loaded.run)
+    os.environ[RUN_DATE] = run_date(run)  # the probe's prompts are the run's
     there = select_kinds(read_table(run.pairs, PAIRS), training["kinds"]) if run.pairs.exists() else None
     if not probe:
         return Plan([], training_memory(training, there, f"of {run.root.name}", card))
@@ -136,7 +144,7 @@ def plan_run(
         opened, generator = _opening(lambda: _writer(pairing, run.calls))
         written, made, expected = probe_pairs(probed, steps, generator, pairing, times)
         what = ", ".join(f"{n:.0f} {kind}" for kind, n in expected.items())
-        costs.append(Cost(_PAIRS, written + opened, f"pairs, as the probe's trees give them: {what}"))
+        costs.append(Cost(_PAIRS, written + opened, f"estimated pairs: {what}"))
         generator = None
         opened, base = _opening(lambda: LocalGenerator(asking["model"], **_rows(asking)))
         answers, begun = probe_answers(held_out, base, asking, files, probe)
@@ -144,23 +152,25 @@ def plan_run(
         chosen = {kind: n for kind, n in expected.items() if kind in training["kinds"]}
         few = made[made["kind"].isin(training["kinds"])]
         known, whose = (few, "of the probe") if there is None else (there, f"of {run.root.name}")
-        told = training_memory(training, known, whose, card)
+        memory = training_memory(training, known, whose, card)
         learnt, tokens = probe_training(made, chosen, training, files) if fits_here(few, training) else (Work(), 0.0)
         passes = f"{tokens:,.0f} tokens of {sum(chosen.values()):.0f} pairs"
-        why = "no pair came of the probe: take a larger one" if few.empty else "not measured: it does not fit here"
+        why = (
+            "the probe made no pair: increase --probe" if few.empty else "not measured: it does not fit on this machine"
+        )
         costs.append(Cost(_TRAINING, learnt, passes if tokens else why))
         adapter = files.adapter if tokens else None
         again, tuned = _opening(lambda: LocalGenerator(asking["model"], adapter=adapter, **_rows(asking)))
         answers = answers + probe_answers(held_out, tuned, asking, files, probe, begun)[0]
-        how = "base and adapter as in the probe; without a judge's replies"
+        how = "answers of base and adapter; a judge's replies are not counted"
         costs.append(Cost(_EVALUATION, answers + opened + again, how))
-    return Plan(costs, told)
+    return Plan(costs, memory)
 
 
 def training_memory(
     settings: Mapping[str, Any], made: pd.DataFrame | None, whose: str, card: float | None = None
 ) -> list[str]:
-    """What stage 04 needs with the longest of the pairs that are ``made``, and at most, a line each."""
+    """Return lines on the memory of stage 04: with the longest of the ``made`` pairs, and with the longest possible."""
     shape, limit = ModelShape.named(settings["model"]), settings["max_length"]
     most = fit_training(shape, longest_pairs(limit, settings["batch_size"]), settings=settings, card=card)
     lines = [f"{_TRAINING}, both sides filling max_length {limit}: {most.line()}"]
@@ -172,7 +182,7 @@ def training_memory(
 
 
 def fits_here(made: pd.DataFrame, settings: Mapping[str, Any]) -> bool:
-    """Whether training on these pairs fits on this machine, as far as that can be predicted."""
+    """Predict whether training on these pairs fits on this machine."""
     shape = ModelShape.named(settings["model"])
     return made.empty or fit_training(shape, pair_lengths(_ids(made, settings)), settings=settings).changes == {}
 
@@ -185,7 +195,7 @@ def _ids(made: pd.DataFrame, settings: Mapping[str, Any]) -> pd.DataFrame:
 def probe_trees(
     probed: Sequence[Question], generator: Generator, settings: Mapping[str, Any], files: RunFiles
 ) -> tuple[Work, pd.DataFrame]:
-    """Stage 01 of these questions, and their trees."""
+    """Run stage 01 on these questions; return the work and the steps of their trees."""
     names = ("max_depth", "max_path_tokens", "force_answer", "unfinished", "search_mode", "max_frontier", "max_leaves")
     names += ("target_right", "target_wrong")
     growth = SearchSettings(tuple(settings["branching"]), **{name: settings[name] for name in names})
@@ -201,11 +211,11 @@ def probe_trees(
 def probe_pairs(
     probed: Sequence[Question], steps: pd.DataFrame, writer: Generator, settings: Mapping[str, Any], times: float
 ) -> tuple[Work, pd.DataFrame, dict[str, float]]:
-    """Stage 03 of ``times`` as many questions; the probe's own pairs, and how many of each kind there will be.
+    """Run stage 03 on the probe; return the work of the whole run, the probe's pairs, and the pairs expected per kind.
 
-    A reply of locator, judge and thinker is taken to be as dear as a reflection.
+    The run has ``times`` as many questions as the probe. A reply of locator, judge or thinker counts as one reflection.
     """
-    chains, asked_for, seed = paths(steps), settings["kinds"], settings["seed"]
+    chains, kinds, seed = paths(steps), settings["kinds"], settings["seed"]
     made = {}
     made["reasoning"], _ = reasoning.reasoning_pairs(
         probed, steps, chains, prompt=prompts.exam,
@@ -218,7 +228,7 @@ def probe_pairs(
 
     located = corrections.locate_errors(steps, settings["error_margin"])
     candidates, turns, replies = {}, {}, 0.0
-    for kind in (kind for kind in asked_for if kind.startswith("reflection_")):
+    for kind in (kind for kind in kinds if kind.startswith("reflection_")):
         ranked, _ = corrections.rank_corrections(
             steps, located, kind=kind.removeprefix("reflection_"), weights=settings["action_weights"],
             top_k=settings["top_k"],
@@ -228,7 +238,7 @@ def probe_pairs(
             max_per_question=settings["max_per_question"],
         )  # fmt: skip
         expected[kind] = _at_most(times * len(candidates[kind]), settings["max_reflection_pairs"])
-        # Pairs share corrections: the more, the denser they lie.
+        # Pairs share corrections, and more so if there are many pairs.
         few, _ = pair_table.sample_at_most(candidates[kind], max(1, round(expected[kind] / times)), seed)
         replies += expected[kind] / max(1, len(few)) * len(reflection.correction_texts(probed, steps, chains, few))
         turns |= reflection.correction_texts(probed, steps, chains, candidates[kind])
@@ -243,8 +253,8 @@ def probe_pairs(
         made[kind], _ = reflection.reflection_pairs(
             probed, steps, chains, of_kind, texts, kind=kind, prompt=prompts.exam
         )
-        expected[kind] *= passed**2  # both sides have one
-    expected = {kind: n for kind, n in expected.items() if kind in asked_for}
+        expected[kind] *= passed**2  # a pair needs a reflection on each side
+    expected = {kind: n for kind, n in expected.items() if kind in kinds}
     n = sum(expected.values())
     replies += times * len(located) if settings["locator"] == "model" else 0
     replies += (n if settings["judge"] != "off" else 0) + (2 * n if settings["thinker"] else 0)
@@ -254,9 +264,9 @@ def probe_pairs(
 def probe_training(
     made: pd.DataFrame, expected: Mapping[str, float], settings: Mapping[str, Any], files: RunFiles
 ) -> tuple[Work, float]:
-    """Stage 04 of so many pairs of each kind, and their responses' tokens, from training on a few that were ``made``.
+    """Train on a few of the ``made`` pairs; return the work of stage 04 on ``expected`` pairs, and their tokens.
 
-    Its adapter is left in ``files.adapter``. No work and no tokens where there is no pair to train on.
+    The adapter is written to ``files.adapter``. Without a pair to train on, return no work and no tokens.
     """
     dpo, economy, _ = training_settings(settings, files)
     n, size = sum(expected.values()), dpo.batch_size
@@ -287,9 +297,10 @@ def probe_answers(
     probe: int,
     begun: pd.DataFrame | None = None,
 ) -> tuple[Work, pd.DataFrame]:
-    """One model's part of stage 05: its answers, and what it writes behind the beginnings ``begun``.
+    """Run one model's part of stage 05: its answers, and its continuations from the starting points ``begun``.
 
-    Without them, which is the base's part, the trees that they are taken from are grown first. Returns them, too.
+    Without ``begun`` (the base's part), grow the held-out trees first and take the starting points from them. Return
+    the work and the starting points.
     """
     names = ("seed", "n_runs", "temperature", "top_p", "n_votes", "thinking_budget", "repetition_penalty")
     same = {name: settings[name] for name in names} | {"max_tokens": settings["max_new_tokens"]}
@@ -329,10 +340,10 @@ def probe_answers(
 
 
 def plan_table(costs: Sequence[Cost], input_price: float, output_price: float) -> Table:
-    """The costs for a terminal; prices are for a million tokens, read and written, and 0 is no price."""
-    table = Table(title="what it would cost", title_justify="left", caption_justify="left", box=None)
+    """Format the costs as a table for a terminal; prices are per million tokens read and written, 0 means no price."""
+    table = Table(title="predicted cost", title_justify="left", caption_justify="left", box=None)
     priced = bool(input_price or output_price)
-    for name in ("stage", "calls", "tokens read", "tokens written", "time", *(["money"] if priced else [])):
+    for name in ("stage", "calls", "tokens read", "tokens written", "time", *(["price"] if priced else [])):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     rows = [(cost.stage, cost.work) for cost in costs]
     for name, work in [*rows, ("all", sum((work for _, work in rows), Work()))]:
@@ -344,9 +355,9 @@ def plan_table(costs: Sequence[Cost], input_price: float, output_price: float) -
 
 
 def _writer(settings: Mapping[str, Any], calls: Path) -> Generator:
-    """What writes in a stage, in this process: with workers, each of them would be like it."""
+    """Open the generator of a stage in this process. A run with several workers opens one in each."""
     names = ("quantization", "max_rows", "engine", "endpoint", "endpoint_model", "concurrency")
-    kept = calls if settings["endpoint"] else None  # what is paid for is kept; what is timed here must be written
+    kept = calls if settings["endpoint"] else None  # keep paid replies; local ones must be timed
     return open_generator(settings["model"], **{n: settings[n] for n in names if n in settings}, calls=kept)
 
 
@@ -368,7 +379,7 @@ def _measured(generator: Generator, work: Callable[[], _T]) -> tuple[Work, _T]:
 
 
 def _at_most(number: float, limit: int) -> float:
-    """``limit`` 0 is none."""
+    """Return ``number``, at most ``limit``; a limit of 0 means no limit."""
     return min(number, limit) if limit else number
 
 

@@ -1,10 +1,11 @@
-"""Stage 04 by a launcher: the settings of its notebook in a profile, trained by several processes at once.
+"""Run stage 04 in several processes under a launcher, with the settings of its notebook in a profile.
 
     torchrun --nproc_per_node 2 -m medrefl_utils train params/llama31_8b.yaml
     accelerate launch --config_file params/accelerate/fsdp2.yaml -m medrefl_utils train params/llama31_8b.yaml
 
-A notebook has one process. Here each process of the launcher reads the same profile and the run's pairs; the first one
-writes adapter, log and manifest, as the notebook would. The chain goes on from there with ``--from 05``.
+A notebook runs in one process. Here, each process of the launcher reads the same profile and the run's pairs. The first
+process (rank 0) writes the adapter, the log and the manifest, as the notebook does. Continue the chain with
+``medrefl run PROFILE --from 05``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from medrefl_utils.core.store import read_table, record_stage, write_table
 from medrefl_utils.pairs.pair_table import select_kinds
 from medrefl_utils.runs.preflight import check_inputs
 from medrefl_utils.runs.profiles import load_profile
+from medrefl_utils.runs.provenance import RUN_DATE, run_date
 from medrefl_utils.runs.stages import STAGES
 from medrefl_utils.training.adapters import write_model_card
 from medrefl_utils.training.dpo import DpoSettings, EfficiencySettings, MonitorSettings, train_dpo
@@ -31,25 +33,34 @@ STAGE = "04_dpo_lora_4bit"
 
 
 def train_profile(profile: Path, *, root: Path, overrides: Sequence[str] = ()) -> pd.DataFrame:
-    """Train as the profile's section of stage 04 says, on the pairs of the profile's run; returns the log.
+    """Train with the profile's parameters of stage 04 on the pairs of the profile's run; return the training log.
 
     Raises:
-        MedReflError: what is wrong with the profile, what ``preflight`` finds, pairs that are missing (naming who
-            makes them), or what ``train_dpo`` raises.
+        MedReflError: the profile is wrong, ``check_inputs`` finds a problem, the pairs are missing (the message names
+            the stage that makes them), or ``train_dpo`` fails.
     """
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
     loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
     values, files = loaded.parameters[STAGE], RunFiles(root / "runs" / loaded.run)
     check_inputs({STAGE: values}, files, given=("pairs",))
+    os.environ[RUN_DATE] = run_date(files)  # chat templates may write the date into the prompts
     pairs = select_kinds(read_table(files.pairs, PAIRS), values["kinds"])
-    dpo, economy, upkeep = training_settings(values, files)
-    log = train_dpo(pairs, values["model"], files.adapter, dpo=dpo, seed=values["seed"], economy=economy, upkeep=upkeep)
+    dpo, efficiency, monitor = training_settings(values, files)
+    log = train_dpo(
+        pairs, values["model"], files.adapter, dpo=dpo, seed=values["seed"], economy=efficiency, upkeep=monitor
+    )
     if os.environ.get("RANK", "0") == "0":
         write_table(files.training, log, TRAINING)
-        told = {"seed": values["seed"], "kinds": ", ".join(values["kinds"]), **vars(dpo), **vars(economy)}
+        settings = {"seed": values["seed"], "kinds": ", ".join(values["kinds"]), **vars(dpo), **vars(efficiency)}
         sources = list(read_table(files.questions, QUESTIONS)["source"].unique()) if files.questions.exists() else []
         write_model_card(
-            files.adapter, pairs, log, base=values["model"], settings=told, licences=values["licences"], sources=sources
+            files.adapter,
+            pairs,
+            log,
+            base=values["model"],
+            settings=settings,
+            licences=values["licences"],
+            sources=sources,
         )
         last = log.tail(max(1, len(log) // 5)).mean()[["loss", "margin", "accuracy"]].to_dict()
         record_stage(
@@ -61,15 +72,15 @@ def train_profile(profile: Path, *, root: Path, overrides: Sequence[str] = ()) -
 def training_settings(
     values: Mapping[str, Any], files: RunFiles
 ) -> tuple[DpoSettings, EfficiencySettings, MonitorSettings]:
-    """The training's settings from the parameters of stage 04's notebook, by their names."""
-    dpo, economy = (
+    """Return the training settings that stage 04's parameters hold, matched by name; ``files`` is the run's."""
+    dpo, efficiency = (
         kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
         for kind in (DpoSettings, EfficiencySettings)
     )
-    upkeep = MonitorSettings(
+    monitor = MonitorSettings(
         checkpoint_folder=Path(values["checkpoint_folder"] or files.root / "checkpoints"),
         checkpoint_every=values["checkpoint_every"],
         references=files.root.parent / "references" if values["cache_references"] else None,
         stop_on=values["stop_on"],
     )
-    return dpo, economy, upkeep
+    return dpo, efficiency, monitor

@@ -1,8 +1,8 @@
-"""``medrefl doctor``: what this machine has, what fits on it, and what would stop a run before it starts.
+"""``medrefl doctor``: check this machine, predict which models fit, and find what would stop a run.
 
-What fits is predicted by ``memory``: of a profile's models with the profile's settings and pairs that fill
-``max_length``; without a profile, of the published models of each size in NF4, pairs of 1,000 tokens a side, one at a
-time, gradient checkpointing, a LoRA of rank 64.
+``models.memory`` predicts what fits. With a profile, it uses the profile's models and settings, and pairs that fill
+``max_length``. Without a profile, it uses common model sizes in NF4, one pair of 1,000 tokens per side at a time,
+gradient checkpointing, and a LoRA of rank 64.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ SIZES = {
     "14B": ModelShape(5120, 48, 40, 8, 128, 13_824, _QWEN, tied=False),
     "32B": ModelShape(5120, 64, 40, 8, 128, 27_648, _QWEN, tied=False),
 }
-"""Sizes that are tried, the largest that fits being named: those of Qwen 2.5, and Llama 3.1 8B."""
+"""Model sizes to try, smallest first: the sizes of Qwen 2.5, and Llama 3.1 8B. The largest that fits is reported."""
 _USUAL = {
     "quantization": "nf4", "lora_rank": 64, "batch_size": 1, "max_length": 1000, "shared_prefix": True,
     "gradient_checkpointing": True, "activation_offloading": False, "optimizer": "adamw",
 }  # fmt: skip
-_LEAST_PYTHON = (3, 11)
-_LEAST_DISK, _LEAST_MEMORY = 2.0, 2.0  # GiB: a smoke run and its models
-_ENOUGH_DISK = 10.0  # GiB: below it adapters and hub checkpoints soon do not fit
-_SMALL = 0.1  # billions of parameters, from which the prediction holds
+_MIN_PYTHON = (3, 11)
+_MIN_DISK, _MIN_MEMORY = 2.0, 2.0  # GiB, for a smoke run and its models
+_ENOUGH_DISK = 10.0  # GiB; with less, adapters and checkpoints of the hub soon do not fit
+_SMALL = 0.1  # billions of parameters; the prediction holds for larger models
 _ROWS, _TOKENS = 8, 2048
-"""Continuations that decode together, and tokens of each with its prompt: what is worth trying (ours)."""
+"""Batch size of decoding, and tokens per continuation with its prompt: a useful minimum (ours)."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: what was looked at, what was found, whether it would stop a run, and why."""
+    """One row of the table: what was checked, what was found, whether it would stop a run, and why."""
 
     name: str
     found: str
@@ -60,7 +60,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides what fits: GiB of the card (None: there is none), of memory, and free on the disk."""
+    """What determines which models fit: GiB of GPU memory (None without a GPU), of RAM, and free on the disk."""
 
     card: str | None
     card_memory: float | None
@@ -72,10 +72,13 @@ class Machine:
 def memory_needed(
     shape: ModelShape, *, training: bool, settings: Mapping[str, Any] | None = None, width: int = 2
 ) -> float:
-    """Predicted GiB of a model of this shape: to write, or to be trained by DPO on pairs that fill ``max_length``.
+    """Predict the GiB that a model needs to generate, or to be trained by DPO on pairs that fill ``max_length``.
 
-    ``settings`` are those of ``memory.predict``; without them, the usual ones of this module. ``width``: bytes a number
-    of the computation.
+    Args:
+        shape: the model's shape.
+        training: predict DPO training instead of generation.
+        settings: parameters as ``models.predict_training`` takes them; by default this module's common settings.
+        width: bytes per number of the computation (2 for bf16 and fp16).
     """
     settings = settings or _USUAL
     if training:
@@ -86,13 +89,13 @@ def memory_needed(
 
 
 def largest_model(room: float, *, training: bool) -> str | None:
-    """The largest of ``SIZES`` that fits into so many GiB in NF4; None where not even the smallest does."""
+    """Return the largest of ``SIZES`` that fits into ``room`` GiB in NF4; None if none fits."""
     fitting = [name for name, shape in SIZES.items() if memory_needed(shape, training=training) <= room]
     return fitting[-1] if fitting else None
 
 
 def inspect_machine(root: Path) -> Machine:
-    """This machine, through torch; ``root`` is where the runs go."""
+    """Describe this machine, as torch sees it; ``root`` is the folder whose disk is measured."""
     import torch
 
     from medrefl_utils.models.loading import compute_dtype
@@ -107,14 +110,14 @@ def inspect_machine(root: Path) -> Machine:
 
 
 def check_machine(machine: Machine, profile: Profile | None = None) -> list[Check]:
-    """All checks, in the order of the table; a profile adds those of its models."""
+    """Return all checks, in the order of the table. A profile adds a check for each of its models."""
     checks = [_python(), _packages(metadata.requires("medrefl") or ()), _four_bit(), _card(machine), _dtype(machine)]
     checks += [_memory(machine), _disk(machine), _fits(machine)]
     return checks + (list(_models(machine, profile)) if profile else [])
 
 
 def checks_table(checks: Iterable[Check]) -> Table:
-    """The checks as a table for a terminal."""
+    """Format the checks as a table for a terminal."""
     shown = Table(title="medrefl doctor", title_justify="left", box=None)
     for column in ("", "found", "", ""):
         shown.add_column(column, overflow="fold")
@@ -125,13 +128,13 @@ def checks_table(checks: Iterable[Check]) -> Table:
 
 
 def _python() -> Check:
-    least = ".".join(map(str, _LEAST_PYTHON))
-    old = sys.version_info < _LEAST_PYTHON
+    least = ".".join(map(str, _MIN_PYTHON))
+    old = sys.version_info < _MIN_PYTHON
     return Check("python", platform.python_version(), "stop" if old else "ok", f"expected {least} or newer" * old)
 
 
 def _packages(requirements: Iterable[str]) -> Check:
-    """Whether all that the package declares is installed, and in its range."""
+    """Check that every declared dependency is installed in a version of its range."""
     wanted = [Requirement(text) for text in requirements if "extra ==" not in text]
     faults = []
     for one in wanted:
@@ -149,7 +152,7 @@ def _packages(requirements: Iterable[str]) -> Check:
 def _four_bit() -> Check:
     try:
         import bitsandbytes
-    except Exception as error:  # a library that does not load raises what it likes
+    except Exception as error:  # a library that does not load can raise anything
         return Check("bitsandbytes", "does not load", "stop", f"{type(error).__name__}: {error}"[:160])
     return Check("bitsandbytes", bitsandbytes.__version__)
 
@@ -157,43 +160,45 @@ def _four_bit() -> Check:
 def _card(machine: Machine) -> Check:
     if machine.card is None:
         return Check(
-            "card", "none", "note", "models run on the CPU: the tiny student in minutes, a 7B model not at all"
+            "card", "none", "note", "models run on the CPU: the tiny student takes minutes, a 7B model is too slow"
         )
     return Check("card", f"{machine.card}, {machine.card_memory:.1f} GiB")
 
 
 def _dtype(machine: Machine) -> Check:
-    why = {"float16": "the card has no bf16, as a T4: fp16 it is", "float32": "without a card"}
+    why = {"float16": "the card, such as a T4, has no bf16", "float32": "no card"}
     return Check("computes in", machine.dtype, "ok", why.get(machine.dtype, ""))
 
 
 def _memory(machine: Machine) -> Check:
-    short = machine.memory < _LEAST_MEMORY
+    short = machine.memory < _MIN_MEMORY
     return Check(
-        "memory", f"{machine.memory:.1f} GiB", "stop" if short else "ok", f"expected {_LEAST_MEMORY} GiB" * short
+        "memory", f"{machine.memory:.1f} GiB", "stop" if short else "ok", f"expected {_MIN_MEMORY} GiB" * short
     )
 
 
 def _disk(machine: Machine) -> Check:
     found = f"{machine.disk:.1f} GiB free"
-    if machine.disk < _LEAST_DISK:
-        return Check("disk", found, "stop", f"expected {_LEAST_DISK} GiB")
+    if machine.disk < _MIN_DISK:
+        return Check("disk", found, "stop", f"expected {_MIN_DISK} GiB")
     if machine.disk < _ENOUGH_DISK:
-        return Check("disk", found, "note", "an 8B model's checkpoint is 16 GB")
+        return Check("disk", found, "note", "the checkpoint of an 8B model has 16 GB")
     return Check("disk", found)
 
 
 def _fits(machine: Machine) -> Check:
     if machine.card_memory is None:
-        return Check("fits in NF4", "small models", "note", "memory would hold more, but without a card time ends it")
+        return Check(
+            "fits in NF4", "small models", "note", "larger models fit in memory, but are too slow without a card"
+        )
     trained, written = (largest_model(machine.card_memory, training=training) for training in (True, False))
     shown = [f"up to {size}" if size else "nothing" for size in (trained, written)]
-    found = f"{shown[0]} to train, {shown[1]} to write"
+    found = f"{shown[0]} to train, {shown[1]} to generate"
     return Check("fits in NF4", found, "ok" if trained else "note", "" if trained else "no model can be trained on it")
 
 
 def _models(machine: Machine, profile: Profile) -> Iterator[Check]:
-    """The models that the profile's stages load, each with what it needs in the stage that needs most."""
+    """Yield a check for each model of the profile, with the memory of the stage that needs most."""
     uses: dict[str, list[tuple[bool, Mapping[str, Any]]]] = {}
     for stage, parameters in profile.parameters.items():
         if model := parameters.get("model"):

@@ -1,4 +1,4 @@
-"""One notebook, executed by papermill in a kernel of this very interpreter, its progress shown as it comes."""
+"""Execute one notebook with papermill in a kernel of this Python interpreter, and show its progress."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from medrefl_utils.core.errors import MedReflError
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 CHAIN = "MEDREFL_CHAIN"
-"""In a kernel's environment: the run's folder. There ``chain.upstream`` starts no other chain."""
-HEARTBEAT = 30.0  # seconds between two prints of a moving bar where the output is no terminal
+"""Environment variable of a kernel in a chain: the run's folder. ``make_missing_inputs`` then starts no other chain."""
+HEARTBEAT = 30.0  # seconds between two prints of a progress bar if the output is not a terminal
 
 
 class StageFailed(Exception):
-    """A notebook raised: the error's name, its message, the frames that matter, the notebook as executed."""
+    """A notebook failed: ``name`` and ``message`` of its error, the relevant ``frames``, and the executed notebook."""
 
     def __init__(self, name: str, message: str, frames: Sequence[str], notebook: Path) -> None:
         super().__init__(f"{name}: {message}")
@@ -31,9 +31,10 @@ class StageFailed(Exception):
 
 
 class Progress:
-    """What a notebook writes to stderr, indented: whole lines as they come, a bar that rewrites itself in place.
+    """Print what a notebook writes to stderr, indented: complete lines at once, a progress bar in place.
 
-    Without a terminal (a CI log) a bar's last state is printed, and a moving one every ``HEARTBEAT`` seconds.
+    If the output is not a terminal (a CI log), print the final state of a bar, and a running bar every ``HEARTBEAT``
+    seconds.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -42,7 +43,7 @@ class Progress:
         self.line, self.returned, self.drawn, self.shown = "", False, False, time.monotonic()
 
     def write(self, text: str) -> None:
-        """Take what the notebook wrote; terminal control codes in it are dropped."""
+        """Print the notebook's text; terminal control codes are removed."""
         for piece in re.split(r"([\r\n])", CONTROL.sub("", text)):
             if piece == "\n":
                 self._end()
@@ -59,10 +60,10 @@ class Progress:
         self.file.flush()
 
     def flush(self) -> None:
-        """Nothing waits here: ``write`` flushes."""
+        """Do nothing: ``write`` flushes."""
 
     def close(self) -> None:
-        """Leave the last state of an unfinished bar as a line of its own."""
+        """Print the last state of an unfinished bar as its own line."""
         self._end()
         self.file.flush()
 
@@ -72,26 +73,41 @@ class Progress:
         self.line, self.returned, self.drawn, self.shown = "", False, False, time.monotonic()
 
 
-def execute_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any], *, cwd: Path, file: TextIO) -> float:
-    """Execute a notebook into ``output`` with the parameters; returns seconds. Progress goes to ``file``.
+def execute_notebook(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    cwd: Path,
+    file: TextIO,
+    environment: Mapping[str, str] | None = None,
+) -> float:
+    """Execute a notebook and write the executed copy; return the seconds it took.
 
-    On KeyboardInterrupt the kernel is ended before it is passed on.
+    Args:
+        notebook: the notebook.
+        output: the executed copy, in ``RUN/notebooks/``.
+        parameters: {name: value} for the cell tagged ``parameters``.
+        cwd: working folder of the kernel.
+        file: receives the progress.
+        environment: additional environment variables of the kernel.
 
     Raises:
-        StageFailed: the notebook's own error.
+        StageFailed: the notebook raised an error, or its kernel died.
         MedReflError: the executed notebook cannot be written.
+        KeyboardInterrupt: Ctrl-C; the kernel has been killed.
     """
     progress, started = Progress(file), time.perf_counter()
-    # In a thread of its own: nbclient would take Ctrl-C for itself, and inside JupyterLab an event loop runs already.
+    # In a separate thread: nbclient would handle Ctrl-C itself, and JupyterLab's kernel already runs an event loop.
     with ThreadPoolExecutor(1) as pool:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            future = pool.submit(_papermill, notebook, output, dict(parameters), cwd, progress)
+            future = pool.submit(_papermill, notebook, output, dict(parameters), cwd, progress, dict(environment or {}))
             future.result()
         except OSError as error:
             raise MedReflError(f"{output} cannot be written: {error.strerror or error}") from None
         except KeyboardInterrupt:
-            while not future.done():  # its kernel may only be about to start
+            while not future.done():  # the kernel may not have started yet
                 end_orphans(output.parent.parent)
                 wait([future], timeout=0.2)
             raise
@@ -101,7 +117,7 @@ def execute_notebook(notebook: Path, output: Path, parameters: Mapping[str, Any]
 
 
 def end_orphans(folder: Path) -> None:
-    """End the kernels that work in a run's folder, with what they started. Only for who holds the folder's lock."""
+    """Kill the kernels that work in a run's folder, and their child processes. The caller must hold the run's lock."""
     ours = os.path.abspath(folder)
     orphans = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(CHAIN) == ours]
     for process in orphans:
@@ -110,7 +126,14 @@ def end_orphans(folder: Path) -> None:
     psutil.wait_procs(orphans, timeout=10)
 
 
-def _papermill(notebook: Path, output: Path, parameters: dict[str, Any], cwd: Path, progress: Progress) -> None:
+def _papermill(
+    notebook: Path,
+    output: Path,
+    parameters: dict[str, Any],
+    cwd: Path,
+    progress: Progress,
+    environment: dict[str, str],
+) -> None:
     import zmq
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -119,30 +142,35 @@ def _papermill(notebook: Path, output: Path, parameters: dict[str, Any], cwd: Pa
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
-    environment = {
+    environment = environment | {
         CHAIN: os.path.abspath(output.parent.parent),
-        # OpenMP threads that spin while they wait take the cores from those that work.
+        # Waiting OpenMP threads that spin take cores from the threads that compute.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "0"),
         "TQDM_NCOLS": str(progress.width),
     }
 
     class ThisInterpreter(AsyncKernelManager):
-        """Whatever kernels the user has installed under the name python3, this one is sys.executable."""
+        """Start a kernel of sys.executable, whatever kernel is installed under the name python3."""
 
         def __init__(self, **settings: Any) -> None:
             if self.has_trait("transport_encryption") and zmq.has("curve"):
-                settings["transport_encryption"] = "auto"  # else other users of the machine can read along
+                settings["transport_encryption"] = "auto"  # else other users of the machine can read the traffic
             super().__init__(**settings)
 
         @property
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(**get_kernel_dict(), env=environment)
 
+        async def _async_interrupt_kernel(self) -> None:
+            # A shutdown first sends SIGINT. An idle kernel then logs "KeyboardInterrupt caught in kernel" to stderr.
+            if not self.shutting_down:
+                await super()._async_interrupt_kernel()
+
     try:
         execute_notebook(
-            notebook,
-            output,
+            _literal_path(notebook),
+            _literal_path(output),
             parameters,
             kernel_name="python3",
             language="python",
@@ -150,7 +178,7 @@ def _papermill(notebook: Path, output: Path, parameters: dict[str, Any], cwd: Pa
             stderr_file=progress,
             cwd=cwd,
             kernel_manager_class=ThisInterpreter,
-            coalesce_streams=True,  # a bar of a thousand updates is one line in the executed notebook
+            coalesce_streams=True,  # a progress bar with a thousand updates becomes one line in the executed notebook
         )
     except PapermillExecutionError as error:
         raise StageFailed(error.ename, error.evalue, _frames(error.traceback), output) from None
@@ -160,7 +188,12 @@ def _papermill(notebook: Path, output: Path, parameters: dict[str, Any], cwd: Pa
         raise StageFailed(error.ename, error.evalue, [], output) from None
 
 
+def _literal_path(path: Path) -> str:
+    """Escape the braces of a path: papermill fills in ``{name}`` in its paths by str.format."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def _frames(traceback: Sequence[str]) -> list[str]:
-    """The cell's own frame and the innermost one: what stands between rarely helps, and the notebook holds it all."""
+    """Return the cell's frame and the innermost one. The executed notebook has the whole traceback."""
     frames = [frame for frame in traceback[:-1] if "---> " in CONTROL.sub("", frame) or "-> " in CONTROL.sub("", frame)]
     return [CONTROL.sub("", frame).rstrip() for frame in (frames if len(frames) <= 2 else [frames[0], frames[-1]])]

@@ -1,7 +1,8 @@
-"""What a parameter's value may be beyond its type: checked as a profile is read, hours before the stage that takes it.
+"""Limits of parameter values beyond their type, checked when a profile is read, before any stage starts.
 
-A name means the same in every notebook but those of ``OF_ONE``. The choices are written out here, as importing them
-would make every notebook depend on the code of every stage; a test holds them to the stages' own.
+A name has the same limit in every notebook, except for the entries of ``NOTEBOOK_LIMITS``. Choices are repeated here
+instead of imported: otherwise every notebook would depend on the code of every stage. A test compares them with the
+stages' own choices.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limit:
-    """``expected`` in words, and whether a value of the right type ``holds`` to it."""
+    """A limit: ``expected`` in words, and ``holds``, which tests a value of the right type."""
 
     expected: str
     holds: Callable[[Any], bool]
 
 
 def limit_of(stage: str, name: str) -> Limit | None:
-    """The limit of a notebook's parameter; None where every value of its type will do."""
-    return OF_ONE.get(stage, {}).get(name) or LIMITS.get(name)
+    """Return the limit of a notebook's parameter; None if every value of its type is valid."""
+    return NOTEBOOK_LIMITS.get(stage, {}).get(name) or LIMITS.get(name)
 
 
 def _at_least(least: float) -> Limit:
@@ -60,11 +61,13 @@ def _arms(kinds: Collection[str]) -> Limit:
 _ABOVE_0 = Limit("above 0", lambda value: 0 < value < math.inf)
 _SHARE = Limit("above 0 and at most 1", lambda value: 0 < value <= 1)
 _NATURAL, _POSITIVE = _at_least(0), _at_least(1)
-_ADDRESS = Limit("http(s)://host/v1, or nothing", lambda value: not value or value.startswith(("http://", "https://")))
+_ADDRESS = Limit(
+    "http(s)://host/v1, or an empty text", lambda value: not value or value.startswith(("http://", "https://"))
+)
 _KINDS = ("reasoning", "reflection_mid", "reflection_post", "random_cot")
 
 LIMITS: dict[str, Limit] = {
-    # models, and what runs them
+    # models and inference
     "quantization": _one_of("nf4", "none"),
     "engine": _one_of("local", "vllm"),
     "endpoint": _ADDRESS,
@@ -150,6 +153,6 @@ LIMITS: dict[str, Limit] = {
     "arms": _arms((*_KINDS, "reflection")),
     "pairs_per_arm": _NATURAL,
 }
-OF_ONE: dict[str, dict[str, Limit]] = {
-    "01_tree_rollout": {"n_questions": _POSITIVE},  # elsewhere 0 is all
+NOTEBOOK_LIMITS: dict[str, dict[str, Limit]] = {
+    "01_tree_rollout": {"n_questions": _POSITIVE},  # in other notebooks 0 means all
 }

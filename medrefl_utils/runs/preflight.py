@@ -1,6 +1,6 @@
-"""What a run needs, looked at before anything starts: a test file that is broken costs a second here, not a night.
+"""Check the inputs of a run before anything starts, so that an invalid file fails in a second and not after hours.
 
-Each check is the very loader that a stage will use, or reads no more than headers; the error is the loader's own line.
+Each check uses the loader that the stage will use, or reads file headers only. The error message is the loader's own.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from medrefl_utils.models.folder_checks import check_adapter_base, resolve_check
 from medrefl_utils.pairs.pair_table import check_pair_texts
 from medrefl_utils.trees.search import SearchSettings
 
-LEAST_FREE = 200_000_000
-"""Bytes that must be free on the run's disk: a smoke run's artifacts many times over, and room to say what is wrong."""
+MIN_FREE_BYTES = 200_000_000
+"""Free bytes that a run needs on its disk: many times the artifacts of a smoke run."""
 
 _ROLLOUT, _TRAINING, _EVALUATION = "01_tree_rollout", "04_dpo_lora_4bit", "05_benchmark_evaluation"
 
@@ -36,25 +36,25 @@ Parameters = Mapping[str, Any]
 
 
 def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Container[str]) -> None:
-    """Look at all that the stages which will run read, and at the place they write to.
+    """Check everything that the stages will read, and the folder that they write to.
 
     Args:
-        stages: {stage: its parameters}.
-        files: the run's.
-        given: artifacts (names of ``RunFiles``) that these stages read and none of them makes.
+        stages: {stage that will run: its parameters}.
+        files: the run's files.
+        given: artifacts (attribute names of ``RunFiles``) that these stages read and that none of them writes.
 
     Raises:
-        MedReflError: the first thing that would stop a stage.
+        MedReflError: the first problem that would stop a stage.
     """
     for stage, values in stages.items():
         _check_settings(stage, values)
     for model in dict.fromkeys(model for values in stages.values() for model in _models(values)):
         resolve_checked_model(model)
-    asked: set[tuple[Any, ...]] = set()
+    loaded: set[tuple[Any, ...]] = set()
     for stage, values in stages.items():
         for names in _QUESTION_PARAMETERS:
             if names[0] in values:
-                _check_questions(stage, values, names, asked)
+                _check_questions(stage, values, names, loaded)
     if "pairs" in given and _TRAINING in stages:
         check_pair_texts(read_table(files.pairs, PAIRS))
     if "adapter" in given and _EVALUATION in stages:
@@ -63,10 +63,14 @@ def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Conta
 
 
 def check_disk_space(folder: Path) -> None:
-    """Make the run's folder, if need be, and see that it can be written and has ``LEAST_FREE`` bytes to fill."""
-    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not standing.is_dir():
-        raise MedReflError(f"{standing}: is a file, expected the run's folder, or none")
+    """Create the run's folder if necessary, and check that it is writable and has ``MIN_FREE_BYTES`` free.
+
+    Raises:
+        MedReflError: the folder is a file, is not writable, or its disk is full.
+    """
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise MedReflError(f"{existing}: is a file, expected a folder for the run")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -74,18 +78,20 @@ def check_disk_space(folder: Path) -> None:
     except OSError as error:
         raise MedReflError(f"{folder}: cannot be written: {error.strerror}") from None
     free = shutil.disk_usage(folder).free
-    if free < LEAST_FREE:
-        raise MedReflError(f"{folder}: {free / 1e6:,.0f} MB are free there, expected at least {LEAST_FREE / 1e6:,.0f}")
+    if free < MIN_FREE_BYTES:
+        raise MedReflError(f"{folder}: its disk has {free / 1e6:,.0f} MB free, expected {MIN_FREE_BYTES / 1e6:,.0f} MB")
 
 
 def _check_settings(stage: str, values: Parameters) -> None:
-    """What more than one parameter decides, or the machine."""
+    """Check what depends on several parameters together, or on this machine."""
     if "branching" in values:
         SearchSettings(
             tuple(values["branching"]), search_mode=values["search_mode"], max_frontier=values["max_frontier"]
         )
     if values.get("endpoint") and not values["endpoint_model"]:
-        raise MedReflError(f"{stage}: endpoint is {values['endpoint']}, but endpoint_model names no model there")
+        raise MedReflError(
+            f"{stage}: endpoint is {values['endpoint']}, but endpoint_model is empty: give the model's name there"
+        )
     if values.get("activation_offloading"):
         from medrefl_utils.training.dpo import EfficiencySettings
 
@@ -93,21 +99,21 @@ def _check_settings(stage: str, values: Parameters) -> None:
 
 
 def _models(values: Parameters) -> list[str]:
-    """The models that a stage loads: its own, and a judge that is neither off, nor itself, nor at an endpoint."""
+    """Return the models that a stage loads: its own, and a judge that runs here and is another model."""
     judge = values.get("judge", "off")
     judges = [judge] if judge not in ("off", "self") and not values.get("judge_endpoint") else []
     return [values["model"], *judges] if "model" in values else judges
 
 
-def _check_questions(stage: str, values: Parameters, names: Sequence[str], asked: set[tuple[Any, ...]]) -> None:
-    """Load what the stage's notebook will load, once where stages ask for the same."""
+def _check_questions(stage: str, values: Parameters, names: Sequence[str], loaded: set[tuple[Any, ...]]) -> None:
+    """Load the questions that the stage's notebook will load; ``loaded`` prevents loading the same ones twice."""
     questions, split, limit, offset = (values[name] for name in names)
     load = load_questions if stage == _ROLLOUT else load_benchmark
     seed = values["seed"] if "seed" in values else values["seeds"][0]
-    asking = (load, questions, split, limit or None, offset, seed)
-    if asking in asked or not check_question_source(questions):
+    request = (load, questions, split, limit or None, offset, seed)
+    if request in loaded or not check_question_source(questions):
         return
-    asked.add(asking)
+    loaded.add(request)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the stage will say it
+        warnings.simplefilter("ignore")  # the stage itself will warn
         load(questions, split=split, limit=limit or None, offset=offset, seed=seed)

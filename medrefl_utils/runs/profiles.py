@@ -1,34 +1,34 @@
-"""Profiles: one YAML file -> checked parameters for every notebook of the chain, before anything starts.
+"""Profiles: read one YAML file and check the parameters of every notebook before anything starts.
 
-A profile holds only what differs from the notebooks' own defaults, under ``shared`` and one section per notebook;
-``stages``, a list, names the notebooks that run where they are not 01 to 06.
-papermill only warns about a name it does not know; here each name, type, value (``limits``) and file is checked against
-the cell tagged ``parameters``, and each error names file, section and key.
+A profile holds only what differs from the notebooks' own defaults: a section ``shared``, and one section per notebook.
+The list ``stages`` names the notebooks to run; without it, notebooks 01 to 06 run. papermill only warns about an
+unknown parameter. Here each name, type, value (``parameter_limits``) and file is checked against the notebook's cell
+tagged ``parameters``, and each error names the file, the section and the key.
 """
 
 from __future__ import annotations
 
 import ast
+import datetime
 import difflib
 import json
 import os
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.runs.parameter_limits import Limit, limit_of
+from medrefl_utils.runs.profile_yaml import AmbiguousNumber, Document, Source, YamlProblem, parse
 from medrefl_utils.runs.renamed_parameters import new_names
 
 TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict)} | {"Literal": Literal}
 DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".yaml")
-MOST_BYTES = 100_000  # of a profile
-MOST_VALUES = 10_000  # of a profile, each alias counted as all that it stands for
+MAX_BYTES = 100_000  # size limit of a profile
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Parameter:
 class Profile:
     """Resolved parameters: {notebook: {name: value}}, defaults included; ``run`` is the run's name.
 
-    ``stages`` are the notebooks that the profile wants run; none where it does not say.
+    ``stages`` are the notebooks that the profile names to run; empty if it names none.
     """
 
     path: str
@@ -53,60 +53,11 @@ class Profile:
     stages: tuple[str, ...] = ()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML of plain values: 1e-4 is a number (YAML 1.1 reads it as text), and no more than what a profile needs.
-
-    An error are repeated keys, tags (of Python's objects or any other), aliases that stand for themselves or for a
-    billion values, and half a surrogate pair.
-    """
-
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        _count(node, {})
-        return node
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        event = self.peek_event()
-        if tag := getattr(event, "tag", None):
-            raise yaml.composer.ComposerError(None, None, f"the tag {tag!r} has no place here", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((k for i, k in enumerate(keys) if k in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def construct_scalar(self, node: yaml.ScalarNode) -> str:
-        text = super().construct_scalar(node)
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise yaml.constructor.ConstructorError(None, None, "half a surrogate pair", node.start_mark)
-        return text
-
-
-def _count(node: yaml.Node | None, counted: dict[int, int | None]) -> int:
-    """The values that a node stands for. ``counted`` has those of the nodes seen, None for one not yet complete."""
-    if node is None or isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in counted:
-        counted[id(node)] = None
-        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-        counted[id(node)] = 1 + sum(_count(part, counted) for part in parts)
-    values = counted[id(node)]
-    if values is None or values > MOST_VALUES:
-        found = "an alias stands for itself" if values is None else f"more than {MOST_VALUES:,} values"
-        raise yaml.composer.ComposerError(None, None, found, node.start_mark)
-    return values
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def code_cells(notebook: Path) -> list[tuple[list[str], str]]:
-    """Tags and source of each code cell. Read as JSON: importing nbformat would cost every command 1.5 seconds."""
+    """Return the tags and the source of each code cell.
+
+    The notebook is read as JSON, because importing nbformat would cost every command 1.5 seconds.
+    """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return [
         (cell["metadata"].get("tags", []), "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"
@@ -114,9 +65,10 @@ def code_cells(notebook: Path) -> list[tuple[list[str], str]]:
 
 
 def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
-    """The parameters of a notebook's cell tagged ``parameters``, in order.
+    """Return the parameters of a notebook's cell tagged ``parameters``, in order.
 
-    Raises MedReflError when there is no such cell, or a line is not ``name: type = literal``.
+    Raises:
+        MedReflError: there is no such cell, or a line is not ``name: type = literal``.
     """
     source = next((source for tags, source in code_cells(notebook) if "parameters" in tags), None)
     if source is None:
@@ -141,25 +93,37 @@ def load_profile(
     run_parameter: str = "run",
     follows: Mapping[str, tuple[str, Mapping[str, str]]] | None = None,
 ) -> Profile:
-    """Read a YAML profile and check it against the notebooks ({stem: path}); relative files are looked up in ``root``.
+    """Read a YAML profile and check it against the notebooks.
 
-    ``overrides`` are ``section.key=value`` texts (the value is YAML) that win over the file. ``follows`` is
-    {notebook: (other, {own key: key of the other})}: a key that its own section leaves out is as in the other
-    notebook. Raises MedReflError that names file, section and key, what was found and what was expected.
+    Args:
+        path: the profile.
+        notebooks: {stem: path of the notebook}.
+        root: the checkout, in which relative paths of data files are looked up.
+        overrides: texts ``section.key=value`` that win over the file. The value is YAML. The section may be any
+            unambiguous part of a notebook's name, or its number: ``04.learning_rate=1e-5``.
+        run_parameter: the parameter that receives the run's folder.
+        follows: {notebook: (other, {own key: key of the other})}. A key that the notebook's section leaves out takes
+            its value from the other notebook.
+
+    Raises:
+        MedReflError: names the file, section and key, what was found and what is expected.
     """
-    sections, origin = _sections(path), {}
-    for text in overrides:
-        section, key, value = _override(text)
-        sections.setdefault(section, {})[key] = value
-        origin[section, key] = f"--set {section}.{key}"
     known = {stem: notebook_parameters(notebook) for stem, notebook in notebooks.items()}
+    sections, sources = _sections(path, root)
+    origin: dict[tuple[str, str], str] = {}
+    for text in overrides:
+        section, key, document = _override(text, known)
+        sections.setdefault(section, {})[key] = document.value
+        origin[section, key] = f"--set {text.partition('=')[0].strip()}"
+        sources[section, key] = [Source(source.text, 0) for source in document.sources.get((), [])]
 
     stages = _stages(path, sections.pop("stages", []), known)
     for section in sections:
         if section not in known and section != "shared":
             raise MedReflError(f"{path}: unknown section {_shown(section)}{_expected(section, ['shared', *known])}")
     shared = dict(sections.get("shared", {}))
-    run = _run_name(path, shared.pop("run", path.stem), origin.get(("shared", "run")))
+    run_hint = _quotes_hint(shared.get("run"), sources.get(("shared", "run"), ()))
+    run = _run_name(path, shared.pop("run", path.stem), origin.get(("shared", "run")), run_hint)
     everywhere = {name for parameters in known.values() for name in parameters} - {run_parameter}
     for key in shared:
         if key not in everywhere:
@@ -181,7 +145,13 @@ def load_profile(
         for section, given in (("shared", shared), (stem, own)):
             for key in given.keys() & parameters.keys():
                 where = origin.get((section, key), f"{path}: section {section!r}: key {key!r}")
-                values[key] = _typed(given[key], parameters[key], limit_of(stem, key), f"{where} (for {stem})")
+                values[key] = _typed(
+                    given[key],
+                    parameters[key],
+                    limit_of(stem, key),
+                    f"{where} (for {stem})",
+                    sources.get((section, key), []),
+                )
         for key, value in values.items():
             where = next((o for s in (stem, "shared") if (o := origin.get((s, key)))), None)
             section = next((s for s in (stem, "shared") if key in sections.get(s, {})), f"{stem} (default)")
@@ -197,7 +167,7 @@ def load_profile(
 
 
 def local_paths(value: Any) -> list[str]:
-    """The texts in a parameter's value that are clearly a path and not a hub id (``org/name``)."""
+    """Return the texts in a parameter's value that are clearly a path, and not a hub id (``org/name``)."""
     if isinstance(value, list | tuple):
         return [path for item in value for path in local_paths(item)]
     is_path = isinstance(value, str) and (value.startswith((".", "/", "~")) or value.lower().endswith(DATA_FILES))
@@ -205,9 +175,25 @@ def local_paths(value: Any) -> list[str]:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question back to the user, ' (did you mean X?)', or nothing when no name is close."""
+    """Return ' (did you mean X?)' with the closest of ``names``, or '' if none is close."""
     close = difflib.get_close_matches(name, sorted(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def matching_names(name: str, names: Iterable[str]) -> list[str]:
+    """Return the notebooks that ``name`` can mean: the exact name, its beginning, its number, or a part of it.
+
+    ``04``, ``4``, ``04_dpo`` and ``lora`` all mean ``04_dpo_lora_4bit``. The first rule with a match decides.
+    """
+    names = list(names)
+    number = f"{int(name):02d}_" if name.isascii() and name.isdigit() else "\0"
+    rules = (
+        lambda known: known == name,
+        lambda known: known.startswith(number),
+        lambda known: known.startswith(name),
+        lambda known: not name.isdigit() and name in known,
+    )
+    return next((found for rule in rules if (found := [known for known in names if name and rule(known)])), [])
 
 
 def _literal(value: ast.expr) -> bool:
@@ -218,18 +204,25 @@ def _literal(value: ast.expr) -> bool:
     return True
 
 
-def _sections(path: Path) -> dict[str, dict[str, Any]]:
+def _sections(path: Path, root: Path) -> tuple[dict[str, dict[str, Any]], dict[Any, list[Source]]]:
+    """Read the profile: {section: {key: value}}, and {(section, key): its unquoted values}."""
     try:
         if path.exists() and not path.is_file():
             raise MedReflError(f"{path}: is not a file, expected a YAML profile")
-        if path.stat().st_size > MOST_BYTES:
-            raise MedReflError(f"{path}: {path.stat().st_size:,} bytes, expected a profile of at most {MOST_BYTES:,}")
+        if path.stat().st_size > MAX_BYTES:
+            raise MedReflError(f"{path}: {path.stat().st_size:,} bytes, expected a profile of at most {MAX_BYTES:,}")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise MedReflError(f"{path}: cannot be read: {error.strerror}") from error
+        raise MedReflError(f"{path}: cannot be read: {error.strerror}{_similar_profile(path, root)}") from error
     except UnicodeDecodeError as error:
         raise MedReflError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    document = _parsed(text, f"{path}: is not YAML we can use")
+    try:
+        parsed = parse(text)
+    except AmbiguousNumber as error:
+        raise MedReflError(f"{path}: line {error.line}: {error}") from error
+    except YamlProblem as error:
+        raise MedReflError(f"{path}: is not YAML we can use: {error}") from error
+    document = parsed.value
     if not isinstance(document, dict) or not document:
         found = "nothing" if not document else type(document).__name__
         raise MedReflError(f"{path}: found {found}, expected sections ('shared' and notebooks) with key: value lines")
@@ -245,7 +238,15 @@ def _sections(path: Path) -> dict[str, dict[str, Any]]:
             raise MedReflError(f"{path}: section {section!r} holds {_shown(keys)}, expected key: value lines")
         elif not all(isinstance(key, str) for key in keys):
             raise MedReflError(f"{path}: section {section!r}: a key is not a name: {_shown(list(keys))}")
-    return document
+    return document, dict(parsed.sources)
+
+
+def _similar_profile(path: Path, root: Path) -> str:
+    """Return a hint at the profile in params/ that a missing file probably means, or ''."""
+    stems = {file.stem: file.relative_to(root).as_posix() for file in sorted(root.glob("params/*.yaml"))}
+    stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
+    close = difflib.get_close_matches(stem, stems, n=1)
+    return f" (did you mean {stems[close[0]]}?)" if close else ""
 
 
 def _stages(path: Path, named: Any, known: Iterable[str]) -> tuple[str, ...]:
@@ -254,46 +255,117 @@ def _stages(path: Path, named: Any, known: Iterable[str]) -> tuple[str, ...]:
     for name in named:
         if not isinstance(name, str) or name not in known:
             expected = _expected(str(name), known)
-            raise MedReflError(f"{path}: 'stages' names {_shown(name)}, which is no notebook{expected}")
+            raise MedReflError(f"{path}: 'stages' names {_shown(name)}, which is not a notebook{expected}")
     return tuple(named)
 
 
-def _override(text: str) -> tuple[str, str, Any]:
+def _override(text: str, known: Iterable[str]) -> tuple[str, str, Document]:
+    """Split ``section.key=value``; the section's name is completed."""
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key) or section == "stages":
         raise MedReflError(f"--set {text}: expected section.key=value, such as shared.seed=1")
-    return section, key, _parsed(value, f"--set {text}: the value is not YAML")
-
-
-def _parsed(text: str, problem: str) -> Any:
+    names = ["shared", *known]
+    fitting = matching_names(section, names)
+    if len(fitting) != 1:
+        found = f"can mean {' or '.join(fitting)}" if fitting else f"is not a section{_expected(section, names)}"
+        raise MedReflError(f"--set {name.strip()}: {section!r} {found}")
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date or a number that is none is a ValueError
-        raise MedReflError(f"{problem}: {_yaml_problem(error)}") from error
+        return fitting[0], key, parse(value)
+    except AmbiguousNumber as error:
+        raise MedReflError(f"--set {name.strip()}: {error}") from error
+    except YamlProblem as error:
+        raise MedReflError(f"--set {text}: the value is not YAML: {error}") from error
 
 
-def _run_name(path: Path, name: Any, where: str | None) -> str:
+def _run_name(path: Path, name: Any, where: str | None, hint: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         where = where or f"{path}: section 'shared': key 'run'"
-        raise MedReflError(f"{where}: found {_shown(name)}, expected the run's name: letters, digits, '.', '_', '-'")
+        expected = f"expected the run's name: letters, digits, '.', '_', '-'{hint}"
+        raise MedReflError(f"{where}: found {_shown(name)}, {expected}")
     return name
 
 
-def _typed(value: Any, parameter: Parameter, limit: Limit | None, where: str) -> Any:
-    # Strict: 1 may stand for 1.0, but True is no number, "1" is no int and 1 is no text.
+def _typed(value: Any, parameter: Parameter, limit: Limit | None, where: str, sources: Sequence[Source]) -> Any:
+    """Return the value in the parameter's type; raise MedReflError if it has another type or breaks the limit.
+
+    The check is strict: 1 is accepted for 1.0, but True is not a number, "1" is not an int and 1 is not a text.
+    """
     try:
-        kind = eval(parameter.annotation, {"__builtins__": {}}, TYPES)  # noqa: S307 (our own notebook's annotation)
+        kind = eval(parameter.annotation, {"__builtins__": {}}, TYPES)  # noqa: S307 (the notebook's own annotation)
     except (NameError, TypeError) as error:
-        raise MedReflError(f"{where}: the notebook's type {parameter.annotation!r} is not one of ours") from error
+        raise MedReflError(f"{where}: the notebook's type {parameter.annotation!r} is not supported") from error
+    adapter = TypeAdapter(kind, config=ConfigDict(strict=True))
     try:
-        value = TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        value = adapter.validate_python(value)
     except ValidationError:
         found = "nothing" if value is None else f"{_shown(value)} ({type(value).__name__})"
-        raise MedReflError(f"{where}: found {found}, expected {parameter.annotation}") from None
+        hint = _type_hint(value, parameter, adapter, sources)
+        raise MedReflError(f"{where}: found {found}, expected {parameter.annotation}{hint}") from None
     if limit is not None and not limit.holds(value):
         raise MedReflError(f"{where}: found {_shown(value)}, expected {limit.expected}")
     return value
+
+
+def _type_hint(value: Any, parameter: Parameter, adapter: TypeAdapter[Any], sources: Sequence[Source]) -> str:
+    """Say what to write instead of a value of the wrong type; '' where nothing is likely."""
+    kind = parameter.annotation
+    if kind.startswith("list"):
+        if isinstance(value, list):
+            return _quotes_hint(value, sources) if kind == "list[str]" else ""
+        parts = re.split(r"[,\s]+", value.strip("() ")) if isinstance(value, str) else [value]
+        for items in (parts, [_number(part) for part in parts]):
+            try:
+                return f", such as {_flow(adapter.validate_python(items))}"
+            except ValidationError:
+                continue
+        return f", such as {_flow(parameter.default)}" if parameter.default else ""
+    if kind == "str":
+        return _quotes_hint(value, sources)
+    if kind == "bool":
+        return ", which is true or false"
+    if kind in ("int", "float"):
+        number = _number(value)
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            return f": write {number}"
+    return ""
+
+
+def _quotes_hint(value: Any, sources: Sequence[Source]) -> str:
+    """Say where quotes are missing around a text that YAML reads as another type."""
+    values = value if isinstance(value, list) else [value]
+    wrong = [v for v in values if isinstance(v, bool | int | float | datetime.date)]
+    if not wrong or len(sources) != len(values):
+        return ""
+    source = next(s for s, v in zip(sources, values, strict=True) if v is wrong[0])
+    reads = f": YAML reads {source.text}{f' on line {source.line}' if source.line else ''} as {wrong[0]}, so write"
+    quoted = f"'{source.text}'"
+    # A shell removes one pair of quotes.
+    return f"{reads} {quoted} in quotes" if source.line else f'{reads} "{quoted}" in two pairs of quotes'
+
+
+def _number(value: Any) -> Any:
+    """Return the plain number that a text such as '08' or '1,000', or a float such as 2.0, stands for."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return int(value)
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text):
+        text = text.replace(",", "")
+    try:
+        return int(text, 0) if re.match(r"[-+]?0[xob]", text.lower()) else int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return value
+
+
+def _flow(values: Sequence[Any]) -> str:
+    """Write a list as YAML in one word, which needs no quotes in a shell."""
+    return f"[{','.join(str(value) for value in values)}]"
 
 
 def _shown(value: Any) -> str:
@@ -302,7 +374,7 @@ def _shown(value: Any) -> str:
 
 
 def _existing(value: Any, root: Path, where: str) -> Any:
-    """The value with ``~`` expanded; raises when it names a local file that is not there."""
+    """Return the value with ``~`` expanded; raise MedReflError if it names a local file that does not exist."""
     for path in local_paths(value):
         if not os.path.exists(root / Path(path).expanduser()):
             raise MedReflError(f"{where}: no such file or folder: {path}")
@@ -312,18 +384,10 @@ def _existing(value: Any, root: Path, where: str) -> Any:
 
 
 def _hint(name: str, names: Iterable[str], notebook: str | None = None) -> str:
-    """What to write instead of a parameter that is not there: its new name, or one that is close."""
+    """Say what to write instead of an unknown parameter: its new name, or a similar one."""
     new = new_names(name, notebook)
     return f" (since version 0.2.0 it is {' or '.join(map(repr, new))})" if new else _expected(name, names)
 
 
 def _expected(name: str, names: Iterable[str]) -> str:
     return did_you_mean(name, names) or f", expected one of {', '.join(sorted(names))}"
-
-
-def _yaml_problem(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    return " ".join(problem.split()) + (f" (line {mark.line + 1})" if mark else "")

@@ -1,8 +1,9 @@
-"""Where a result came from: machine, versions, git revision, and the hash of the code a notebook uses."""
+"""Record where a result comes from: machine, versions, git revision, date, and hashes of the code it depends on."""
 
 from __future__ import annotations
 
 import ast
+import datetime
 import hashlib
 import os
 import platform
@@ -12,22 +13,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from medrefl_utils.core.run_files import RunFiles
+from medrefl_utils.core.store import read_manifest, write_manifest
 from medrefl_utils.runs.profiles import code_cells
 
 PACKAGES = (
     "medrefl", "torch", "transformers", "trl", "peft", "bitsandbytes", "papermill", "pandas", "numpy"
 )  # fmt: skip
-# What starts and checks the stages, or only shows in a notebook what it made, cannot change what a stage computes.
+# These modules start, check or display the stages, so they cannot change what a stage computes.
 ORCHESTRATION = ("__init__.py", "__main__.py", "runs/", "views/explorers.py")
+RUN_DATE = "MEDREFL_RUN_DATE"
+"""Environment variable with the run's date. Chat templates may write the date into a prompt."""
 
 
 def versions() -> dict[str, str | None]:
-    """{package: installed version}; None where a package is not installed."""
+    """Return {package: installed version}; None for a package that is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
 def machine() -> dict[str, Any]:
-    """The machine in words: python, platform, processor, cores this process may use, memory (GiB)."""
+    """Describe the machine: python, platform, cpu, cores that this process may use, memory (GiB)."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -40,7 +45,7 @@ def machine() -> dict[str, Any]:
 
 
 def git(root: Path) -> dict[str, Any]:
-    """{revision, dirty}; both None where ``root`` is no git checkout."""
+    """Return {revision, dirty} of the checkout at ``root``; both are None if it is not a git checkout."""
 
     def ask(*words: str) -> str | None:
         try:
@@ -53,17 +58,31 @@ def git(root: Path) -> dict[str, Any]:
     return {"revision": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
+def run_date(files: RunFiles) -> str:
+    """Return the date of a run (ISO, local time): the day of its first start, or today for a new run."""
+    return str(read_manifest(files).get("date") or datetime.date.today().isoformat())
+
+
+def keep_run_date(files: RunFiles) -> str:
+    """Return the run's date, and record it in the manifest: a run resumed on another day has the same prompts."""
+    date = run_date(files)
+    manifest = read_manifest(files)
+    if manifest.get("date") != date:
+        write_manifest(files, {"date": date} | manifest)
+    return date
+
+
 def notebook_hash(notebook: Path) -> str:
-    """sha256 over a notebook's code cells: prose may change without a rerun."""
+    """Return the sha256 of a notebook's code cells. Text cells do not count, so editing them starts no rerun."""
     return _sha("\0".join(_code(notebook)))
 
 
 def code_hashes(notebook: Path, package: Path) -> dict[str, str]:
-    """{file: sha256} of the package's modules that a notebook uses, and those they import in turn.
+    """Return {file: sha256} of the package's modules that a notebook imports, directly or through other modules.
 
-    Read from the import statements, functions' bodies included. Of a room (a sub-package that gives its names out with
-    ``lazy_loader.attach``) only the modules of the names that are used count. A data file named like a module
-    (``report.html.j2`` beside ``report.py``) counts as part of it. ``ORCHESTRATION`` is left out.
+    Import statements are read from the source, also those inside functions. A room is a sub-package that exports names
+    by ``lazy_loader.attach``: only the modules of the used names count. A data file that is named like a module
+    (``report.html.j2`` for ``report.py``) counts as part of it. Modules in ``ORCHESTRATION`` do not count.
     """
     cells = "\n".join(_without_magics(source) for source in _code(notebook))
     waiting = list(_imports(cells, package, package))
@@ -83,7 +102,7 @@ def code_hashes(notebook: Path, package: Path) -> dict[str, str]:
 
 
 def _imports(source: str, package: Path, folder: Path) -> Iterable[Path]:
-    """The module files of the package that the source imports; ``folder`` is where its relative imports start."""
+    """Yield the module files of the package that the source imports. Relative imports start in ``folder``."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         names: list[tuple[Path, list[str]]] = []
@@ -101,7 +120,7 @@ def _imports(source: str, package: Path, folder: Path) -> Iterable[Path]:
 
 
 def _files(start: Path, parts: Sequence[str], package: Path, attributes: Iterable[str]) -> Iterable[Path]:
-    """The module files that an import of ``parts`` loads; ``attributes`` are those of the imported name in use."""
+    """Yield the module files that an import of ``parts`` loads. ``attributes`` are read from the imported name."""
     place = start
     for end, part in enumerate(parts, start=1):
         exported = _exported(place / "__init__.py") if place != start or end > 1 else {}
@@ -119,7 +138,7 @@ def _files(start: Path, parts: Sequence[str], package: Path, attributes: Iterabl
 
 
 def _attributes(tree: ast.AST, name: str) -> set[str]:
-    """The attributes of a name that a source reads: {"paths"} of ``trees.paths(steps)``."""
+    """Return the attributes of a name that a source reads: {"paths"} for ``trees.paths(steps)``."""
     return {
         node.attr
         for node in ast.walk(tree)
@@ -128,7 +147,7 @@ def _attributes(tree: ast.AST, name: str) -> set[str]:
 
 
 def _exported(init: Path) -> dict[str, Path]:
-    """{public name: its module's file} of a room; empty for what is no room."""
+    """Return {public name: file of its module} for a room; empty for any other module."""
     if not init.is_file():
         return {}
     found: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""Parameters that had another name before version 0.2.0: an old name in a profile is refused with the new one."""
+"""Parameters that were renamed in version 0.2.0. A profile with an old name gets an error that names the new one."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ RENAMED: dict[str, dict[str, str]] = {
 
 
 def new_names(key: str, notebook: str | None = None) -> list[str]:
-    """The names that a parameter has now, in one notebook or in any; none where it was never renamed."""
+    """Return the current names of a renamed parameter, in one notebook or in all; empty if it was not renamed."""
     tables = RENAMED.values() if notebook is None else [RENAMED.get(notebook, {})]
     return sorted({table[key] for table in tables if key in table})

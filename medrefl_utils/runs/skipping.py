@@ -1,8 +1,8 @@
-"""Whether a stage is skipped: the hashes of all that decides what it makes, compared with those of its last run.
+"""Decide whether a stage is skipped: compare the hashes of everything that determines its outputs with its last run.
 
-A stage is unchanged when its notebook's code, its parameters, the package modules it imports, its input artifacts and
-the files its parameters name have the hashes of its last run, and its outputs still have theirs. Inputs count by
-content: a stage that ran again and made the same bytes starts nothing below it.
+A stage is skipped if these have the same hashes as in its last run: the notebook's code, the parameters, the imported
+modules of the package, the input artifacts, the files that parameters name, and the outputs. Inputs are compared by
+content: if a stage runs again and writes the same bytes, the stages after it are skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from medrefl_utils.runs.stages import Stage
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a stage will run, and why; ``why`` is "unchanged" for one that is skipped."""
+    """Whether a stage will run, and why; ``why`` is "unchanged" for a skipped stage."""
 
     stage: Stage
     run: bool
@@ -32,13 +32,13 @@ class Decision:
 
 
 def decide(stage: Stage, entry: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]], files: RunFiles) -> Decision:
-    """Compare a stage with its last run.
+    """Compare a stage with its last run; return the decision.
 
     Args:
         stage: the stage.
-        entry: what the manifest says of its last run; empty if there was none.
-        now: the stage's ``ingredients`` now.
-        files: the run's files, whose outputs are hashed again.
+        entry: the manifest's entry of its last run; empty if it never ran.
+        now: the stage's current ``ingredients``.
+        files: the run's files; the outputs in it are hashed again.
     """
     if "running" in entry:
         return Decision(stage, True, "was interrupted")
@@ -57,18 +57,18 @@ def decide(stage: Stage, entry: Mapping[str, Any], now: Mapping[str, Mapping[str
 def ingredients(
     stage: Stage, notebook: Path, parameters: Mapping[str, Any], files: RunFiles, *, root: Path, package: Path
 ) -> dict[str, dict[str, Any]]:
-    """All that decides what a stage will make, in named parts, so that a change can be explained.
+    """Return everything that determines a stage's outputs, in named parts, so that a change can be explained.
 
     Args:
         stage: the stage.
         notebook: its notebook in the checkout at ``root``.
         parameters: its resolved parameters.
-        files: the run's files, whose inputs are hashed.
+        files: the run's files; the inputs in it are hashed.
         root: the checkout.
-        package: the folder of the code that the notebooks import.
+        package: the folder of the package that the notebooks import.
 
     Returns:
-        ``notebook``, ``parameters``, ``code``, ``inputs`` and ``files``, each {name: hash or value}.
+        {"notebook", "parameters", "code", "inputs", "files"}, each {name: hash or value}.
     """
     parameters = {name: value for name, value in parameters.items() if name != "run"}
     inputs = {}
@@ -87,12 +87,12 @@ def ingredients(
 
 
 def stage_key(found: Mapping[str, Any]) -> str:
-    """The hash (sha256, hex) of a stage's ``ingredients``."""
+    """Return the sha256 (hex) of a stage's ``ingredients``."""
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _named_files(value: Any, root: Path) -> list[str]:  # noqa: ANN401 (a parameter's value)
-    # A text without any mark of a path counts too when it is one here: "medrefl_utils/models/tiny_student".
+    # A text that does not look like a path counts too if the path exists: "medrefl_utils/models/tiny_student".
     texts = value if isinstance(value, list) else [value]
     texts = [text for text in texts if isinstance(text, str) and text] + local_paths(value)
     runs = (root / "runs").resolve()

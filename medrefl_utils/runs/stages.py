@@ -1,4 +1,4 @@
-"""The stages of the chain: which notebook reads and writes which artifacts, and where the checkout is."""
+"""The stages of the chain: which artifacts each notebook reads and writes, and where the checkout is."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Stage:
-    """A notebook of the chain and the artifacts (names of RunFiles) it reads and writes.
+    """A notebook of the chain, with the artifacts (attribute names of RunFiles) that it reads and writes.
 
-    What it reads and no stage writes (the figures) is hashed when it is there, and not asked for.
+    An artifact that no stage writes (the saved plots in ``figures``) is optional: it is hashed if it exists.
     """
 
     name: str
@@ -48,20 +48,27 @@ FOLLOWS = {
         },
     )
 }
-"""What 03 compares the training questions with is what 05 will ask, unless the profile says otherwise."""
+"""Stage 03 compares the training questions with the questions that stage 05 asks, unless the profile sets others."""
 DEFAULT_STAGES = tuple(stage.name for stage in STAGES[:6])
-"""What runs where a profile does not name its own ``stages``."""
+"""The notebooks that run if a profile has no list ``stages``."""
 
 
 def repository_root() -> Path:
-    """The checkout: the nearest folder from here upwards that has the notebooks, else the one around the package."""
+    """Return the checkout: the nearest folder upwards that has the notebooks, else the one around the package.
+
+    Raises:
+        MedReflError: there is no checkout, as after installing the wheel alone.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents, PACKAGE.parent):
         if (folder / "notebooks" / f"{STAGES[0].name}.ipynb").is_file():
             return folder
-    raise MedReflError(f"{here}: no notebooks/{STAGES[0].name}.ipynb here or above: run this in a checkout of medrefl")
+    raise MedReflError(
+        f"{here}: no notebooks/{STAGES[0].name}.ipynb here or in a folder above: this command needs the notebooks, so "
+        "run it in a git checkout of medrefl"
+    )
 
 
 def enter_repository() -> None:
-    """Go to the checkout's root, wherever Jupyter started the kernel (it starts it beside the notebook)."""
+    """Change to the checkout's root. Jupyter starts a kernel in the notebook's folder."""
     os.chdir(repository_root())

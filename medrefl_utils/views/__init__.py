@@ -1,12 +1,16 @@
-"""Views: plots, interactive explorers, summary tables and the report.
+"""Views: plots, interactive explorers, summary tables and the report of a run.
 
-In: the tables of a run. Out: matplotlib figures (``plots``), widgets for trees, pairs and responses (``explore_trees``,
-``explore_pairs``, ``explore_responses``) with static twins, tables for notebook and terminal, and ``report.html``.
+In: the tables of a run. Out: what a person looks at.
+
+- ``plots``: matplotlib figures, such as ``plots.tree`` (a tree coloured by V) and ``plots.training_curves``.
+- ``explore_trees``, ``explore_pairs``, ``explore_responses``: widgets in a live notebook, static HTML elsewhere.
+- ``scores_table``, ``self_correction_table``, ``ablation_table``, ``comparison_table``: tables for a terminal.
+- ``write_report`` writes ``report.html``; ``write_result_tables`` writes the results as CSV and Markdown.
 """
 
 import lazy_loader
 
-# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+# A name is imported from its module at its first use, so that importing this room loads no torch and no matplotlib.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["plots"],

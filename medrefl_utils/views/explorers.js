@@ -1,7 +1,7 @@
-// One element of HTML, made and escaped in Python: this only tells what was picked, by click or key, and marks parts.
+// Show one element of HTML, made and escaped in Python; report what is selected by click or key, and mark parts.
 function render({ model, el }) {
   el.classList.add("medrefl", "medrefl-pane");
-  el.dataset.lmSuppressShortcuts = "true"; // else JupyterLab takes the arrow keys for its cells
+  el.dataset.lmSuppressShortcuts = "true"; // otherwise JupyterLab uses the arrow keys to change the cell
   el.setAttribute("role", "region");
   el.setAttribute("aria-label", model.get("label"));
   const steps = () => [...el.querySelectorAll("[role=treeitem]")];
@@ -15,7 +15,7 @@ function render({ model, el }) {
     }
     if (chosen) intoView(chosen);
   };
-  // Within this element only: scrollIntoView would move the notebook too.
+  // Scroll inside this element only: scrollIntoView would scroll the notebook too.
   const intoView = (item) => {
     const [outer, inner] = [el.getBoundingClientRect(), item.getBoundingClientRect()];
     if (inner.left < outer.left || inner.right > outer.right) el.scrollLeft += inner.left - outer.left - 80;

@@ -1,8 +1,8 @@
-"""Looking at a run in a live notebook: its trees, its pairs, and what changed between base and adapter.
+"""Interactive explorers for a live notebook: trees, pairs, and responses of base and adapter.
 
-``trees``, ``pairs`` and ``responses`` give a widget where a person sits at a front end, and else its static twin, which
-shows the same (``static``). Controls are ipywidgets; what is clicked (a step in a tree of a thousand) is one element of
-HTML with one listener, an anywidget. All HTML is made and escaped by the templates of ``static``.
+``explore_trees``, ``explore_pairs`` and ``explore_responses`` return a widget in a live notebook, and otherwise static
+HTML with the same content (``static_html``). Controls are ipywidgets. A tree may have a thousand steps, so it is one
+HTML element with one listener (an anywidget). The templates of ``static_html`` make and escape all HTML.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from medrefl_utils.views import static_html
 from medrefl_utils.views.plots import signed
 from medrefl_utils.views.static_html import CHANGES, Tables, Tree
 
-_FULL = {"width": "auto"}  # as wide as the box they stand in, their margins counted
+_FULL = {"width": "auto"}  # the width of the containing box, margins included
 _LONGEST_LIST = 2000
-"""Entries that a list of questions shows at once; what a search finds beyond them is counted."""
+"""Maximum entries of a list. Further matches of a search are counted, not listed."""
 
 
 def is_live() -> bool:
-    """Whether a person sits at a front end that shows widgets: the cell's own request says that it can be asked.
+    """Return whether the notebook runs in a front end that shows widgets.
 
-    By Jupyter's message protocol a request to execute carries ``allow_stdin``: JupyterLab, Notebook, VS Code and Colab
-    send true; papermill, nbconvert and whatever else executes by nbclient send false, for nobody could answer.
+    In Jupyter's message protocol, an execute request carries ``allow_stdin``. JupyterLab, Notebook, VS Code and Colab
+    send true. papermill, nbconvert and other users of nbclient send false, because nobody could answer.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     parent = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
@@ -45,10 +45,15 @@ def is_live() -> bool:
 
 
 def explore_trees(run: RunFiles, *, start: int = 0, live: bool | None = None) -> TreeExplorer | HTML:
-    """The run's trees: choose a question, see its tree coloured by V, its paths, corrections and pairs.
+    """Explore the run's trees: choose a question, see its tree coloured by V, its paths, corrections and pairs.
 
-    ``start`` is the place of the first question shown among the most mixed ones; ``live`` overrides ``is_live``.
-    Raises MedReflError where the run has no trees or no values yet, as do the others of this module.
+    Args:
+        run: the run's files.
+        start: index of the first question to show, in order of the most even mix of correct and wrong leaves.
+        live: return a widget (True) or static HTML (False); by default, ``is_live`` decides.
+
+    Raises:
+        MedReflError: the run has no trees or no values yet.
     """
     tables = static_html.read_tables(run)
     if not (is_live() if live is None else live):
@@ -57,7 +62,16 @@ def explore_trees(run: RunFiles, *, start: int = 0, live: bool | None = None) ->
 
 
 def explore_pairs(run: RunFiles, *, first: str = "", live: bool | None = None) -> PairBrowser | HTML:
-    """The run's pairs, side by side, with their trees; ``first`` is the pair_id to begin with."""
+    """Explore the run's pairs, side by side, with their trees.
+
+    Args:
+        run: the run's files.
+        first: pair_id of the first pair to show; by default the first in the list.
+        live: return a widget (True) or static HTML (False); by default, ``is_live`` decides.
+
+    Raises:
+        MedReflError: the run has no trees or no values yet.
+    """
     tables = static_html.read_tables(run)
     if not (is_live() if live is None else live):
         return HTML(static_html.pairs_page(tables, first=first))
@@ -65,7 +79,15 @@ def explore_pairs(run: RunFiles, *, first: str = "", live: bool | None = None) -
 
 
 def explore_responses(run: RunFiles, *, live: bool | None = None) -> ResponseBrowser | HTML:
-    """What base and adapter answered to the same question, by how it changed and by protocol."""
+    """Explore the responses of base and adapter to the same questions, by change of correctness and by protocol.
+
+    Args:
+        run: the run's files.
+        live: return a widget (True) or static HTML (False); by default, ``is_live`` decides.
+
+    Raises:
+        MedReflError: the run has no responses yet.
+    """
     table = read_table(run.responses, RESPONSES)
     if not (is_live() if live is None else live):
         return HTML(static_html.answers_page(table))
@@ -73,10 +95,10 @@ def explore_responses(run: RunFiles, *, live: bool | None = None) -> ResponseBro
 
 
 class Pane(anywidget.AnyWidget):
-    """One element of HTML whose parts can be picked, by click or key.
+    """One HTML element whose parts can be selected by click or key.
 
-    A part has ``data-pick``; ``picked`` is that of the one picked last. ``marks`` gives parts with ``data-mark`` CSS
-    classes; ``current`` is the ``data-pick`` of the part that is shown as selected.
+    A selectable part has the attribute ``data-pick``; ``picked`` holds its value after a selection. ``current`` is the
+    ``data-pick`` of the part that is shown as selected. ``marks`` maps ``data-mark`` of a part to CSS classes.
     """
 
     _esm = Path(__file__).with_name("explorers.js")
@@ -90,7 +112,7 @@ class Pane(anywidget.AnyWidget):
     label = traitlets.Unicode().tag(sync=True)
 
     def on_pick(self, act: Callable[[str], None]) -> None:
-        """Call ``act`` with what is picked; the same part can be picked again."""
+        """Call ``act`` with the ``data-pick`` of each selected part; the same part can be selected again."""
 
         def picked(change: Mapping[str, Any]) -> None:
             if change["new"]:
@@ -100,22 +122,22 @@ class Pane(anywidget.AnyWidget):
         self.observe(picked, "picked")
 
 
-class _WithTwin(widgets.VBox):
-    """A box of widgets that carries its static twin, for whoever opens the saved notebook without a kernel."""
+class _WithStaticHtml(widgets.VBox):
+    """A box of widgets with static HTML of the same content, shown when a saved notebook is opened without a kernel."""
 
-    def __init__(self, children: Sequence[widgets.Widget], twin: Callable[[], str]) -> None:
+    def __init__(self, children: Sequence[widgets.Widget], static: Callable[[], str]) -> None:
         super().__init__(children)
-        self._twin = twin
+        self._static = static
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        return super()._repr_mimebundle_(**options) | {"text/html": str(self._twin())}
+        return super()._repr_mimebundle_(**options) | {"text/html": str(self._static())}
 
 
 class Chooser(widgets.VBox):
-    """A list to choose from, narrowed by a search; ``act`` is called with the key of what is chosen."""
+    """A list with a search field; ``act`` is called with the key of the chosen entry."""
 
     def __init__(self, what: str, act: Callable[[str], None]) -> None:
-        self.search = widgets.Text(placeholder=f"search {what}: words, an option, an id", layout=_FULL)
+        self.search = widgets.Text(placeholder=f"search {what} by words, option text or id", layout=_FULL)
         self.list = widgets.Select(rows=7, layout=_FULL)
         self.count = widgets.Label()
         self.what, self.act, self.entries, self._filling = what, act, [], False
@@ -124,7 +146,7 @@ class Chooser(widgets.VBox):
         super().__init__([self.search, self.list, self.count])
 
     def offer(self, entries: Iterable[tuple[str, str, str]], first: str | None = None) -> None:
-        """Show these (label, key, text that is searched) and choose ``first``, else what was chosen, else the first."""
+        """List the entries (label, key, searched text); choose ``first``, else the previous choice, else the first."""
         self.entries = [(label, key, f"{text} {key}".casefold()) for label, key, text in entries]
         self._fill(first or self.list.value)
         self._chosen()
@@ -139,10 +161,11 @@ class Chooser(widgets.VBox):
         words = self.search.value.casefold().split()
         found = [(label, key) for label, key, text in self.entries if all(word in text for word in words)]
         shown = found[:_LONGEST_LIST]
-        cut = f", the first {_LONGEST_LIST:,} of them listed" if len(found) > len(shown) else ""
-        self.count.value = f"{len(found):,} of {len(self.entries):,} {self.what}{cut}"
+        cut = f" (the first {_LONGEST_LIST:,} are listed)" if len(found) > len(shown) else ""
+        none = " match the search" if self.entries and not found else ""
+        self.count.value = f"{len(found):,} of {len(self.entries):,} {self.what}{none}{cut}"
         keys = [key for _, key in shown]
-        self._filling = True  # new options are a choice too
+        self._filling = True  # assigning options also triggers the observer
         self.list.options = shown
         self.list.value = wanted if wanted in keys else next(iter(keys), None)
         self._filling = False
@@ -153,7 +176,7 @@ class Chooser(widgets.VBox):
 
 
 class TreePane(widgets.HBox):
-    """A tree and, beside it, the step that is picked in it; the root's is the question with its paths and pairs."""
+    """A tree, and beside it the selected step. For the root: the question with its paths and pairs."""
 
     def __init__(self, on_pair: Callable[[str], None]) -> None:
         self.tree: Tree | None = None
@@ -165,10 +188,10 @@ class TreePane(widgets.HBox):
         super().__init__([self.picture, self.detail], layout={"flex_flow": "row wrap", "width": "100%"})
 
     def show(self, tree: Tree) -> None:
-        """Another tree, with its best and its most confusing path."""
+        """Show a tree, with its best correct and its most confusing wrong path marked."""
         self.tree = tree
         picture = tree.picture()
-        # As wide as the tree, as far as both panes still stand side by side in JupyterLab on a laptop (850 px).
+        # As wide as the tree, but both panes must fit side by side in JupyterLab on a laptop (850 px).
         self.picture.layout.flex = f"3 1 {min(max(picture['width'] + 20, 300), 535)}px"
         with self.picture.hold_sync():
             self.picture.html = static_html.piece("picture", picture, tree.question_id)
@@ -184,7 +207,7 @@ class TreePane(widgets.HBox):
         self.detail.html = static_html.piece("summary" if root else "step", shown, True)
 
     def mark(self, paths: Mapping[str, Sequence[int]]) -> None:
-        """Draw paths: {"chosen", "rejected" or "left": node ids}."""
+        """Mark paths in the tree: {"chosen", "rejected" or "left": node ids}."""
         marks: dict[str, str] = {}
         for name, nodes in paths.items():
             for node in nodes:
@@ -199,8 +222,8 @@ class TreePane(widgets.HBox):
             self.pick(int(key))
 
 
-class TreeExplorer(_WithTwin):
-    """Choose a run and a question; see its tree, its steps, its paths and corrections, and its pairs."""
+class TreeExplorer(_WithStaticHtml):
+    """A widget to choose a run and a question, and see its tree, steps, paths, corrections and pairs."""
 
     def __init__(self, run: RunFiles, tables: Tables, start: int = 0) -> None:
         self.root, self.tables = run.root, tables
@@ -211,7 +234,7 @@ class TreeExplorer(_WithTwin):
         self.pair = Pane(label="pair", layout=_FULL)
         self.run.observe(lambda change: self._open(change["new"]), "value")
         super().__init__(
-            [self.run, self.questions, _legend("best right path", "most confusing wrong path"), self.pane, self.pair],
+            [self.run, self.questions, _legend("best correct path", "most confusing wrong path"), self.pane, self.pair],
             lambda: static_html.trees_page(self.tables, start=start),
         )
         self._offer(start)
@@ -220,7 +243,7 @@ class TreeExplorer(_WithTwin):
         try:
             self.tables = static_html.read_tables(RunFiles(self.root.parent / name))
         except MedReflError as error:
-            self.pane.detail.html = static_html.piece("told", str(error))
+            self.pane.detail.html = static_html.piece("message", str(error))
         else:
             self._offer(0)
 
@@ -249,8 +272,8 @@ class TreeExplorer(_WithTwin):
         self.pane.mark(view["nodes"])
 
 
-class PairBrowser(_WithTwin):
-    """The pairs, filtered by kind, margin and length; each side by side, and its paths in its tree."""
+class PairBrowser(_WithStaticHtml):
+    """A widget with the pairs, filtered by kind, margin and length: both sides, and both paths in the tree."""
 
     def __init__(self, tables: Tables, first: str = "") -> None:
         self.tables = tables
@@ -260,7 +283,7 @@ class PairBrowser(_WithTwin):
         self.kind = widgets.Dropdown(options=["all kinds", *dict.fromkeys(self.table["kind"])], description="kind")
         low, high = _span(margin, 0.1)
         self.margin = widgets.FloatRangeSlider(
-            min=low, max=high, value=(low, high), step=0.05, description="S differs by", layout={"width": "380px"}
+            min=low, max=high, value=(low, high), step=0.05, description="margin of S", layout={"width": "380px"}
         )
         short, long = _span(length, 1)
         self.length = widgets.IntRangeSlider(
@@ -301,7 +324,7 @@ class PairBrowser(_WithTwin):
         )
 
     def show(self, pair_id: str) -> None:
-        """Show a pair, and its paths in its tree."""
+        """Show a pair, and its paths in the tree."""
         view = static_html.pair_view(self.table.loc[pair_id].to_dict())
         self.pair.html = static_html.piece("pair", view, self.tables.questions.get(view["question_id"]))
         if self.pane.tree is None or self.pane.tree.question_id != view["question_id"]:
@@ -309,8 +332,8 @@ class PairBrowser(_WithTwin):
         self.pane.mark(view["nodes"])
 
 
-class ResponseBrowser(_WithTwin):
-    """The responses of base and adapter to the same question, by how they changed and by protocol."""
+class ResponseBrowser(_WithStaticHtml):
+    """A widget with the responses of base and adapter to the same questions, by change and by protocol."""
 
     def __init__(self, responses: pd.DataFrame) -> None:
         self.table = static_html.paired_answers(responses).reset_index(drop=True)
@@ -335,7 +358,7 @@ class ResponseBrowser(_WithTwin):
 
     def _count(self) -> None:
         chosen = self.change.value
-        self.change.options = self._changes()  # which chooses the first
+        self.change.options = self._changes()  # this selects the first option
         self.change.value = chosen
         self._offer()
 
@@ -343,7 +366,9 @@ class ResponseBrowser(_WithTwin):
         table = self._of_protocol()
         table = table[table["change"] == self.change.value]
         if table.empty:
-            self.pane.html = static_html.piece("told", f"No response went {self.change.value}.")
+            self.pane.html = static_html.piece(
+                "message", f"No response changed from {self.change.value.replace(' → ', ' to ')}."
+            )
         self.chooser.offer(self._entry(row) for row in table.itertuples())
 
     def _entry(self, row: Any) -> tuple[str, str, str]:
@@ -352,7 +377,7 @@ class ResponseBrowser(_WithTwin):
         return label, str(row.Index), f"{row.stem} {row.question_id} {row.response_base} {row.response_ours}"
 
     def show(self, row: str) -> None:
-        """Show a row of ``table``."""
+        """Show the responses of one row of ``table``."""
         self.pane.html = static_html.piece("answer", static_html.answer_view(self.table.loc[int(row)].to_dict()))
 
 
@@ -365,7 +390,7 @@ def _short(text: str) -> str:
 
 
 def _span(values: pd.Series, step: float) -> tuple[float, float]:
-    """From the least to the greatest value, in whole steps; a span of nothing would be no slider."""
+    """Return the range of the values, rounded outwards to whole steps; at least one step wide, as a slider needs."""
     low, high = (0.0, 0.0) if values.empty else (values.min(), values.max())
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     return round(low, 6), round(max(high, low + step), 6)

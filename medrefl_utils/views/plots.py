@@ -1,7 +1,7 @@
-"""The figures of the notebooks and the report: a table in, a matplotlib Figure out.
+"""The plots of the notebooks and the report: each function takes a table and returns a matplotlib Figure.
 
-Colours are safe for the colour-blind (orange is wrong, blue is right; grey is the base model) and never stand alone:
-a sign, a mark or a hatch says the same. Figures are made without pyplot, so nothing is shown or kept open by itself.
+Colours are safe for colour-blind readers (orange is wrong, blue is correct, grey is the base model) and never the only
+sign: a number, a mark or a hatch shows the same. Pyplot is not used, so no figure is shown or kept open implicitly.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from medrefl_utils.core.store import write_whole
 
 RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
 VALUE_COLOURS = LinearSegmentedColormap.from_list("value", [WRONG, "#fdb863", "#f7f7f7", "#92c5de", RIGHT])
-DPI = 150  # of what is saved
+DPI = 150  # of saved plots
 
-_SMALL_TREE = 16  # steps: up to here their texts fit beside the values
-# Of the paths of a pair: colour, line, and how far beside the branch it is drawn (inches).
+_SMALL_TREE = 16  # maximum number of steps for which their texts fit beside the values
+# Per marked path: colour, line style, and its distance from the branch (inches).
 _MARKS = {"left": (INK, ":", 0.0), "chosen": (RIGHT, "-", -0.035), "rejected": (WRONG, "--", 0.035)}
 _P = ParamSpec("_P")
 
 
 class Picture(Figure):
-    """A Figure that a notebook shows as a cell's value: pyplot, which would do that, has no part in it."""
+    """A Figure that a notebook displays as a cell's value, without pyplot."""
 
     def _repr_png_(self) -> bytes:
         data = BytesIO()
@@ -46,7 +46,7 @@ class Picture(Figure):
 
 
 def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """One look for every figure, whatever the reader's own matplotlib settings."""
+    """Give a plot the common style, whatever the user's matplotlib settings are."""
 
     @wraps(plot)
     def styled(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
@@ -66,9 +66,9 @@ def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, for the report, and as SVG beside it; ``path`` has no suffix, and its folder is made.
+    """Write a figure as PNG (for the report) and SVG; return the PNG's path.
 
-    Returns the PNG's path. The same figure gives the same bytes.
+    ``path`` has no suffix; its folder is created. The same figure gives the same bytes.
     """
     file = path.with_name(f"{path.name}.png")
     with mpl.rc_context({"svg.hashsalt": "medrefl"}):
@@ -78,9 +78,9 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 class Live:
-    """A figure of a growing table, drawn again in its place while a notebook's cell runs; elsewhere it does nothing.
+    """A plot of a growing table, updated while a notebook's cell runs; outside a notebook it does nothing.
 
-    ``draw`` makes the figure; it is drawn at most every ``seconds``, so that drawing costs a stage next to no time.
+    ``draw`` makes the figure. It is called at most every ``seconds``, so that drawing takes little of a stage's time.
     """
 
     def __init__(self, draw: Callable[[pd.DataFrame], Figure], seconds: float = 5.0) -> None:
@@ -88,7 +88,7 @@ class Live:
         self.handle: Any = None
 
     def __call__(self, table: pd.DataFrame) -> None:
-        """Draw the table as it is now, unless it was drawn a moment ago."""
+        """Draw the current table, unless the last drawing is more recent than ``seconds``."""
         from IPython import get_ipython
         from IPython.display import display
 
@@ -102,13 +102,13 @@ class Live:
         self.drawn = time.monotonic()
 
     def close(self) -> None:
-        """Take the figure away, where the cells below show the final one."""
+        """Remove the plot; a later cell shows the final one."""
         if self.handle is not None:
             self.handle.update({"text/plain": ""}, raw=True)
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A value with its sign, the second mark beside its colour: +0.20, −0.33, 0."""
+    """Format a value with its sign: +0.20, −0.33, 0. The sign repeats what the colour shows."""
     text = f"{value:+.{digits}f}".replace("-", "−")
     zeros = f"{0:.{digits}f}"
     return "0" if text[1:] == zeros else text.removesuffix(zeros[1:])
@@ -122,12 +122,20 @@ def tree(
     marked: Mapping[str, Sequence[int]] | None = None,
     kind: str = "",
 ) -> Figure:
-    """The tree of one question, each step coloured by V; leaves show their letter and ✓ or ✗.
+    """Draw the tree of one question, each step coloured by V; leaves show their answer and ✓ or ✗.
 
-    It runs from left to right; a tree of up to 16 steps is a list instead, indented by depth, with the steps' texts,
-    cut to two lines. ``steps`` and ``values`` are the tables STEPS and VALUES. ``marked`` draws paths: {"chosen",
-    "rejected" or "left" (the wrong path that is left): node ids}. ``kind`` stands before the question's id in the
-    title. Raises KeyError for a question that has no tree.
+    The tree is drawn from left to right. A tree of up to 16 steps is drawn as an indented list instead, with the texts
+    of the steps, cut to two lines.
+
+    Args:
+        steps: the table STEPS.
+        values: the table VALUES.
+        question_id: the question.
+        marked: paths to draw: {"chosen", "rejected" or "left" (the wrong path before a correction): node ids}.
+        kind: kind of pair, written before the question's id in the title.
+
+    Raises:
+        KeyError: the question has no tree.
     """
     table = steps[steps["question_id"] == question_id].merge(values, on=["question_id", "node_id"], how="left")
     if table.empty:
@@ -147,19 +155,19 @@ def tree(
 
     column, line = (0.32, 0.4) if texts else (1.15, 0.34)  # inches a depth and a line
     named = f"{kind.replace('_', ' ')}, {question_id}" if kind else question_id
-    title = f"{named}: {rows[root].right:.0f} right and {rows[root].wrong:.0f} wrong leaves"
+    title = f"{named}: {rows[root].right:.0f} correct and {rows[root].wrong:.0f} wrong leaves"
     width = max(column * depth + (6.4 if texts else 1.3), 0.3 + 0.1 * len(title) + 2.8 * bool(marked))
     size = (width, line * height + 0.7)
     figure = Picture(size)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     axes.set_xlim(0, size[0])
-    axes.set_ylim(size[1], 0)  # inches, so that boxes keep their shape in a tree of any size
+    axes.set_ylim(size[1], 0)  # in inches, so that boxes have the same shape in a tree of any size
     at = {node: (0.5 + column * x, 0.75 + line * y) for node, (x, y) in place.items()}
     for node, below in children.items():
         for child in below:
             (x0, y0), (x1, y1) = at[node], at[child]
-            turn = x1 - 0.45  # in a list below the parent's box, else close to the child
+            turn = x1 - 0.45  # below the parent's box in a list, otherwise close to the child
             axes.plot([x0, turn, turn, x1], [y0, y0, y1, y1], color="#b5b5b5", lw=1, zorder=1)
     parent = {child: node for node, below in children.items() for child in below}
     for name, nodes in (marked or {}).items():
@@ -170,7 +178,7 @@ def tree(
             axes.plot(
                 [x0, bend, bend, x1], [y0 + lift, y0 + lift, y1 + lift, y1 + lift], line_style, color=colour, lw=2
             )
-        axes.plot([], [], line_style, color=colour, lw=2, label=name)
+        axes.plot([], [], line_style, color=colour, lw=2, label="wrong path" if name == "left" else name)
     if marked:
         figure.legend(loc="upper right", ncols=len(marked), fontsize=8, borderaxespad=0.3)
     for node, row in rows.items():
@@ -180,14 +188,14 @@ def tree(
 
 
 def pair_tree(steps: pd.DataFrame, values: pd.DataFrame, pair: pd.Series) -> Figure:
-    """The tree of a pair's question with both sides' paths, and that which is left where the pair reflects."""
+    """Draw the tree of a pair's question with the paths of both sides, and the wrong path before a reflection."""
     names = {"left": "left_nodes", "chosen": "chosen_nodes", "rejected": "rejected_nodes"}
     marked = {name: pair[column] for name, column in names.items() if pair[column] is not None}
     return tree(steps, values, pair["question_id"], marked, pair["kind"])
 
 
 def places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, float]]:
-    """(depth, height) of each step: leaves on lines of their own, a step in the middle of its children."""
+    """Return {node: (depth, height)}: one line per leaf; an inner step is at the mean height of its children."""
     place: dict[int, tuple[int, float]] = {}
     lines = 0
     stack = [(root, 0, False)]
@@ -206,7 +214,7 @@ def places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, fl
 
 
 def _lines(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, int]]:
-    """(depth, line) of each step, a line for each, below it those that continue it."""
+    """Return {node: (depth, line)}: one line per step, followed by its children."""
     place: dict[int, tuple[int, int]] = {}
     stack = [(root, 0)]
     while stack:
@@ -217,7 +225,7 @@ def _lines(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, in
 
 
 def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is_leaf: bool) -> None:
-    """A step's box; beside it its weight and, where there is room (inches from the box's middle on), its text."""
+    """Draw a step's box, its weight and, if ``room`` (inches from the box's middle) is not 0, its text."""
     x, y = at
     label = signed(row.value)
     if is_leaf:
@@ -230,7 +238,7 @@ def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is
     beside = 0.36
     if row.weight > 1:
         weight = axes.text(x + beside, y, f"×{row.weight}", ha="left", va="center_baseline", size=7.5, zorder=3)
-        weight.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # a path runs through it
+        weight.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # a marked path may cross it
         beside += 0.09 * len(weight.get_text()) + 0.1
     if room:
         text = "the question" if pd.isna(row.parent_id) else " ".join(row.text.split())
@@ -240,11 +248,11 @@ def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is
 
 @_styled
 def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
-    """Of the steps at each depth, the share whose V is -1, below 0, 0, above 0 or +1; the mean V and the number."""
+    """Plot, per depth, the share of steps whose V is -1, below 0, 0, above 0 or +1, with mean V and their number."""
     table = values.merge(steps[["question_id", "node_id", "depth"]], on=["question_id", "node_id"])
     table = table[table["depth"] > 0]
     bins = [-np.inf, -1, -1e-12, 1e-12, 1 - 1e-12, np.inf]
-    names = ["−1: all wrong", "below 0 (−)", "0", "above 0 (+)", "+1: all right"]
+    names = ["−1: all wrong", "below 0 (−)", "0", "above 0 (+)", "+1: all correct"]
     kind = pd.cut(table["value"], bins, labels=names)
     share = pd.crosstab(table["depth"], kind, normalize="index").reindex(columns=names, fill_value=0.0)
     by_depth = table.groupby("depth")["value"].agg(["mean", "size"])
@@ -264,10 +272,12 @@ def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
     decided = share[names[0]] + share[names[-1]]
     first, last = share.index.min(), share.index.max()
     title = (
-        f"All leaves below a step agree for {decided[first]:.0%} of steps at depth {first}, "
-        f"{decided[last]:.0%} at depth {last}\n(above the bars: mean V and number of steps)"
+        f"All leaves below a step agree (V = ±1): {decided[first]:.0%} of steps at depth {first}, "
+        f"{decided[last]:.0%} at depth {last}\n(above the bars: mean V and number of steps n)"
     )
-    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")  # as wide as the figure: two depths are narrow
+    figure.suptitle(
+        title, x=0.01, ha="left", size=11, weight="bold"
+    )  # over the whole figure: the axes of two depths are narrow
     axes.set_xticks(share.index)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     handles, labels = axes.get_legend_handles_labels()
@@ -277,7 +287,7 @@ def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
 
 @_styled
 def outcomes(steps: pd.DataFrame) -> Figure:
-    """How mixed the questions are: a histogram of their share of right leaves, weights counted."""
+    """Plot a histogram of the questions' share of correct leaves, each leaf counted with its weight."""
     leaves = steps[steps["outcome"].notna()]
     right = (leaves["weight"] * (leaves["outcome"] > 0)).groupby(leaves["question_id"]).sum()
     share = right / leaves["weight"].groupby(leaves["question_id"]).sum()
@@ -292,17 +302,17 @@ def outcomes(steps: pd.DataFrame) -> Figure:
     bars = axes.bar(places, counts, 0.09, color=colours, edgecolor=INK, linewidth=0.6)
     axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], size=8, padding=2)
     axes.set_xticks([-0.12, 0, 0.2, 0.4, 0.6, 0.8, 1, 1.12])
-    axes.set_xticklabels(["all\nwrong", "0%", "20%", "40%", "60%", "80%", "100%", "all\nright"])
-    axes.set(xlabel="right leaves of a question", ylabel="questions")
+    axes.set_xticklabels(["all\nwrong", "0%", "20%", "40%", "60%", "80%", "100%", "all\ncorrect"])
+    axes.set(xlabel="share of correct leaves per question", ylabel="number of questions")
     axes.margins(y=0.12)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_title(f"{len(mixed):,} of {len(share):,} questions have right and wrong leaves: only they give pairs")
+    axes.set_title(f"{len(mixed):,} of {len(share):,} questions have both correct and wrong leaves")
     return figure
 
 
 @_styled
 def pair_margins(pairs: pd.DataFrame) -> Figure:
-    """How far apart the two sides of a pair are in S, by kind of pair."""
+    """Plot a histogram of the margin in S between the two sides of a pair, by kind of pair."""
     margin = pairs["chosen_value"] - pairs["rejected_value"]
     kinds = list(dict.fromkeys(pairs["kind"]))
     figure = Picture((7.2, 3.4), layout="constrained")
@@ -322,7 +332,7 @@ def pair_margins(pairs: pd.DataFrame) -> Figure:
         title = f"In {wider:.0%} of {len(pairs):,} pairs the chosen path has the higher S"
     else:
         title = "No pairs"
-    axes.set(xlabel="margin S(chosen) − S(rejected)", ylabel="pairs")
+    axes.set(xlabel="margin S(chosen) − S(rejected)", ylabel="number of pairs")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_title(title)
     return figure
@@ -330,7 +340,7 @@ def pair_margins(pairs: pd.DataFrame) -> Figure:
 
 @_styled
 def pair_lengths(pairs: pd.DataFrame) -> Figure:
-    """How many tokens longer the chosen side is, by kind of pair: boxes, the mean as a diamond, and mean lengths."""
+    """Plot how many tokens longer the chosen side is, by kind of pair: box plots, with the mean as a diamond."""
     kinds = list(dict.fromkeys(pairs["kind"]))
     figure = Picture((7.2, 1.3 + 0.62 * max(1, len(kinds))), layout="constrained")
     axes = figure.subplots()
@@ -350,31 +360,31 @@ def pair_lengths(pairs: pd.DataFrame) -> Figure:
         for box in drawn["boxes"]:
             box.set(facecolor="#d1e5f0", edgecolor=INK)
         means = sides.groupby(pairs["kind"]).mean()
-        labels = [f"{kind}\n{means.loc[kind].iloc[0]:.0f} against {means.loc[kind].iloc[1]:.0f}" for kind in kinds]
+        labels = [f"{kind}\n{means.loc[kind].iloc[0]:.0f} vs. {means.loc[kind].iloc[1]:.0f}" for kind in kinds]
         axes.set_yticks(range(1, len(kinds) + 1), labels)
         axes.invert_yaxis()
         axes.axvline(0, color=BASE, lw=1, ls="--", zorder=0)
         longer = (surplus > 0).mean()
-        title = f"In {longer:.0%} of {len(pairs):,} pairs the chosen side is the longer one"
+        title = f"In {longer:.0%} of {len(pairs):,} pairs the chosen side is longer"
     else:
         title = "No pairs"
-    axes.set(xlabel="tokens of the chosen side − tokens of the rejected side")
+    axes.set(xlabel="chosen − rejected (tokens); labels: mean tokens of chosen vs. rejected")
     axes.set_title(title)
     return figure
 
 
 @_styled
 def training_curves(log: pd.DataFrame) -> Figure:
-    """DPO loss, reward margin and reward accuracy of each training step, and the mean of a tenth of them.
+    """Plot DPO loss, reward margin and reward accuracy: each step (thin), moving average over 10% of steps (thick).
 
-    A title goes from the first step to the mean of the last fifth, which is what a run records. ``log`` has a row per
-    logged step: step, loss, margin (reward, nats times beta), accuracy (0 to 1).
+    A title gives the first step and the mean of the last 20% of steps, which the run records. ``log`` has one row per
+    logged step: step, loss, margin (of the rewards, beta times nats), accuracy (0 to 1).
     """
     figure = Picture((10.5, 3.2), layout="constrained")
     panels = (
         ("loss", "DPO loss (nats)", RIGHT, np.log(2), "ln 2: no preference"),
         ("margin", "reward margin (β × nats)", WRONG, 0.0, "no preference"),
-        ("accuracy", "pairs ranked right", INK, 0.5, "chance"),
+        ("accuracy", "reward accuracy", INK, 0.5, "chance"),
     )
     for axes, (name, label, colour, level, level_name) in zip(figure.subplots(1, 3), panels, strict=True):
         known = log[log[name].notna()]
@@ -383,8 +393,8 @@ def training_curves(log: pd.DataFrame) -> Figure:
         axes.plot(known["step"], known[name], color=colour, marker="o" if len(known) < 40 else "", ms=3, lw=0.6)
         axes.plot(known["step"], known[name].rolling(window, min_periods=1).mean(), color=colour, lw=1.8)
         first, last = known[name].head(1).mean(), known[name].tail(max(1, len(known) // 5)).mean()
-        form = "{:.0%}" if name == "accuracy" else "{:.2f}"
-        axes.set_title(f"{label.split(' (')[0]}: {form.format(first)} to {form.format(last)}")
+        shown = {"loss": "{:.2f}".format, "margin": signed, "accuracy": "{:.0%}".format}[name]
+        axes.set_title(f"{label.split(' (')[0]}: {shown(first)} → {shown(last)}")
         axes.set(xlabel="training step", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.legend(fontsize=8)
@@ -396,14 +406,14 @@ def training_curves(log: pd.DataFrame) -> Figure:
 
 @_styled
 def loss_curve(log: pd.DataFrame) -> Figure:
-    """A model's training loss; ``log`` has step and loss (nats a token). The line is the mean of the last 20 steps."""
+    """Plot a training loss and its moving average over 20 steps; ``log`` has step and loss (nats per token)."""
     figure = Picture((7.2, 3.2), layout="constrained")
     axes = figure.subplots()
     smooth = log["loss"].rolling(20, min_periods=1).mean()
     axes.plot(log["step"], log["loss"], color=BASE, lw=0.6, label="each step")
-    axes.plot(log["step"], smooth, color=RIGHT, lw=1.6, label="mean of 20 steps")
-    axes.set(xlabel="training step", ylabel="loss (nats a token)", ylim=(0, None))
-    axes.set_title(f"Loss: {log['loss'].iloc[0]:.2f} to {smooth.iloc[-1]:.2f}")
+    axes.plot(log["step"], smooth, color=RIGHT, lw=1.6, label="moving average of 20 steps")
+    axes.set(xlabel="training step", ylabel="loss (nats per token)", ylim=(0, None))
+    axes.set_title(f"Loss: {log['loss'].iloc[0]:.2f} → {smooth.iloc[-1]:.2f}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return figure
@@ -411,7 +421,7 @@ def loss_curve(log: pd.DataFrame) -> Figure:
 
 @_styled
 def accuracy_bars(scores: pd.DataFrame) -> Figure:
-    """Strict accuracy of base and adapter with 95% intervals, a panel per benchmark, a group per protocol."""
+    """Plot strict accuracy of base and adapter with 95% intervals: a panel per benchmark, a group per protocol."""
     sources = list(dict.fromkeys(scores["source"]))
     protocols = list(dict.fromkeys(scores["protocol"]))
     width = max(4.2, 1.2 + 1.7 * len(protocols))
@@ -444,10 +454,10 @@ def accuracy_bars(scores: pd.DataFrame) -> Figure:
 
 @_styled
 def ablation(table: pd.DataFrame) -> Figure:
-    """Gain of each arm under each protocol, and what it does behind a wrong step or answer, with 95% intervals.
+    """Plot each arm's gain per protocol, repair rate and fake reflection rate, with 95% intervals.
 
     Args:
-        table: rows of ``records.ABLATION``.
+        table: rows of ``core.ABLATION``.
     """
     protocols = list(dict.fromkeys(table["protocol"]))
     arms = list(dict.fromkeys(table["arm"]))
@@ -480,6 +490,6 @@ def ablation(table: pd.DataFrame) -> Figure:
 
 
 def _group_name(scores: pd.DataFrame, protocol: str) -> str:
-    """A protocol with the gain that was measured under it."""
+    """Return a protocol's label with its measured gain."""
     gain = scores.loc[(scores["protocol"] == protocol) & scores["gain"].notna(), "gain"]
     return f"{protocol}\n{signed(100 * gain.iloc[0], 1)} points" if len(gain) else protocol

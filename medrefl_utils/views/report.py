@@ -1,7 +1,7 @@
-"""Stage 06: one HTML file that shows a run. It needs no network and no script, and reads on paper and on a phone.
+"""Write the report of a run: one HTML file that needs no network and no script, for screen, phone and paper.
 
-Everything a model or a file wrote is untrusted: the template escapes every value, and the page's own policy lets a
-browser load nothing and run nothing.
+All text of a model or a file is untrusted: the template escapes every value, and the page's content security policy
+lets a browser load nothing and run nothing.
 """
 
 from __future__ import annotations
@@ -33,39 +33,45 @@ from medrefl_utils.views.static_html import (
 )
 from medrefl_utils.views.summary_tables import key_figure_texts
 
-_HIDDEN = ("ingredients", "key")  # of a stage's entry: what the chain compares, of no use to a reader
+_HIDDEN = ("ingredients", "key")  # parts of a stage's manifest entry that only the chain uses
 
-# Leaves by the reason they ended (STEPS.stop), in words; the first two need the outcome too.
+# Texts for the reasons why a leaf ended (STEPS.stop) with outcome -1.
 _ENDINGS = {
-    "answer": "a wrong answer",
+    "answer": "wrong answer",
     "unreadable": "no readable answer",
-    "depth": "cut: too many steps",
-    "tokens": "cut: too many tokens",
-    "empty": "cut: an empty step",
-    "repeat": "cut: a step said twice",
+    "depth": "truncated: maximum depth",
+    "tokens": "truncated: maximum tokens",
+    "empty": "stopped: empty step",
+    "repeat": "stopped: repeated step",
 }
 
-# The figures as the notebooks save them, in the order of the stages.
+# Captions of the plots that the notebooks save, in the order of the stages.
 _CAPTIONS = {
-    "outcomes": "How mixed the trees are: right leaves of each question",
-    "tree": "The tree of one question, coloured by value",
+    "outcomes": "Share of correct leaves per question",
+    "tree": "Reasoning tree of one question, coloured by step value V",
     "values_by_depth": "Step values V by depth",
-    "pair_margins": "How far apart the two sides of the pairs are",
-    "pair_lengths": "How long the two sides of the pairs are",
+    "pair_margins": "Margin of the pairs: S(chosen) − S(rejected)",
+    "pair_lengths": "Length difference of the two sides of the pairs",
     "pair_reasoning": "A reasoning pair in its tree",
-    "pair_reflection_mid": "A reflection in the middle of a wrong path, in its tree",
-    "pair_reflection_post": "A reflection after the end of a wrong path, in its tree",
+    "pair_reflection_mid": "A pair with a reflection at the first wrong step, in its tree",
+    "pair_reflection_post": "A pair with a reflection after a finished wrong path, in its tree",
     "pair_random_cot": "A random pair in its tree",
-    "training": "DPO training: each step, and the mean of a tenth of them",
+    "training": "DPO training; thin: each step, thick: moving average over 10% of steps",
     "accuracy": "Accuracy of base and adapter",
 }
 
 
 def write_report(run: RunFiles, note: str = "") -> Path:
-    """Write ``report.html`` from the run's tables, its figures (``figures/*.png``) and its manifest; returns its path.
+    """Write ``report.html`` from the run's tables, plots (``figures/*.png``) and manifest; return its path.
 
-    ``note`` stands as a banner above all. Sections whose material is missing (no figures, no pairs, nothing repaired)
-    say so in a sentence. Raises MedReflError, naming the file and the notebook that makes it, if a table is missing.
+    Sections without material (no plots, no pairs, no corrected answer) say so in a sentence.
+
+    Args:
+        run: the run's files.
+        note: a banner for the top of the page.
+
+    Raises:
+        MedReflError: a table is missing; the message names the file and the notebook that makes it.
     """
     scores, responses = read_table(run.scores, SCORES), read_table(run.responses, RESPONSES)
     tables = read_tables(run)
@@ -84,34 +90,41 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         facts=_facts(manifest, questions, steps, scores),
         results=_results(scores),
         judged=bool(scores["accuracy_judged"].notna().any()),
-        claims=_claims(run),
+        rates=_self_correction(run),
         published=[
             row | {"ours": ours_text(row)}
             for row in compare_with_published(scores, evaluated_model(run)).to_dict("records")
         ],
-        figures=[(_caption(path), *_png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
+        plots=[(_caption(path), *_png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
         tree=_tree(tables.tree(example), opened) if example else None,
         pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
-        repaired=_repaired(responses),
+        corrected=_corrected(responses),
         leaves=_leaves(steps),
         reported={stage: key_figure_texts(entry.get("figures", {})) for stage, entry in stages.items()},
-        costs=[(stage, entry.get("seconds"), entry.get("tokens")) for stage, entry in stages.items()],
+        costs=[(stage, entry.get("seconds"), _tokens(stage, entry)) for stage, entry in stages.items()],
         outputs=[(f, digest) for entry in stages.values() for f, digest in entry.get("outputs", {}).items()],
         whole=json.dumps(_readable(manifest), indent=2, ensure_ascii=False),
     )
     return write_text(run.report, html)
 
 
-def _claims(run: RunFiles) -> list[dict[str, Any]]:
-    """Per figure of ``claims.claim_rates`` the rows of both models, None for one that is missing, and their texts."""
+def _self_correction(run: RunFiles) -> list[dict[str, Any]]:
+    """Return, per rate of ``self_correction_rates``, the rows of both models (None if missing) and their counts."""
     if not run.self_correction.exists():
         return []
     return [
-        {"figure": figure, "texts": "/".join(dict.fromkeys(f"{row['n']:,}" for row in rows.values()))}
-        | {model: rows.get(name) for model, name in (("base", "base"), ("ours", "medrefl"))}
-        for figure, group in read_table(run.self_correction, SELF_CORRECTION).groupby("figure", sort=False)
+        {"name": name, "texts": "/".join(dict.fromkeys(f"{row['n']:,}" for row in rows.values()))}
+        | {model: rows.get(key) for model, key in (("base", "base"), ("ours", "medrefl"))}
+        for name, group in read_table(run.self_correction, SELF_CORRECTION).groupby("figure", sort=False)
         for rows in [{row["model"]: row for row in group.to_dict("records")}]
     ]
+
+
+def _tokens(stage: str, entry: Mapping[str, Any]) -> str:
+    """Return the tokens that a stage generated, or that stage 04 trained on, as text."""
+    if not (tokens := entry.get("tokens")):
+        return "-"
+    return f"{tokens:,}{' (trained on)' * stage.startswith('04')}"
 
 
 def _environment() -> jinja2.Environment:
@@ -123,7 +136,7 @@ def _environment() -> jinja2.Environment:
 def _facts(
     manifest: Mapping[str, Any], questions: Mapping[str, Question], steps: pd.DataFrame, scores: pd.DataFrame
 ) -> list[tuple[str, str]]:
-    """What was run, as (label, text); what the manifest does not know is left out."""
+    """Return facts of the run as (label, text); facts that the manifest does not have are left out."""
     parameters = [p for stage in manifest.get("stages", {}).values() for p in [stage.get("parameters", {})]]
     models = list(dict.fromkeys(str(p["model"]) for p in parameters if p.get("model")))
     seeds = {f"{stage} {k}": v for stage, of_stage in manifest.get("seeds", {}).items() for k, v in of_stage.items()}
@@ -132,29 +145,32 @@ def _facts(
     tested = scores.groupby("source", sort=False)["n"].max()
     facts = {
         "profile": manifest.get("profile"),
-        "changed on the command line": ", ".join(manifest.get("overrides", [])),
+        "date": manifest.get("date"),
+        "overrides (--set)": ", ".join(manifest.get("overrides", [])),
         "model": ", ".join(models),
         "questions": f"{len(questions):,} from {', '.join(sources) or 'an unnamed source'}",
-        "trees": f"{steps['question_id'].nunique():,} with {len(steps):,} steps",
+        "trees": f"{steps['question_id'].nunique():,} with {int(steps['parent_id'].notna().sum()):,} steps",
         "evaluated on": ", ".join(f"{source}: {n:,} questions" for source, n in tested.items()),
         "seeds": _seed_text(seeds),
         "machine": ", ".join(
             f"{name.removesuffix('_gib')} {value}{' GiB' * name.endswith('_gib')}" for name, value in machine.items()
         ),
-        "code": f"{git['revision'][:12]}{', with changes' if git.get('dirty') else ''}" if git.get("revision") else "",
+        "code": f"{git['revision'][:12]}{', with uncommitted changes' if git.get('dirty') else ''}"
+        if git.get("revision")
+        else "",
     }
     return [(label, text) for label, text in facts.items() if text]
 
 
 def _seed_text(seeds: Mapping[str, object]) -> str:
-    """One number if all stages share it, else each."""
+    """Return one number if all stages have the same seed, otherwise each seed."""
     if len(set(map(str, seeds.values()))) == 1:
         return str(next(iter(seeds.values())))
     return ", ".join(f"{name} {value}" for name, value in seeds.items())
 
 
 def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
-    """Per benchmark and protocol the rows of both models, None for one that is missing."""
+    """Return, per benchmark and protocol, the rows of both models (None if missing)."""
     rows = []
     for (source, protocol), group in scores.groupby(["source", "protocol"], sort=False):
         models = {row["model"]: row for row in group.to_dict("records")}
@@ -163,9 +179,10 @@ def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _example_pairs(pairs: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:
-    """One pair a kind, of the first question in ``order`` that has one; of its pairs the one with the widest margin.
+    """Return one pair per kind: the pair with the widest margin of the first question in ``order`` that has one.
 
-    A random pair may be a reasoning pair's twin: the same two texts are shown twice only where a kind has no others.
+    A random pair can have the same two texts as a reasoning pair. Such a repetition is shown only if the kind has no
+    other pair.
     """
     place = pairs["question_id"].map({question: place for place, question in enumerate(order)})
     ranked = pairs.assign(place=place, narrow=pairs["rejected_value"] - pairs["chosen_value"])
@@ -183,12 +200,12 @@ def _texts(pair: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _tree(tree: Tree, opened: set[int]) -> dict[str, Any]:
-    """The tree's question, its steps with the paths ``opened`` standing open, and what would mend its wrong path."""
+    """Return a tree for display: its question, its steps (those in ``opened`` are shown open) and its corrections."""
     return tree.summary() | {"outline": list(tree.outline(opened)), "pairs": []}
 
 
-def _repaired(responses: pd.DataFrame) -> dict[str, Any] | None:
-    """A response of the base that is wrong where the adapter's is right: one that states an answer, and a short one."""
+def _corrected(responses: pd.DataFrame) -> dict[str, Any] | None:
+    """Return an example that is wrong with the base and right with the adapter: short, with a readable answer."""
     both = paired_answers(responses)
     fixed = both[both["change"] == CHANGES[0]]
     if fixed.empty:
@@ -200,11 +217,11 @@ def _repaired(responses: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _leaves(steps: pd.DataFrame) -> list[tuple[str, int]]:
-    """How many leaves ended how, weights counted."""
+    """Count the leaves by how they ended; merged identical leaves count with their weight."""
     leaves = steps[steps["outcome"].notna()]
     right = leaves["outcome"] > 0
     by_stop = leaves[~right].groupby("stop")["weight"].sum()
-    counts = [("a right answer", int(leaves.loc[right, "weight"].sum()))]
+    counts = [("correct answer", int(leaves.loc[right, "weight"].sum()))]
     return counts + [(_ENDINGS.get(str(stop), str(stop)), int(n)) for stop, n in by_stop.items()]
 
 
@@ -221,13 +238,13 @@ def _caption(path: Path) -> str:
 
 
 def _place(path: Path) -> tuple[int, str]:
-    """Figures in the order of the notebooks that draw them, others after them by name."""
+    """Sort plots in the order of the notebooks that save them; other plots follow by name."""
     known = list(_CAPTIONS)
     return (known.index(path.stem) if path.stem in known else len(known), path.name)
 
 
 def _png(path: Path) -> tuple[str, int]:
-    """A figure as data, and how wide it was drawn, in CSS pixels (96 an inch): its text is as large as the page's."""
+    """Return a plot as a data URL, and its width in CSS pixels (96 per inch), so that its text has the page's size."""
     width = round(96 * imread(path).shape[1] / DPI)
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"), width
 

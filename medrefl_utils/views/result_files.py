@@ -1,4 +1,4 @@
-"""A run's result tables as CSV and Markdown; and what is published beside what the run found."""
+"""Write a run's result tables as CSV and Markdown, and compare the run with the published results."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _GAINS = ("gain", "gain_low", "gain_high", "detectable")
 
 
 def compare_with_published(scores: pd.DataFrame, model: str) -> pd.DataFrame:
-    """One row for each row of Med-REFL's README: its figures, and ours where this run's model and benchmark are its.
+    """Return one row per row of Med-REFL's README: the published accuracies, and ours if model and benchmark match.
 
-    Ours is scored the published way (unreadable answers left out), under the published protocol where it was run, else
-    under the one that is named; the gain and its interval are strict.
+    Our accuracy is scored as published (unreadable answers are left out), under the published protocol if it was run,
+    else under the protocol that is named. The gain and its interval are strict.
 
     Args:
-        scores: rows of ``records.SCORES``; ``source`` is a benchmark's name, or the stem of one of its files.
+        scores: rows of ``core.SCORES``; ``source`` is a benchmark's name, or the stem of one of its files.
         model: the base model of the run, a hub id or a folder.
 
     Returns:
         benchmark, model, base, medrefl, gain (percent and points, published), ours_base, ours_medrefl, ours_gain,
-        ours_low, ours_high (NaN where it was not run) and protocol ("not run").
+        ours_low, ours_high (NaN if not run) and protocol ("not run").
     """
     known, ours = benchmark_registry(), benchmark_registry().published_name(model)
     rows = []
@@ -67,15 +67,16 @@ def _ours(scores: pd.DataFrame) -> dict[str, object]:
 
 
 def evaluated_model(run: RunFiles) -> str:
-    """The base model that a run was evaluated with; "" where its manifest does not tell."""
+    """Return the base model that a run was evaluated with; "" if the manifest does not name it."""
     stages = read_manifest(run).get("stages", {})
     return str(stages.get("05_benchmark_evaluation", {}).get("parameters", {}).get("model", ""))
 
 
 def write_result_tables(run: RunFiles) -> list[Path]:
-    """Write ``tables/scores`` and ``tables/published`` as CSV (every digit) and Markdown (to read); returns the paths.
+    """Write ``tables/scores`` and ``tables/published`` as CSV (all digits) and Markdown (rounded); return the paths.
 
-    Raises MedReflError where the run has no scores.
+    Raises:
+        MedReflError: the run has no scores.
     """
     scores = read_table(run.scores, SCORES)
     published = compare_with_published(scores, evaluated_model(run))
@@ -91,7 +92,7 @@ def write_result_tables(run: RunFiles) -> list[Path]:
 
 
 def _readable(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores as text: percent and points with one digit."""
+    """Format the scores as text: percent and points with one decimal."""
     text = scores.drop(columns="mcnemar_runs").astype(object)
     for column in text:
         if column in _SHARES:
@@ -106,7 +107,7 @@ def _readable(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_text(published: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``beside_published`` as text: benchmark, model, published and ours."""
+    """Format rows of ``compare_with_published`` as text: benchmark, model, published, ours."""
     return pd.DataFrame(
         {
             "benchmark": published["benchmark"],
@@ -118,7 +119,7 @@ def published_text(published: pd.DataFrame) -> pd.DataFrame:
 
 
 def ours_text(row: dict[str, object]) -> str:
-    """Our figures of a row of ``beside_published``, or that it was not run."""
+    """Format our results of a row of ``compare_with_published``, or "not run"."""
     if row["protocol"] == NOT_RUN:
         return NOT_RUN
     shown = " to ".join(f"{row[name]:.1f}" for name in ("ours_base", "ours_medrefl") if pd.notna(row[name]))

@@ -1,7 +1,7 @@
-"""Trees, pairs and answers as HTML that needs no script and no network: the report's parts, and the widgets' twins.
+"""Trees, pairs and responses as static HTML: parts of the report, and the static form of the explorers.
 
-What ``explore`` shows in a live notebook stands here as pages of ``<details>``; both are made of the same pieces. All
-text of a model or a file is untrusted: the template escapes every value, and MathJax is told to leave it alone.
+The HTML needs no script and no network; trees and lists open and close as ``<details>``. The explorers use the same
+parts. All text of a model or a file is untrusted: the templates escape every value, and MathJax is told to ignore it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from medrefl_utils.views.plots import VALUE_COLOURS, places, signed
 
 HERE = Path(__file__).parent
 COLUMN, LINE, BOX = 74, 25, 46
-"""Pixels of the picture of a tree: a depth, a leaf, a step's box (its weight stands beside it)."""
+"""Pixels of a drawn tree: distance of two depths, distance of two leaves, width of a step's box."""
 CHANGES = ("wrong → right", "right → wrong", "right → right", "wrong → wrong")
-"""Of a response, between base and adapter."""
-_TOP = 3  # corrections of a path that are shown, effective and invalid
+"""Change of a response's correctness from base to adapter."""
+_TOP = 3  # corrections to show per path, effective and invalid each
 
 
 def environment() -> jinja2.Environment:
-    """The templates of this package: every value is escaped, and what cannot be shown becomes a visible mark."""
+    """Return the template environment: it escapes every value and replaces control characters by a visible mark."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -52,8 +52,8 @@ def environment() -> jinja2.Environment:
 
 
 def _visible(value: object) -> object:
-    """Control characters, which a browser drops or a page may not hold, become a visible mark."""
-    # Only plain text: what the template wrote itself is Markup.
+    """Replace control characters, which a browser drops or a page must not contain, by a visible mark."""
+    # Only plain text: the template's own output has the type Markup.
     if type(value) is str:
         return "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in value)
     return value
@@ -65,18 +65,18 @@ def _parts() -> Any:
 
 
 def piece(name: str, *values: object, **named: object) -> str:
-    """The HTML of a macro of ``static_html.html.j2``, without its style; the templates do not escape it again."""
+    """Return the HTML of a macro of ``static_html.html.j2``, without style. Templates do not escape it again."""
     return getattr(_parts(), name)(*values, **named)
 
 
 def page(body: str) -> str:
-    """A piece as a notebook's cell shows it, its style with it."""
+    """Return HTML with its style, as the output of a notebook's cell."""
     return piece("framed", body)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a run knows of its trees: ``values`` and ``pairs`` as their schemas say, ``pairs`` empty before stage 03."""
+    """The tables of a run's trees, in the schemas STEPS, VALUES and PAIRS; ``pairs`` is empty before stage 03."""
 
     questions: Mapping[str, Question]
     steps: pd.DataFrame
@@ -85,12 +85,12 @@ class Tables:
 
     @cached_property
     def order(self) -> list[str]:
-        """The questions, those first whose right and wrong leaves are nearest in number."""
+        """Question ids, those with the most even mix of correct and wrong leaves first."""
         return list(by_mixture(self.values))
 
     @cached_property
     def roots(self) -> pd.DataFrame:
-        """C, W and V of each question."""
+        """The root's row of VALUES per question: its correct and wrong leaves (C, W) and V."""
         values = self.values
         return values.loc[(values["right"] + values["wrong"]).groupby(values["question_id"]).idxmax()].set_index(
             "question_id"
@@ -102,17 +102,19 @@ class Tables:
         return {name: table.groupby("question_id").indices for name, table in tables.items()}
 
     def tree(self, question_id: str) -> Tree:
-        """The tree of a question, its values and its pairs. Raises KeyError for a question that has none."""
+        """Return the tree of a question with its values and pairs; raise KeyError if it has no tree."""
         steps, values = (getattr(self, name).iloc[self._rows[name][question_id]] for name in ("steps", "values"))
         pairs = self.pairs.iloc[self._rows["pairs"].get(question_id, [])]
         return Tree(question_id, self.questions.get(question_id), steps, values, pairs)
 
 
 def read_tables(run: RunFiles) -> Tables:
-    """Read a run's questions, trees, values and, where stage 03 has made them, pairs.
+    """Read a run's questions, steps, values and, after stage 03, pairs.
 
-    Pairs of other trees (the trees were grown again since) are left out. Raises MedReflError, naming the file and the
-    notebook that makes it, where a table is missing.
+    Pairs of earlier trees (stage 01 ran again since) are left out.
+
+    Raises:
+        MedReflError: a table is missing; the message names the file and the notebook that makes it.
     """
     questions = {q.question_id: q for q in questions_from_table(read_table(run.questions, QUESTIONS))}
     steps, values = read_table(run.steps, STEPS), read_table(run.values, VALUES)
@@ -121,7 +123,7 @@ def read_tables(run: RunFiles) -> Tables:
 
 
 def _of_these_trees(pairs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
-    """The pairs whose sides are paths of these trees, with the S that they were made with."""
+    """Return the pairs whose two sides are paths of these trees with the same S."""
     if pairs.empty:
         return pairs
     chains = paths(steps)
@@ -136,7 +138,7 @@ def _of_these_trees(pairs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_mixture(values: pd.DataFrame) -> pd.Index:
-    """The questions, those first whose right and wrong leaves are nearest in number; small trees before large ones."""
+    """Return question ids, those with the most even mix of correct and wrong leaves first, then small trees first."""
     leaves = values["right"] + values["wrong"]
     roots = values.loc[leaves.groupby(values["question_id"]).idxmax()].set_index("question_id")
     table = pd.DataFrame({"off": roots["value"].abs().round(1), "size": values.groupby("question_id").size()})
@@ -145,7 +147,7 @@ def by_mixture(values: pd.DataFrame) -> pd.Index:
 
 @dataclass(frozen=True)
 class Tree:
-    """One tree, for looking at: its rows by node id, who continues whom, its paths and its corrections."""
+    """One tree for display: its rows by node id, its edges, paths and corrections."""
 
     question_id: str
     question: Question | None
@@ -155,13 +157,13 @@ class Tree:
 
     @cached_property
     def rows(self) -> dict[int, Any]:
-        """The columns of STEPS and VALUES of each node, in the order of their ids."""
+        """{node id: row with the columns of STEPS and VALUES}, in the order of the ids."""
         table = self.steps.merge(self.values, on=["question_id", "node_id"]).sort_values("node_id")
         return {int(row.node_id): row for row in table.itertuples()}
 
     @cached_property
     def children(self) -> dict[int, list[int]]:
-        """The steps that continue a node."""
+        """{node id: ids of its children}."""
         below: dict[int, list[int]] = {node: [] for node in self.rows}
         for node, row in self.rows.items():
             if not pd.isna(row.parent_id):
@@ -170,11 +172,11 @@ class Tree:
 
     @cached_property
     def root(self) -> int:
-        """The question's own node."""
+        """The node id of the root, which is the question."""
         return next(node for node, row in self.rows.items() if pd.isna(row.parent_id))
 
     def mark(self, node: int) -> dict[str, Any]:
-        """What a node's badge says: its sign and number, or its letter and ✓ or ✗; and its colour."""
+        """Return what a node's badge shows: V with its sign, or a leaf's answer and ✓ or ✗; and its colour."""
         row, leaf = self.rows[node], not self.children[node]
         text = signed(row.value)
         if leaf:
@@ -186,7 +188,7 @@ class Tree:
         }
 
     def path_to(self, node: int) -> list[int]:
-        """The nodes from the root's child down to this one."""
+        """Return the node ids from the root's child to this node."""
         found = []
         while node != self.root:
             found.append(node)
@@ -195,11 +197,11 @@ class Tree:
 
     @cached_property
     def chains(self) -> pd.DataFrame:
-        """Its paths (``values.paths``), highest S first."""
+        """The tree's paths (``trees.paths``), highest S first."""
         return paths(self.steps).sort_values(["value", "node_id"], ascending=[False, True], ignore_index=True)
 
     def best(self, right: bool) -> dict[str, Any] | None:
-        """The right path with the highest S, or the wrong one (the most confusing); None where there is none."""
+        """Return the correct path with the highest S, or the wrong one (the most confusing); None if there is none."""
         ends = self.chains[(self.chains["outcome"] > 0) == right]
         if ends.empty:
             return None
@@ -208,7 +210,7 @@ class Tree:
 
     @cached_property
     def corrections(self) -> pd.DataFrame:
-        """The best corrections of its wrong paths, by structure and with equal weights, of both kinds."""
+        """The top corrections of the wrong paths, of both kinds; located by structure, with equal action weights."""
         located = locate_errors(self.steps)
         tables = [
             rank_corrections(self.steps, located, kind=kind, top_k=_TOP)[0].assign(kind=kind) for kind in CORRECTIONS
@@ -216,7 +218,7 @@ class Tree:
         return pd.concat(tables, ignore_index=True)
 
     def corrections_at(self, node: int) -> list[dict[str, Any]]:
-        """The corrections of the wrong path that ends here, or those that leave a path here or take this step up."""
+        """Return the corrections of the wrong path that ends here, else those that leave a path or continue here."""
         table = self.corrections
         here = table[table["wrong_leaf"] == node]
         if here.empty:
@@ -227,7 +229,7 @@ class Tree:
         return [row | {name: self.mark(row[name]) for name in ("left", "taken", "leaf")} for row in shown]
 
     def at(self, node: int) -> dict[str, Any]:
-        """A step with all that is known of it: the way to it, its corrections and the pairs that run through it."""
+        """Return a step with its path from the root, its corrections, and the pairs whose paths contain it."""
         row, way = self.rows[node], self.path_to(node)
         through = [
             view
@@ -241,9 +243,9 @@ class Tree:
         }
 
     def outline(self, opened: Iterable[int]) -> Iterator[dict[str, Any]]:
-        """The steps from the top down, each with how many of its ancestors end after it: no recursion.
+        """Yield the steps in depth-first order, each with the number of open elements that end after it.
 
-        Steps among ``opened`` stand open, and so does the root.
+        The root and the steps in ``opened`` are shown open. There is no recursion, so a deep tree is no problem.
         """
         opened = {self.root, *opened}
         stack = [(self.root, 0)]
@@ -251,11 +253,11 @@ class Tree:
             node, ends = stack.pop()
             below = self.children[node]
             yield self.mark(node) | {"open": node in opened, "ends": 0 if below else ends}
-            # The last child closes its parent, and whatever that one was the last of.
+            # The last child closes its parent, and each ancestor of which the parent is the last child.
             stack += [(child, ends + 1 if child == below[-1] else 0) for child in reversed(below)]
 
     def picture(self) -> dict[str, Any]:
-        """Where each step stands in a picture of the tree, in pixels, left to right; leaves on lines of their own."""
+        """Return the position of each step in a drawing of the tree, in pixels, left to right; one line per leaf."""
         at = {node: (8 + COLUMN * x, 4 + round(LINE * y)) for node, (x, y) in places(self.children, self.root).items()}
         parent = {child: node for node, below in self.children.items() for child in below}
         steps = []
@@ -268,13 +270,13 @@ class Tree:
             steps.append(
                 self.mark(node) | {"x": x, "y": y, "level": x // COLUMN + 1, "edge": edge, "parent": parent.get(node)}
             )
-        # A browser's reader goes from the top to the bottom, then to the right.
+        # The order of the keyboard and of a screen reader: top to bottom, then left to right.
         steps.sort(key=lambda step: (step["x"], step["y"]))
         width, height = max(x for x, _ in at.values()) + COLUMN, max(y for _, y in at.values()) + 28
         return {"steps": steps, "width": width, "height": height}
 
     def summary(self) -> dict[str, Any]:
-        """Its question, its best and its most confusing path, what would mend that one, and its pairs."""
+        """Return the question, the best and the most confusing path, the corrections of the latter, and the pairs."""
         confusing = self.best(right=False)
         return {
             **{"question": self.question, "question_id": self.question_id, "root": self.mark(self.root)},
@@ -285,9 +287,9 @@ class Tree:
 
 
 def pair_view(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair's two texts, split where they part: the lines that both begin with, and the rest of each."""
+    """Return a pair for display: the lines that both sides begin with, and the rest of each side."""
     texts = [pair[side][0]["content"] for side in ("chosen", "rejected")]
-    shared, rests = _parted(texts)
+    shared, rests = _split_at_divergence(texts)
     sides = []
     for side, rest in zip(("chosen", "rejected"), rests, strict=True):
         action, tokens = pair[f"{side}_action"], pair[f"{side}_tokens"]
@@ -297,7 +299,7 @@ def pair_view(pair: Mapping[str, Any]) -> dict[str, Any]:
         sides.append({"title": side, "good": side == "chosen", "notes": notes} | _lit(rest, pair[f"{side}_reflection"]))
     return {
         **{"kind": str(pair["kind"]), "pair_id": pair["pair_id"], "question_id": pair["question_id"]},
-        # Two reflections may be the same text, and stand in what both sides begin with.
+        # Two identical reflections are part of the lines that both sides begin with.
         **{
             "shared": _lit(shared, pair["chosen_reflection"]),
             "sides": sides,
@@ -310,43 +312,44 @@ def pair_view(pair: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parted(texts: Sequence[str]) -> tuple[str, list[str]]:
-    """The lines that two texts begin with, and what each goes on with."""
+def _split_at_divergence(texts: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the lines that two texts begin with, and the rest of each."""
     lines = [text.split(STEP_BOUNDARY) for text in texts]
     same = len(os.path.commonprefix(lines))
     return STEP_BOUNDARY.join(lines[0][:same]), [STEP_BOUNDARY.join(rest[same:]) for rest in lines]
 
 
 def _lit(text: str, reflection: object) -> dict[str, str]:
-    """The text before the reflection, the reflection (empty where there is none in it), and the text after it."""
+    """Split a text into what precedes the reflection, the reflection (empty if it is not in the text), and the rest."""
     passage = " ".join(reflection.split()) if isinstance(reflection, str) else ""
     before, found, after = text.partition(passage) if passage else (text, "", "")
     return {"before": before, "reflection": found, "after": after.removeprefix(STEP_BOUNDARY) if found else after}
 
 
 def paired_answers(responses: pd.DataFrame) -> pd.DataFrame:
-    """Base and adapter side by side: a row per question, protocol and run, with ``change``, one of ``CHANGES``.
+    """Join the responses of base and adapter: one row per question, protocol and run, with ``change``.
 
-    ``responses`` has the columns of RESPONSES; those of the two models end with ``_base`` and ``_ours``.
+    ``responses`` has the columns of RESPONSES. In the result, the columns of the models end in ``_base`` and ``_ours``,
+    and ``change`` is one of ``CHANGES``.
     """
     key = ["source", "question_id", "protocol", "run"]
     own = ["model", "response", "answer", "rule", "correct", "n_tokens"]
-    told = responses[[*key, *own, "stem", "options", "gold"]]
-    base = told[told["model"] == "base"]
-    ours = told.loc[told["model"] == "medrefl", [*key, *own]]
+    table = responses[[*key, *own, "stem", "options", "gold"]]
+    base = table[table["model"] == "base"]
+    ours = table.loc[table["model"] == "medrefl", [*key, *own]]
     both = base.merge(ours, on=key, suffixes=("_base", "_ours"))
     words = [both[f"correct_{model}"].astype(bool).map({True: "right", False: "wrong"}) for model in ("base", "ours")]
     return both.assign(change=(words[0] + " → " + words[1]).astype(str))
 
 
 def answer_view(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of ``answered``: the question, and both responses, split where they part."""
-    shared, rests = _parted([row[f"response_{model}"].strip() for model in ("base", "ours")])
+    """Return a row of ``paired_answers`` for display: the question, and both responses, split where they diverge."""
+    shared, rests = _split_at_divergence([row[f"response_{model}"].strip() for model in ("base", "ours")])
     sides = []
     for model, name, rest in zip(("base", "ours"), ("base", "Med-REFL"), rests, strict=True):
         answer, good = row[f"answer_{model}"], bool(row[f"correct_{model}"])
         said = answer if isinstance(answer, str) else "no readable answer"
-        notes = [f"read by: {row[f'rule_{model}']}"] if row[f"rule_{model}"] else []
+        notes = [f"answer read by rule: {row[f'rule_{model}']}"] if row[f"rule_{model}"] else []
         tokens = row[f"n_tokens_{model}"]
         notes += [] if pd.isna(tokens) else [f"{int(tokens):,} tokens"]
         sides.append({"title": f"{name}: {said}", "good": good, "notes": notes} | _lit(rest, None))
@@ -357,7 +360,7 @@ def answer_view(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trees_page(tables: Tables, *, n: int = 3, start: int = 0) -> str:
-    """The ``n`` most mixed trees from place ``start`` on, the first one open, each with its paths and its pairs."""
+    """Return HTML of the ``n`` trees from index ``start`` of ``Tables.order``, each with its paths and pairs."""
     place = max(0, min(start, len(tables.order) - 1))
     trees = [tables.tree(question_id) for question_id in tables.order[place : place + n]]
     views = [tree.summary() | {"outline": list(tree.outline(_on_paths(tree)))} for tree in trees]
@@ -365,12 +368,12 @@ def trees_page(tables: Tables, *, n: int = 3, start: int = 0) -> str:
 
 
 def _on_paths(tree: Tree) -> set[int]:
-    """The nodes of the best and of the most confusing path."""
+    """Return the node ids of the best and of the most confusing path."""
     return {node for right in (True, False) if (path := tree.best(right)) for node in path["nodes"]}
 
 
 def pairs_page(tables: Tables, *, n: int = 2, first: str = "") -> str:
-    """``n`` pairs of each kind, those with the widest margin first; ``first`` is a pair_id that is shown before all."""
+    """Return HTML of ``n`` pairs per kind, the pair ``first`` (a pair_id) first, then those with the widest margin."""
     pairs = tables.pairs
     margin = pairs["chosen_value"].astype(float) - pairs["rejected_value"].astype(float)
     ranked = pairs.assign(margin=margin, other=pairs["pair_id"] != first).sort_values(
@@ -389,7 +392,7 @@ def pairs_page(tables: Tables, *, n: int = 2, first: str = "") -> str:
 
 
 def answers_page(responses: pd.DataFrame, *, n: int = 3) -> str:
-    """By protocol, how many responses changed how, and ``n`` of those that were mended and that were broken."""
+    """Return HTML per protocol: the counts of each change, and ``n`` responses that became correct or wrong."""
     both = paired_answers(responses)
     views = []
     for (source, protocol), rows in both.groupby(["source", "protocol"], sort=False):

@@ -1,4 +1,4 @@
-"""The tables that a run and its stages end with."""
+"""Summary tables of a run and its stages, for terminal and notebook."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.table import Table
 
 
 def scores_table(scores: pd.DataFrame) -> Table:
-    """Base and Med-REFL accuracy, the gain with its 95% interval, exact McNemar p, n questions; one row a protocol.
+    """Return the table of accuracies: base, Med-REFL, gain with 95% interval, exact McNemar p, number of questions.
 
     Args:
-        scores: rows of ``records.SCORES``.
+        scores: rows of ``core.SCORES``; one line per benchmark and protocol.
     """
     sources = scores["source"].nunique()
     named = f" on {scores['source'].iloc[0]}" if sources == 1 else ""
-    table = Table(title=f"Accuracy{named}, strict: an unreadable answer is wrong")
+    table = Table(title=f"Accuracy{named} (strict: an unreadable answer counts as wrong)")
     headers = ("protocol", "base %", "Med-REFL %", "gain, points [95%]", "McNemar p", "n")
     for column in headers if sources == 1 else ("benchmark", *headers):
         table.add_column(column, justify="left" if column in ("protocol", "benchmark") else "right", no_wrap=True)
@@ -31,34 +31,34 @@ def scores_table(scores: pd.DataFrame) -> Table:
     return table
 
 
-def self_correction_table(claims: pd.DataFrame) -> Table:
-    """Repair, reflection and their differences to the base, in percent and points; one row a figure.
+def self_correction_table(rates: pd.DataFrame) -> Table:
+    """Return the table of self-correction rates in percent, with the difference to the base in points.
 
     Args:
-        claims: rows of ``records.CLAIMS`` of the models "base" and "medrefl".
+        rates: rows of ``core.SELF_CORRECTION`` of the models "base" and "medrefl"; one line per rate.
     """
-    table = Table(title="Behind a wrong step, or a finished answer and 'Wait,'")
-    for column in ("figure", "base %", "Med-REFL %", "difference [95%]", "texts"):
-        table.add_column(column, justify="left" if column == "figure" else "right", no_wrap=True)
-    for figure, rows in claims.groupby("figure", sort=False):
+    table = Table(title="Self-correction: continue from a wrong step, or after a finished answer and 'Wait,'")
+    for column in ("rate", "base %", "Med-REFL %", "difference [95%]", "texts"):
+        table.add_column(column, justify="left" if column == "rate" else "right", no_wrap=True)
+    for name, rows in rates.groupby("figure", sort=False):
         models = {row.model: row for row in rows.itertuples()}
-        shares = [_share(models.get(name), "share") for name in ("base", "medrefl")]
+        shares = [_share(models.get(model), "share") for model in ("base", "medrefl")]
         ours = models.get("medrefl")
         counts = dict.fromkeys(f"{row.n:,}" for row in rows.itertuples())
-        table.add_row(figure, *shares, _between(ours, "difference", signed=True), "/".join(counts))
+        table.add_row(name, *shares, _between(ours, "difference", signed=True), "/".join(counts))
     return table
 
 
 def ablation_table(ablation: pd.DataFrame) -> Table:
-    """Base and arms of an ablation: accuracy, gain with its 95% interval, and the gain of each seed.
+    """Return the table of an ablation: accuracy, gain with 95% interval, and gain per seed, for base and arms.
 
     Args:
-        ablation: rows of ``records.ABLATION``.
+        ablation: rows of ``core.ABLATION``.
     """
     first = ablation.iloc[0]
     pairs = ablation["n_pairs"].max()
-    title = f"{pairs:,} pairs an arm, {first['n']:,} questions, {first['runs']} seeds"
-    table = _plain(title, "arm", "protocol", "acc. %", "gain, points", "by seed")
+    title = f"{pairs:,} pairs per arm, {first['n']:,} questions, {first['runs']} seeds"
+    table = _plain(title, "arm", "protocol", "acc. %", "gain, points", "per seed")
     for row in ablation.itertuples():
         seeds = " ".join(f"{100 * gain:+.1f}" for gain in row.gains) or "-"
         table.add_row(row.arm, row.protocol, _share(row, "accuracy"), _between(row, "gain", signed=True), seeds)
@@ -66,24 +66,26 @@ def ablation_table(ablation: pd.DataFrame) -> Table:
 
 
 def ablation_self_correction_table(ablation: pd.DataFrame) -> Table:
-    """Base and arms of an ablation: repair rate and fake reflection rate in percent, with 95% intervals.
+    """Return the repair rate and fake reflection rate of base and arms, in percent with 95% intervals.
 
     Args:
-        ablation: rows of ``records.ABLATION``.
+        ablation: rows of ``core.ABLATION``.
     """
-    table = _plain("Behind a wrong step; behind a wrong answer and 'Wait,'", "arm", "repair %", "fake reflection %")
+    table = _plain(
+        "Self-correction: from a wrong step; after a wrong answer and 'Wait,'", "arm", "repair %", "fake reflection %"
+    )
     for row in ablation.drop_duplicates("arm").itertuples():
         table.add_row(row.arm, _between(row, "repair"), _between(row, "fake"))
     return table
 
 
 def key_figures_table(figures: Mapping[str, Any]) -> pd.DataFrame:
-    """A stage's headline figures, as it records them, as text: a row a figure."""
+    """Return the key numbers that a stage records, as text: one row per number."""
     return pd.DataFrame(key_figure_texts(figures), columns=["figure", "this run"]).set_index("figure").rename_axis(None)
 
 
 def key_figure_texts(figures: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """A stage's headline figures as (name, text), nested ones with their names joined below ``above``."""
+    """Return the key numbers of a stage as (name, text). Nested names are joined, with the prefix ``above``."""
     found: list[tuple[str, str]] = []
     for name, value in figures.items():
         label = f"{above}{name}".replace("_", " ")
@@ -101,7 +103,7 @@ def key_figure_texts(figures: Mapping[str, Any], above: str = "") -> list[tuple[
 
 
 def _plain(title: str, *columns: str) -> Table:
-    """A table that fits 80 characters: no lines between columns."""
+    """Return a table without lines between columns, which fits 80 characters."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="left" if column in ("arm", "protocol") else "right", no_wrap=True)
@@ -128,10 +130,10 @@ def _gain(row: object | None) -> tuple[str, str]:
 
 
 def gain_text(row: object) -> str:
-    """The gain of a row of ``records.SCORES`` with its interval, in points."""
+    """Format the gain of a row of ``core.SCORES`` with its interval, in points."""
     return f"{100 * row.gain:+.1f} [{100 * row.gain_low:+.1f}, {100 * row.gain_high:+.1f}]"
 
 
 def p_text(p: float) -> str:
-    """A p-value, with three digits or as a power of ten."""
+    """Format a p-value with three decimals, or in scientific notation below 0.001."""
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
