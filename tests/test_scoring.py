@@ -96,7 +96,10 @@ def test_what_does_not_belong_is_refused(written, tmp_path: Path) -> None:
     contents = [response_row(q, extract_answer("", q.options))["content"] for q in QUESTIONS]
     known = rows_with(id=["q1", "q2", "q3"], output=SAID, content=contents)
     assert len(read_responses(written(*known), EXAM)) == 3
-    with pytest.raises(MedReflError, match="1 of 3 responses have the id of a question that says otherwise"):
+    with pytest.raises(
+        MedReflError,
+        match=r"1 of 3 responses have the id of a question with another text \(the first is row 3\): refused",
+    ):
         read_responses(written(*known[:2], known[2] | {"content": contents[0]}), EXAM)
     with pytest.raises(MedReflError, match="by id, the gold letters agree on 2 of 3"):
         read_responses(written(*rows_with(id=["q1", "q2", "q3"], output=SAID, gold=["A", "B", "C"])), EXAM)
