@@ -139,9 +139,9 @@ class GoldReader:
         raise ValueError(f"gold is {_shown(first.given)}, expected one of {''.join(draft.options)}")
 
     def describe(self) -> list[str]:
-        """Return a sentence for each field of numbers: how they were read, and why."""
+        """Return a line for each field of numbers: how they were read, and why."""
         return [
-            f"{name}: "
+            f"gold field {name!r}: "
             + (f"positions from {found.base}" if found.base is not None else "positions of an unknown base")
             + f" ({found.reason})"
             for name, found in self.counting.items()
