@@ -34,6 +34,8 @@ _SHAPES: tuple[tuple[str, frozenset[str], str, Literal[0, 1]], ...] = (
     ("HeadQA", frozenset({"qid", "qtext", "ra"}), "ra", 1),
 )
 _LETTERED = re.compile(r"\(?([^\W_]{1,2})[).:\uff0c\u3001\uff0e]\s*(.+)", re.DOTALL)
+OPTION_COLUMN = re.compile(r"(op|opt|option|choice|answer|)[ _-]?([a-z]|\d\d?)", re.IGNORECASE)
+"""Names of options as columns: medmcqa's opa, FrenchMedMCQA's answer_a, a spreadsheet's option_a, option1 or A."""
 _CIRCLED = "①②③④⑤⑥⑦⑧⑨⑩"  # they have no zero: a position from 1
 _LIST_MARK = re.compile(r"\s*(?:[,;/&+、，；]|\band\b)\s*|\s+")
 
@@ -71,6 +73,8 @@ class Counting:
 
     base: int | None
     reason: str
+    is_position: bool = False
+    """the field holds positions for certain: a number there is never an option's text"""
 
 
 @dataclass
@@ -168,7 +172,7 @@ class GoldReader:
         """The options that a number may mean; one, unless another field settles the row."""
         counting = self.counting[claim.field]
         at = {base: _at(claim.number or 0, base, draft.options) for base in (0, 1)}
-        texts = set() if claim.field in _INDEX_FIELDS or self.answer_base != "auto" else set(claim.texts)
+        texts = set() if claim.field in _INDEX_FIELDS or counting.is_position else set(claim.texts)
         bases = (0, 1) if counting.base is None else (counting.base,)
         letters = {letter for base in bases if (letter := at[base])} | texts
         if not letters:
@@ -202,7 +206,7 @@ class GoldReader:
 
     def _decide(self, name: str, found: Sequence[tuple[Draft, Claim]]) -> Counting:
         if self.answer_base != "auto":
-            return Counting(int(self.answer_base), f"answer_base is {self.answer_base}")
+            return Counting(int(self.answer_base), f"answer_base is {self.answer_base}", is_position=True)
         sure = [(draft, claim) for draft, claim in found if name in _INDEX_FIELDS or not claim.texts]
         zero = next((draft for draft, claim in sure if claim.number == 0), None)
         last = next((draft for draft, claim in sure if claim.number == len(draft.options)), None)
@@ -210,15 +214,15 @@ class GoldReader:
             return Counting(
                 None, f"row {zero.number} has 0, but row {last.number} has {len(last.options)} with as many options"
             )
+        for shape, columns, at, base in _SHAPES:
+            if at == name and not (last, zero)[base] and all(columns <= set(draft.row) for draft, _ in found):
+                return Counting(base, f"the columns are those of {shape}", is_position=True)
         if zero:
             return Counting(0, f"row {zero.number} has 0")
         if last:
             return Counting(1, f"row {last.number} has {len(last.options)}, the number of its options")
         if by_letters := self._by_letters(name, found):
             return by_letters
-        for shape, columns, at, base in _SHAPES:
-            if at == name and all(columns <= set(draft.row) for draft, _ in found):
-                return Counting(base, f"the columns are those of {shape}")
         return Counting(None, "no row has 0 or the number of its options")
 
     def _by_letters(self, name: str, found: Iterable[tuple[Draft, Claim]]) -> Counting | None:
@@ -272,7 +276,7 @@ def claim_of(name: str, given: Any, options: Mapping[str, str], keys: Mapping[st
     if isinstance(given, int):
         by_key = (keys[text],) if text in keys else ()
         return Claim(name, given, by_key, owners, None if by_key else given)
-    bare = unicodedata.normalize("NFKC", text).strip("()[]{}.: ").upper()
+    bare = bare_key(text)
     if text in _CIRCLED and (letter := _at(_CIRCLED.index(text), 0, options)):
         return Claim(name, given, (letter,), owners)
     if bare in keys:
@@ -288,7 +292,15 @@ def claim_of(name: str, given: Any, options: Mapping[str, str], keys: Mapping[st
     return Claim(name, given, number=_number(text))
 
 
+def bare_key(key: Any) -> str:
+    """Return a published key in capitals without its marks: "a)" is A, "option_b" is B, "opc" is C."""
+    bare = unicodedata.normalize("NFKC", str(key)).strip().strip("()[]{}.: ").upper()
+    match = OPTION_COLUMN.fullmatch(bare)
+    return match[2] if match else bare
+
+
 def _number(text: str) -> int | None:
+    text = text.removesuffix(".0")  # a table with an empty cell
     return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else None
 
 

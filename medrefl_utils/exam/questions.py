@@ -13,7 +13,6 @@ import hashlib
 import json
 import random
 import re
-import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import LETTERS, Question
 from medrefl_utils.core.schemas import QUESTIONS
 from medrefl_utils.exam.exam_files import READERS, Row, has_typed_cells, hub_rows, read_rows
-from medrefl_utils.exam.gold import GOLD_FIELDS, Draft, GoldReader, check_answer_base, claim_of
+from medrefl_utils.exam.gold import GOLD_FIELDS, OPTION_COLUMN, Draft, GoldReader, bare_key, check_answer_base, claim_of
 from medrefl_utils.exam.lint import content_key
 
 # Our names -> names in published files. The first that is present wins, exact case first.
@@ -42,8 +41,6 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }
 _YES_NO_MAYBE = {"A": "yes", "B": "no", "C": "maybe"}
 _GPQA = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-# Options as columns: medmcqa's opa, FrenchMedMCQA's answer_a, a spreadsheet's option_a, option1 or A.
-_OPTION_COLUMN = re.compile(r"(op|opt|option|choice|answer|)[ _-]?([a-z]|[1-9]\d?)", re.IGNORECASE)
 _OPTION_KEYS, _OPTION_TEXTS = ("key", "letter", "label", "aid", "id"), ("value", "text", "content", "atext")
 _OPTION_LINE = re.compile(r"\s*\(?([A-Za-z])(?:[).:\uff0e\u3001\uff1a]\s*|\s+)(.*\S)\s*")
 _LONGEST = 200_000  # characters of a stem or an option: about 50,000 tokens, more than an exam asks anyone to read
@@ -381,7 +378,7 @@ def _options(given: Any, row: Mapping[str, Any]) -> tuple[dict[str, str], dict[s
         options[letter] = text if isinstance(text, str) else str(text)
     if len(options) < 2:
         raise ValueError(f"{len(options)} option{'' if len(options) == 1 else 's'}, expected at least two")
-    return options, {_key(key): letter for letter, (key, _) in zip(letters, pairs, strict=True)}
+    return options, {bare_key(key): letter for letter, (key, _) in zip(letters, pairs, strict=True)}
 
 
 def _option_pairs(given: Any) -> list[tuple[Any, Any]]:
@@ -408,16 +405,9 @@ def _first(item: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((item[name] for name in names if name in item), None)
 
 
-def _key(key: Any) -> str:
-    """A published key without its marks: "a)" is A, "option_b" is B."""
-    bare = unicodedata.normalize("NFKC", str(key)).strip().strip("().:").upper()
-    match = _OPTION_COLUMN.fullmatch(bare)
-    return match[2] if match else bare
-
-
 def _letters_of(keys: Sequence[Any]) -> list[str]:
     """The letter of each key. Numbers in order, and single characters of another alphabet, become A, B, C, ..."""
-    bare = [_key(key) for key in keys]
+    bare = [bare_key(key) for key in keys]
     numbers = [str(number) for number in range(len(bare) + 1)]
     other = all(len(key) == 1 and key.isalpha() and not key.isascii() for key in bare)
     if len(bare) <= len(LETTERS) and len(bare) > 1 and (bare in (numbers[1:], numbers[:-1]) or other):
@@ -444,13 +434,13 @@ def _option_columns(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """{letter or number: text} of the columns of one naming scheme, which has A and B, or 1 and 2."""
     schemes: dict[str, dict[str, Any]] = {}
     for name, value in row.items():
-        if match := _OPTION_COLUMN.fullmatch(str(name)):
+        if match := OPTION_COLUMN.fullmatch(str(name)):
             schemes.setdefault(match[1].lower(), {}).setdefault(match[2].upper(), value)
     if "P" not in schemes.get("", {}):
         schemes.get("", {}).pop("Q", None)  # a short name of the stem
     for found in schemes.values():
-        if {"A", "B"} <= set(found) or {"1", "2"} <= set(found):
-            numbers = "1" in found and "A" not in found
+        if {"A", "B"} <= set(found) or {"1", "2"} <= set(found) or {"0", "1"} <= set(found):
+            numbers = not {"A", "B"} <= set(found)
             return {key: found[key] for key in sorted(found, key=lambda k: (len(k), k)) if key.isdigit() == numbers}
     return None
 

@@ -24,7 +24,7 @@ _UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u
 _UNSPACED += "\U00020000-\U0003ffff"
 _SPACED_WORD = f"[^\\W_{_UNSPACED}](?:[^\\W_{_UNSPACED}]|[{MARKS}])*"
 _WORD = re.compile(f"(?=[{_UNSPACED}])[^\\W_][{MARKS}]*|{_SPACED_WORD}")
-_WIDE = re.compile(f"[{_UNSPACED}\uac00-\ud7af]")
+_WIDE = re.compile(f"[{_UNSPACED}\u3000-\u303f\uac00-\ud7af\uff00-\uffef]")
 _LATIN = re.compile(r"[\x00-\u024f]")
 
 
