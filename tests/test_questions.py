@@ -135,7 +135,7 @@ def test_split_of_the_rows_filters(lines: Lines) -> None:
         ('{"question": "Q", ', "2: not JSON"),
         ("[" * 100_000, "2: not JSON"),
         ("[1]", "2: a JSON list, expected an object"),
-        ({**ROW, "id": 1}, "2: id '1' is already that of row 1"),
+        ({**ROW, "id": 1}, "2: id '1' is already the id of row 1"),
     ],
 )
 def test_a_faulty_row_stops_with_file_and_line(lines: Lines, bad: Any, message: str) -> None:

@@ -207,7 +207,15 @@ def _clinic(split: str, limit: int | None, offset: int, seed: int) -> list[Quest
 
 
 def merge_repeats(read: Rows, where: str) -> list[Question]:
-    """The questions without repeats; raises MedReflError where a row is faulty or contradicts another."""
+    """Return the questions without repeats.
+
+    Args:
+        read: all rows of a source.
+        where: the source, for messages.
+
+    Raises:
+        MedReflError: a faulty row, two rows with one id, or two rows with the same question and another gold answer.
+    """
     found: dict[str, tuple[Question, int]] = {}
     seen: dict[Any, tuple[Question, int]] = {}
     faults = list(read.faults)
@@ -222,7 +230,7 @@ def merge_repeats(read: Rows, where: str) -> list[Question]:
             )
         elif question.question_id in found:
             faults.append(
-                (number, f"id {question.question_id!r} is already that of row {found[question.question_id][1]}")
+                (number, f"id {question.question_id!r} is already the id of row {found[question.question_id][1]}")
             )
         else:
             found[question.question_id] = question, number
@@ -449,14 +457,14 @@ def _option_columns(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def questions_table(questions: list[Question]) -> pa.Table:
-    """The questions as a table with the columns of ``records.QUESTIONS``."""
+    """Return the questions as a table with the columns of ``schemas.QUESTIONS``."""
     columns = {name: [getattr(question, name) for question in questions] for name in QUESTIONS.names}
     columns["options"] = [list(question.options.items()) for question in questions]
     return pa.table(columns, schema=QUESTIONS)
 
 
 def questions_from_table(frame: pd.DataFrame | pa.Table) -> list[Question]:
-    """The questions of a table, in its order."""
+    """Return the questions of a table with the columns of ``schemas.QUESTIONS``, in its order."""
     table = (
         frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, schema=QUESTIONS, preserve_index=False)
     )

@@ -1,4 +1,4 @@
-"""A run's result tables as CSV and Markdown; and what is published beside what the run found."""
+"""Write a run's result tables as CSV and Markdown; and compare its accuracy with the published accuracy."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _GAINS = ("gain", "gain_low", "gain_high", "detectable")
 
 
 def compare_with_published(scores: pd.DataFrame, model: str) -> pd.DataFrame:
-    """One row for each row of Med-REFL's README: its figures, and ours where this run's model and benchmark are its.
+    """Return a row for each row of Med-REFL's README: its figures, and ours where the run has its model and benchmark.
 
-    Ours is scored the published way (unreadable answers left out), under the published protocol where it was run, else
-    under the one that is named; the gain and its interval are strict.
+    Our accuracy is scored the published way (unreadable answers left out). It is that of the published protocol where
+    the run has it, else of the protocol that the row names. The gain and its interval are strict.
 
     Args:
-        scores: rows of ``records.SCORES``; ``source`` is a benchmark's name, or the stem of one of its files.
+        scores: rows of ``schemas.SCORES``; ``source`` is a benchmark's name, or the stem of one of its files.
         model: the base model of the run, a hub id or a folder.
 
     Returns:
-        benchmark, model, base, medrefl, gain (percent and points, published), ours_base, ours_medrefl, ours_gain,
+        benchmark, model, base, medrefl, gain (published, percent and points), ours_base, ours_medrefl, ours_gain,
         ours_low, ours_high (NaN where it was not run) and protocol ("not run").
     """
     known, ours = benchmark_registry(), benchmark_registry().published_name(model)
@@ -67,15 +67,16 @@ def _ours(scores: pd.DataFrame) -> dict[str, object]:
 
 
 def evaluated_model(run: RunFiles) -> str:
-    """The base model that a run was evaluated with; "" where its manifest does not tell."""
+    """Return the base model that a run was evaluated with; "" where its manifest does not say."""
     stages = read_manifest(run).get("stages", {})
     return str(stages.get("05_benchmark_evaluation", {}).get("parameters", {}).get("model", ""))
 
 
 def write_result_tables(run: RunFiles) -> list[Path]:
-    """Write ``tables/scores`` and ``tables/published`` as CSV (every digit) and Markdown (to read); returns the paths.
+    """Write ``tables/scores`` and ``tables/published`` as CSV (all digits) and Markdown (rounded); return the paths.
 
-    Raises MedReflError where the run has no scores.
+    Raises:
+        MedReflError: a run without scores.
     """
     scores = read_table(run.scores, SCORES)
     published = compare_with_published(scores, evaluated_model(run))
@@ -106,7 +107,7 @@ def _readable(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_text(published: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``beside_published`` as text: benchmark, model, published and ours."""
+    """Return the rows of ``compare_with_published`` as text: benchmark, model, published and ours."""
     return pd.DataFrame(
         {
             "benchmark": published["benchmark"],
@@ -118,7 +119,7 @@ def published_text(published: pd.DataFrame) -> pd.DataFrame:
 
 
 def ours_text(row: dict[str, object]) -> str:
-    """Our figures of a row of ``beside_published``, or that it was not run."""
+    """Return our figures of a row of ``compare_with_published`` as text, or "not run"."""
     if row["protocol"] == NOT_RUN:
         return NOT_RUN
     shown = " to ".join(f"{row[name]:.1f}" for name in ("ours_base", "ours_medrefl") if pd.notna(row[name]))
