@@ -319,7 +319,7 @@ def _name_hint(source: str) -> Iterator[None]:
         yield
     except MedReflError as error:
         names = [*benchmark_registry().benchmarks, "clinic"]
-        if "/" in source or is_file(source) or not source or Path(source).is_dir():
+        if "/" in source or "." in source or not source or Path(source).is_dir():
             raise
         near = difflib.get_close_matches(source.casefold(), names, n=1, cutoff=0.6)
         near = near or [name for name in names if len(source) >= 3 and source.casefold() in name]

@@ -273,7 +273,7 @@ def _draft(number: int, row: Mapping[str, Any], fields: Fields | None) -> Draft:
         row = {**{name: value for name, value in row.items() if name != "question"}, **row["question"]}
     stem = _field(row, "stem", fields)
     if stem is None:
-        raise ValueError(f"no stem, expected it under {' or '.join(_FIELDS['stem'])}; found {_names(row)}")
+        raise ValueError(f"no stem, expected it under {' or '.join(_FIELDS['stem'][:2])}; found {_names(row)}")
     if not isinstance(stem, str) or not stem.strip():
         raise ValueError("stem is empty" if isinstance(stem, str) else "stem is not text")
     claimed = _gold_fields(row, fields)
@@ -327,8 +327,9 @@ def _field(row: Mapping[str, Any], name: str, fields: Fields | None) -> Any:
     theirs = (fields or {}).get(name, _FIELDS[name])
     if name == "options" and name in (fields or {}) and not isinstance(theirs, str):
         return [row.get(column) for column in theirs]
-    names = (theirs,) if isinstance(theirs, str) else theirs
-    return next(iter(_present(row, names).values()), None)
+    if name in ("source", "split"):  # a column "Source" may hold a web address
+        return row.get(theirs if isinstance(theirs, str) else theirs[0])
+    return next(iter(_present(row, (theirs,) if isinstance(theirs, str) else theirs).values()), None)
 
 
 def _present(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
