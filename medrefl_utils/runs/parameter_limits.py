@@ -83,6 +83,7 @@ LIMITS: dict[str, Limit] = {
     "n_questions": _NATURAL,
     "evaluation_offset": _NATURAL,
     "n_evaluation_questions": _NATURAL,
+    "answer_base": _one_of("auto", "0", "1"),
     "overlap_threshold": _SHARE,
     "contaminated": _one_of("stop", "drop"),
     # trees
