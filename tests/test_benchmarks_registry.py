@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from medrefl_utils.core import LETTERS, MedReflError, Question
 from medrefl_utils.exam import (
     benchmark_registry,
+    check_question_source,
     lint_counts,
     load_benchmark,
     load_questions,
     read_benchmark,
+    trained_questions,
     with_shuffled_options,
 )
 from medrefl_utils.exam.benchmarks import REGISTRY
@@ -64,8 +66,44 @@ def test_a_file_that_is_not_there_and_a_name_that_is_none(tmp_path: Path, monkey
     monkeypatch.delenv("MEDREFL_BENCHMARKS", raising=False)
     with pytest.raises(MedReflError, match=r"hle_biomed: hle_biomed.jsonl is neither in benchmarks/ nor in \$MEDREFL"):
         read_benchmark("hle_biomed")
-    with pytest.raises(MedReflError, match="hle: "):
+    with pytest.raises(MedReflError, match="hle: .* did you mean hle_biomed"):
         read_benchmark("hle")
+
+
+@pytest.mark.parametrize("name", ["medqa5", "MedQA_5op", "medqa_5"])
+def test_a_near_miss_of_a_name_is_told_and_the_names_are_listed(name: str) -> None:
+    for read in (read_benchmark, load_benchmark, check_question_source, lint_counts):
+        with pytest.raises(
+            MedReflError, match=r"did you mean medqa_5op\? .*: medqa_5op, medqa_4op, .*, clinic$"
+        ) as error:
+            read(name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(MedReflError) as error:
+        read_benchmark("xyzzy")
+    assert "did you mean" not in str(error.value) and "Benchmarks by name: medqa_5op" in str(error.value)
+    with pytest.raises(MedReflError) as error:
+        read_benchmark("somebody/medqa_5op")
+    assert "Benchmarks" not in str(error.value)
+
+
+def test_the_clinic_is_read_as_a_benchmark() -> None:
+    rows = read_benchmark("clinic", "train")
+    assert len(rows.questions) == 1000 and rows.questions[0][1].question_id == "clinic-0-train-000000"
+
+
+def test_what_a_published_model_was_trained_on() -> None:
+    ids = ["Text-0", "Text-1000", "Text-1001", "Text-2449"]
+    for model in ("UCSC-VLAA/MedReason-8B", "models/MedReason-8B", "medreason_8b_greedy", "MedReason-8B-merged"):
+        found = trained_questions(model, "medxpertqa_reasoning", ids)
+        assert found and found.model == "MedReason-8B" and found.ids == {"Text-0", "Text-1000"}
+        assert trained_questions(model, "medxpertqa_test", ids[2:]) is None
+        assert trained_questions(model, "medqa_5op", ids) is None
+        hle = trained_questions(model, "hle_biomed", ["3", "4"])
+        assert hle and hle.ids == {"3", "4"} and "2504.00993" in hle.note
+    unknown = trained_questions("MedReason-8B", "medxpertqa_reasoning", ["0a1b2c3d4e5f6a7b"])
+    assert unknown and len(unknown.ids) == 1  # an id of another form tells nothing
+    for other in ("meta-llama/Llama-3.1-8B-Instruct", "", "MedReason-70B"):
+        assert trained_questions(other, "medxpertqa_reasoning", ids) is None
 
 
 @pytest.mark.parametrize(
@@ -81,6 +119,11 @@ def test_a_file_that_is_not_there_and_a_name_that_is_none(tmp_path: Path, monkey
         (
             "benchmarks: {x: {title: t, licence: l, files: [a], published: {M: [1, 2]}}}\nmodels: {}",
             "names the model 'M'",
+        ),
+        (
+            "benchmarks: {x: {title: t, licence: l, files: [a]}}\nmodels: {}\n"
+            "trained_on: {M: [{benchmarks: [y], rows: all, source: s}]}",
+            "trained_on.M names the benchmark 'y'",
         ),
         ("models: [", "cannot be read"),
     ],

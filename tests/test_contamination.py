@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrefl_utils.core import OVERLAPS, MedReflError, Question
-from medrefl_utils.exam import clinic, find_overlaps, remove_overlaps
+from medrefl_utils.exam import clinic, find_overlaps, find_similar_stems, read_texts, remove_overlaps
+from tests.test_cli import medrefl
 
 TRAIN = clinic.make_exam(300, seed=0, split="train")
 TEST = clinic.make_exam(600, seed=0, split="test")
@@ -99,6 +102,70 @@ def test_nothing_to_compare_and_impossible_settings() -> None:
         find_overlaps(TRAIN, TEST, n=0)
     with pytest.raises(MedReflError, match="threshold 0.2"):
         find_overlaps(TRAIN, TEST, threshold=0.2)
+
+
+CHEST_PAIN = "一名54岁男性患者因持续性胸痛3小时就诊，心电图显示下壁导联ST段抬高，血压85/50，心率56次每分。"
+CHINESE = Question("zh", f"{CHEST_PAIN}下列哪项处理最为恰当？", {"A": "补液", "B": "硝酸甘油", "C": "美托洛尔"}, "A")
+
+
+def test_a_script_without_spaces_is_compared_by_its_characters() -> None:
+    copy = replace(CHINESE, question_id="copy", stem=CHINESE.stem.replace("54岁", "56岁").replace("最为", "最"))
+    [row] = find_overlaps([CHINESE], [copy]).itertuples()
+    assert row.how == "reworded" and 0.75 < row.jaccard < 1
+    other = "一名23岁女性患者因反复上腹痛2周就诊，胃镜显示十二指肠球部溃疡，幽门螺杆菌阳性。下列哪项处理最为恰当？"
+    assert find_overlaps([CHINESE], [replace(CHINESE, question_id="other", stem=other)]).empty
+
+
+def test_a_training_text_without_options_is_compared_by_its_stem() -> None:
+    prompt = Question("row 1", f"{TRAIN[3].stem} Answer with a letter.", {}, "")
+    assert find_overlaps([prompt], [*TEST, TRAIN[3]])[["other_id", "how"]].values.tolist() == [
+        [TRAIN[3].question_id, "contained"]
+    ]
+
+
+def test_similar_stems_are_those_of_rapidfuzz() -> None:
+    """Of "kitten sat" and "kitten sit" 18 of 20 characters stay: 90."""
+    a, b = (Question(stem, stem, {}, "") for stem in ("Kitten sat.", "kitten sit"))
+    found = find_similar_stems([a], [b, a], threshold=89)
+    assert found.values.tolist() == [["Kitten sat.", "Kitten sat.", 100.0], ["Kitten sat.", "kitten sit", 90.0]]
+    assert len(find_similar_stems([a], [b])) == 0 and find_similar_stems([], [b]).empty
+    one, two = TRAIN[0], reworded(TRAIN[0], 1)
+    assert len(find_similar_stems(TRAIN, [replace(one, question_id="copy"), *TEST])) >= 1
+    assert list(find_similar_stems([one], [two], threshold=80)["other_id"]) == ["copy"]
+    with pytest.raises(MedReflError, match="threshold is 0, expected above 0 and at most 100"):
+        find_similar_stems([a], [b], threshold=0)
+
+
+def test_two_files_of_any_shape_from_the_command_line(tmp_path) -> None:
+    turns = [{"role": "user", "content": f"Question: {TRAIN[5].stem}"}, {"role": "assistant", "content": "A"}]
+    chat = {"from": "human", "value": TRAIN[6].stem}
+    rows = [
+        {"prompt": turns},
+        {"conversations": [chat]},
+        {"instruction": "Say hello."},
+        {"question": TRAIN[7].stem, "options": dict(TRAIN[7].options), "answer": 2},
+        {"note": "no text"},
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    bench = [
+        {"id": f"b{i}", "question": q.stem, "options": dict(q.options), "answer_idx": q.gold}
+        for i, q in enumerate(TRAIN[5:30])
+    ]
+    (tmp_path / "bench.jsonl").write_text("\n".join(map(json.dumps, bench)))
+    assert [q.question_id for q in read_texts(str(tmp_path / "train.jsonl"))][:3] == ["row 1", "row 2", "row 3"]
+    done = medrefl(tmp_path, "contamination", "train.jsonl", "bench.jsonl", "--out", "pairs.csv")
+    assert done.returncode == 1, done.stderr
+    assert "MinHash, n-grams: 3 of 4 training texts match 3 of 25 evaluation questions" in done.stdout
+    assert "rapidfuzz, stems: 3 of 4 training texts match 3 of 25 evaluation questions" in done.stdout
+    pairs = pd.read_csv(tmp_path / "pairs.csv").set_index("other_id")
+    assert (
+        set(pairs.index) == {"b0", "b1", "b2"} and pairs.loc["b2", "how"] == "same" and pairs.loc["b1", "ratio"] == 100
+    )
+    (tmp_path / "clean.jsonl").write_text(json.dumps(rows[2]))
+    assert medrefl(tmp_path, "contamination", "clean.jsonl", "bench.jsonl").returncode == 0
+    (tmp_path / "clean.jsonl").write_text(json.dumps(rows[4]))
+    done = medrefl(tmp_path, "contamination", "clean.jsonl", "bench.jsonl")
+    assert done.returncode == 2 and "no row has text under question, stem, prompt" in done.stderr
 
 
 WORDS = st.lists(st.sampled_from("fever rash cough pain itch".split()), min_size=1, max_size=12).map(" ".join)

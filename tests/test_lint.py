@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medrefl_utils.core import Question
-from medrefl_utils.exam import LintFinding, content_key, lint_questions, read_questions, stem_key
+from medrefl_utils.exam import (
+    LintFinding,
+    TokenEstimate,
+    content_key,
+    estimate_tokens,
+    lint_questions,
+    longest_prompt,
+    read_questions,
+    stem_key,
+    words,
+)
 from medrefl_utils.exam.lint import CHECKS
 
 CLEAN = Question("1", "A man has a fever. What is it?", {"A": "Flu", "B": "Malaria", "C": "Measles"}, "B")
@@ -28,6 +38,8 @@ def test_a_clean_file_has_no_finding() -> None:
         ("option_repeated", {"options": {"A": "Flu", "B": "Malaria", "C": " flu"}}),
         ("gold_repeated", {"options": {"A": "malaria", "B": "Malaria", "C": "Flu"}}),
         ("option_empty", {"options": {"A": "Flu", "B": "Malaria", "C": " "}}),
+        ("too_long", {"stem": "A cough. " * 1000}),
+        ("too_long", {"stem": "咳嗽。" * 1000}),
         ("letter_gap", {"options": {"A": "Flu", "B": "Malaria", "D": "Measles"}}),
         ("letter_gap", {"options": {"B": "Malaria", "A": "Flu", "C": "Measles"}}),
         ("white_space", {"stem": "What is it? "}),
@@ -45,6 +57,44 @@ def test_a_clean_file_has_no_finding() -> None:
 def test_each_check_finds_its_fault(check: str, change: dict) -> None:
     other = replace(CLEAN, stem="A woman has a cough. What is it?")
     assert found(other, replace(CLEAN, **change))[check] == (2,)
+
+
+def test_a_longer_context_has_room_and_a_shorter_one_has_not() -> None:
+    long = replace(CLEAN, stem="A cough. " * 1000 + "Why?")
+    assert lint_questions([(1, long)], context=8192) == []
+    assert [finding.check for finding in lint_questions([(1, CLEAN)], context=30)] == ["too_long"]
+    assert longest_prompt([(1, CLEAN), (2, long)])[0] == 2 and longest_prompt([]) is None
+
+
+def test_an_estimate_of_tokens_knows_the_scripts() -> None:
+    assert estimate_tokens("a" * 90) == TokenEstimate(20, 45)
+    assert estimate_tokens("咳" * 100) == TokenEstimate(70, 150)
+    assert estimate_tokens("س" * 90) == TokenEstimate(30, 90)
+    assert estimate_tokens("") == TokenEstimate(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Vitamin B₁₂, X-ray!", ["vitamin", "b12", "x", "ray"]),
+        ("维生素C缺乏症？", ["维", "生", "素", "c", "缺", "乏", "症"]),
+        ("마약 중독", ["마약", "중독"]),
+        ("น้ำ ม้า", ["น้ํ", "า", "ม้", "า"]),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("الدَّوَاء، المناسب", ["الدَّوَاء", "المناسب"]),
+        (" _ ̊ ", []),
+    ],
+)
+def test_words_of_any_script(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_options_that_differ_in_a_mark_are_two() -> None:
+    """Three Thai words that only their tone marks tell apart."""
+    thai = replace(CLEAN, options={"A": "ขาว", "B": "ข่าว", "C": "ข้าว"})
+    other = replace(thai, options={"A": "ขาว", "B": "ข่าว", "C": "ข๊าว"})
+    assert len({content_key(thai), content_key(other)}) == 2 and len(content_key(thai)[1]) == 3
+    assert found(thai) == {}
 
 
 def test_words_that_only_look_like_a_figure_are_left() -> None:

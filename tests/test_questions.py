@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from medrefl_utils.core import LETTERS, QUESTIONS, MedReflError, Question
 from medrefl_utils.exam import load_questions, questions_from_table, questions_table
 
+TEXTS = ["one", "two", "three"]
 ROW = {"question": "Which?", "options": {"A": "one", "B": "two", "C": "three"}, "answer_idx": "B"}
 Lines = Callable[..., str]
 
@@ -43,9 +44,26 @@ def lines(tmp_path: Path) -> Lines:
         {"question": "Which?", "options": {"A": "one", "B": "two", "C": "three"}, "answer": "two"},
         {"question": "Which?", "options": {"a": "one", "b": "two", "c": "three", "d": None}, "answer": "b "},
         {"question": "Which?", "options": ["one", "two", "three"], "answer": "B", "answer_index": 1},
-        {"question": "Which?", "choices": ["one", "two", "three"], "answer": 1},
+        {"question": "Which?", "choices": ["one", "two", "three"], "answer": ["b"]},
         {"question": "Which?", "options": [{"key": k, "value": v} for k, v in ROW["options"].items()], "answer": "two"},
-        {"question": "Which?", "opa": "one", "opb": "two", "opc": "three", "cop": 1},
+        {"question": "Which?", "opa": "one", "opb": "two", "opc": "three", "cop": "b"},
+        {"question": "Which?", "option1": "one", "option2": "two", "option3": "three", "correct_option": "option2"},
+        {"Question": "Which?", "Options": "A. one\nB. two\nC. three", "Answer": "B"},
+        {"qtext": "Which?", "ra": 2, "answers": [{"aid": n, "atext": t} for n, t in enumerate(TEXTS, start=1)]},
+        {"question": "Which?", "choices": {"text": TEXTS, "label": ["1", "2", "3"]}, "answerKey": "2"},
+        {"question": {"stem": "Which?", "choices": [{"text": t, "label": k} for k, t in ROW["options"].items()]}}
+        | {"answerKey": "B"},
+        {"question": "Which?", "answers": dict(zip("abc", TEXTS, strict=True)), "correct_answers": ["b"]},
+        {"question": "Which?", "answer_a": "one", "answer_b": "two", "answer_c": "three", "correct_answers": ["b"]},
+        {"problem_text": "Which?", "choices": TEXTS, "answer": "(B)"},
+        {"question": "Which?", "option": ROW["options"], "answer": "B. two"},
+        {"question": "Which?", "options": dict(zip("①②③", TEXTS, strict=True)), "answer": "②"},
+        {"question": "Which?", "options": dict(zip("أبج", TEXTS, strict=True)), "answer": "ب"},
+        {
+            "question": "Which?",
+            "options": [{"letter": k, "content": t} for k, t in ROW["options"].items()],
+            "label": "B",
+        },
         {"stem": "Which?", "options": '{"A": "one", "B": "two", "C": "three"}', "gold": "B"},
     ],
 )
@@ -103,6 +121,8 @@ def test_split_of_the_rows_filters(lines: Lines) -> None:
         ({**ROW, "answer_idx": "D"}, r"exam.jsonl:2: gold is 'D', expected one of ABC$"),
         ({**ROW, "answer_idx": None}, "2: no gold answer"),
         ({"question": "Q", "options": ["x", "y"], "cop": -1}, "2: gold is -1, expected one of AB"),
+        ({**ROW, "answer_idx": "A,C"}, "2: gold is 'A,C' under 'answer_idx': 2 right answers, expected one"),
+        ({**ROW, "answer_idx": ["A", "C"]}, "2: gold is .* 2 right answers, expected one"),
         ({**ROW, "question": " "}, "2: stem is empty"),
         ({**ROW, "question": 5}, "2: stem is not text"),
         ({**ROW, "options": {"A": "one"}, "answer_idx": "A"}, "2: 1 option, expected at least two"),
@@ -115,7 +135,7 @@ def test_split_of_the_rows_filters(lines: Lines) -> None:
         ('{"question": "Q", ', "2: not JSON"),
         ("[" * 100_000, "2: not JSON"),
         ("[1]", "2: a JSON list, expected an object"),
-        ({**ROW, "id": 1}, "2: id '1' is already that of row 1"),
+        ({**ROW, "id": 1}, "2: id '1' is already the id of row 1"),
     ],
 )
 def test_a_faulty_row_stops_with_file_and_line(lines: Lines, bad: Any, message: str) -> None:
@@ -150,7 +170,7 @@ def test_what_is_no_text_is_one_line(tmp_path: Path, name: str) -> None:
 
 def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "exam.xlsx").touch()
-    with pytest.raises(MedReflError, match="expected .jsonl, .json, .parquet, .csv"):
+    with pytest.raises(MedReflError, match="expected .jsonl, .json, .parquet, .csv, .tsv"):
         load_questions(str(tmp_path / "exam.xlsx"))
 
 
@@ -172,6 +192,36 @@ def test_csv_with_its_own_names(lines: Lines) -> None:
         load_questions(path, fields={"answer": "key"})
     with pytest.raises(MedReflError, match="exam.csv:2: not 5 cells"):
         load_questions(lines("question,A,B,C,gold", "Q,x", name="exam.csv"))
+
+
+def test_other_separators_and_a_mark_of_byte_order(lines: Lines) -> None:
+    with pytest.raises(
+        MedReflError, match=r"the header is one column, 'question;A;B;answer'; is it separated by ';'\?"
+    ):
+        load_questions(lines("question;A;B;answer", "q;x;y;A", name="exam.csv"))
+    with pytest.raises(MedReflError, match=r"is it separated by tabs\? save it as .tsv"):
+        load_questions(lines("question\tA\tB\tanswer", "q\tx\ty\tB", name="exam.csv"))
+    (question,) = load_questions(lines("question\tA\tB\tanswer", "q\tx, z\ty\tB", name="exam.tsv"))
+    assert (question.options, question.gold) == ({"A": "x, z", "B": "y"}, "B")
+    for name, rows in (("exam.csv", ("question,A,B,answer", "q,x,y,B")), ("exam.jsonl", (json.dumps(ROW),))):
+        (question,) = load_questions(lines("\ufeff" + rows[0], *rows[1:], name=name))
+        assert question.gold == "B"
+
+
+def test_rows_by_source_and_by_split(lines: Lines) -> None:
+    content = {"MedQA": [ROW], "MedMCQA": [{**ROW, "question": "Q", "source": "own"}], "empty": []}
+    questions = load_questions(lines(json.dumps(content), name="eval.json"))
+    assert [(q.stem, q.source) for q in questions] == [("Which?", "MedQA"), ("Q", "own")]
+    content = {"train": [ROW], "test": [{**ROW, "question": "Q"}]}
+    (question,) = load_questions(lines(json.dumps(content), name="splits.json"), split="test")
+    assert (question.stem, question.split, question.source) == ("Q", "test", "splits")
+
+
+def test_gpqas_own_file_has_its_right_answer_in_any_place(lines: Lines) -> None:
+    names = "Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3"
+    questions = load_questions(lines(names, *(f"Q{i},right,w1,w2,w3" for i in range(80)), name="gpqa.csv"))
+    assert all(q.options[q.gold] == "right" for q in questions)
+    assert all(8 < sum(q.gold == letter for q in questions) < 34 for letter in "ABCD")  # 20 each, sd 3.9
 
 
 def test_parquet_fills_missing_letters_with_null(tmp_path: Path) -> None:
@@ -218,7 +268,7 @@ def test_a_hub_out_of_reach_is_one_line_within_five_seconds(silent: bool) -> Non
     server.close()
     kind, seconds, message = done.stdout.strip().split("|")
     assert kind == "MedReflError" and float(seconds) < 5 and done.stderr == ""
-    assert message.startswith("somebody/exam: neither a file nor a dataset that the hub gives out")
+    assert message.startswith("somebody/exam: neither a file nor a dataset that the hub provides")
 
 
 def test_an_unknown_id_without_the_hub() -> None:

@@ -367,7 +367,7 @@ CASES: list[Case] = [
     exam(
         "suffix",
         b"x",
-        "./exam.txt: not a kind of file that is read, expected .jsonl, .json, .parquet, .csv",
+        "./exam.txt: the suffix '.txt' is not read, expected .jsonl, .json, .parquet, .csv, .tsv",
         file="./exam.txt",
     ),
     exam("empty", b"", "exam.jsonl: no question in it (split 'test'), expected at least one"),
@@ -410,7 +410,7 @@ CASES: list[Case] = [
     exam(
         "stem-missing",
         [{k: v for k, v in ROW.items() if k != "question"}],
-        "exam.jsonl:1: no stem, expected it under stem or question or QUESTION; found options, answer_idx",
+        "exam.jsonl:1: no stem, expected it under stem or question; found options, answer_idx",
     ),
     exam("stem-empty", [ROW | {"question": "  "}], "exam.jsonl:1: stem is empty"),
     exam("stem-not-text", [ROW | {"question": 5}], "exam.jsonl:1: stem is not text"),
@@ -432,7 +432,7 @@ CASES: list[Case] = [
     exam(
         "same-id",
         [ROW | {"id": 1}, ROW | {"id": 1, "question": "Who?"}],
-        "exam.jsonl:2: id '1' is already that of row 1",
+        "exam.jsonl:2: id '1' is already the id of row 1",
     ),
     exam(
         "contradiction",
@@ -442,7 +442,7 @@ CASES: list[Case] = [
     exam(
         "csv-without-columns",
         b"1,2,3\n4,5,6\n",
-        "exam.csv:2: no stem, expected it under stem or question or QUESTION; found 1, 2, 3",
+        "exam.csv:2: no stem, expected it under stem or question; found 1, 2, 3",
         file="exam.csv",
     ),
     exam(
@@ -464,7 +464,7 @@ CASES: list[Case] = [
     exam(
         "terminal-codes-in-a-name",
         [{"\x1b[31mred\n\x07": 1}],
-        "exam.jsonl:1: no stem, expected it under stem or question or QUESTION; found red",
+        "exam.jsonl:1: no stem, expected it under stem or question; found red",
     ),
     exam(
         "terminal-codes",

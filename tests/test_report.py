@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -251,6 +252,27 @@ def test_the_published_figures_stand_there_and_what_was_not_run(run: RunFiles) -
     text = " ".join(page_of(run).text.split())
     assert "Huatuo-o1 69.59 to 73.72 +4.13 61.0 to 68.1 (+7.1 [+5.1, +9.1]), sampled" in text
     assert "none of these combinations" not in text
+
+
+def test_a_benchmark_that_the_model_was_trained_on_is_marked(run: RunFiles) -> None:
+    seen, unseen = (replace(OTHER, question_id=f"Text-{n}") for n in (7, 1001))
+    rows = [response(q, "base", "B", "Answer: B") | {"source": "medxpertqa_reasoning"} for q in (seen, unseen)]
+    write_table(run.responses / "clinic.parquet", pd.DataFrame(rows), RESPONSES)
+    scores = pd.DataFrame([score("base", 0.6, NAN) | {"source": "medxpertqa_reasoning"}])
+    write_table(run.scores, scores, SCORES)
+    note = "MedReason-8B was trained on 1 of these 2 questions: MedXpertQA Text-0 to Text-1000"
+    for model, is_marked in (("UCSC-VLAA/MedReason-8B", True), ("Qwen/Qwen2.5-7B-Instruct", False)):
+        write_manifest(run, {"stages": {"05_benchmark_evaluation": {"parameters": {"model": model}}}})
+        text = page_of(run).text
+        assert (note in text) == ("medxpertqa_reasoning, sampled †" in text) == is_marked
+
+
+def test_a_question_in_another_script_has_its_own_direction(run: RunFiles) -> None:
+    arabic = replace(QUESTION, stem="ما هو العلاج الأنسب؟", options={"A": "الأسبرين", "B": "الراحة", "C": "الجراحة"})
+    write_table(run.questions, questions_table([arabic, OTHER]), QUESTIONS)
+    page = page_of(run)
+    assert all(element.get("dir") == "auto" for element in page.all("div", "text"))
+    assert "A. الأسبرين ✓" in page.text and len(page.all("bdi")) >= 3
 
 
 def test_leaves_are_counted_by_how_they_ended(run: RunFiles) -> None:

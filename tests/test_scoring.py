@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from medrefl_utils.core import RESPONSES, MedReflError, Question, RunFiles, write_table
-from medrefl_utils.evaluation import compare_runs, read_responses, response_row
+from medrefl_utils.evaluation import clinic_questions, compare_runs, read_responses, response_row
 from medrefl_utils.exam import Rows, extract_answer, lint_questions, read_questions, with_shuffled_options
+from medrefl_utils.exam.clinic import make_exam
 from medrefl_utils.views import comparison_table, findings_table, rates_table
 from tests.test_cli import medrefl
 
@@ -96,7 +97,10 @@ def test_what_does_not_belong_is_refused(written, tmp_path: Path) -> None:
     contents = [response_row(q, extract_answer("", q.options))["content"] for q in QUESTIONS]
     known = rows_with(id=["q1", "q2", "q3"], output=SAID, content=contents)
     assert len(read_responses(written(*known), EXAM)) == 3
-    with pytest.raises(MedReflError, match="1 of 3 responses have the id of a question that says otherwise"):
+    with pytest.raises(
+        MedReflError,
+        match=r"1 of 3 responses have the id of a question with another text \(the first is row 3\): refused",
+    ):
         read_responses(written(*known[:2], known[2] | {"content": contents[0]}), EXAM)
     with pytest.raises(MedReflError, match="by id, the gold letters agree on 2 of 3"):
         read_responses(written(*rows_with(id=["q1", "q2", "q3"], output=SAID, gold=["A", "B", "C"])), EXAM)
@@ -110,6 +114,92 @@ def test_what_does_not_belong_is_refused(written, tmp_path: Path) -> None:
         path = tmp_path / "responses.jsonl"
         path.write_text("{")
         read_responses(path, EXAM)
+
+
+def test_the_id_of_one_question_and_the_text_of_another_are_refused(written) -> None:
+    stems = ["What helps?", "what HARMS", "Which bone of the arm?"]
+    rows = rows_with(id=["q1", "q2", "q3"], question=stems, output=SAID)
+    with pytest.raises(MedReflError, match=r"1 of 3 .* another text \(the first is row 3, 'Which bone of the arm\?'\)"):
+        read_responses(written(*rows), EXAM)
+    rows[2]["question"] = "Which\n bone"
+    assert len(read_responses(written(*rows), EXAM)) == 3
+
+
+def test_a_whole_prompt_may_hold_the_question(written) -> None:
+    long = replace(QUESTIONS[0], stem="A man of 50 has a headache. What helps?")
+    prompt = f"Answer as a doctor. {long.stem} (A) aspirin (B) rest"
+    for text, is_same in ((prompt, True), (prompt.replace("50", "60"), False)):
+        path = written({"id": "q1", "question": text, "response": "Answer: A"})
+        if is_same:
+            assert read_responses(path, Rows("exam", [(1, long)], []))["correct"].all()
+        else:
+            with pytest.raises(MedReflError, match="with another text"):
+                read_responses(path, Rows("exam", [(1, long)], []))
+
+
+def test_options_that_are_not_the_questions_are_refused(written) -> None:
+    row = {"id": "q1", "options": {"A": "aspirin", "B": "tea"}, "gold": "A", "output": "A"}
+    with pytest.raises(MedReflError, match="row 1: its options are not those of the question 'q1'"):
+        read_responses(written(row), EXAM)
+
+
+def test_tied_by_the_questions_text_alone(written) -> None:
+    rows = rows_with(question=["which bone", "What  helps?"], response=["Answer: B", "Answer: A"])
+    table = read_responses(written(*rows), EXAM)
+    assert table["question_id"].tolist() == ["q3", "q1"] and table["correct"].tolist() == [False, True]
+    with pytest.raises(MedReflError, match="1 of 2 questions are not in exam"):
+        read_responses(written(rows[0], rows[1] | {"question": "What else?"}), EXAM)
+    twin = replace(QUESTIONS[0], question_id="q4", options={"A": "x", "B": "y"})
+    with pytest.raises(MedReflError, match=r"the text of 1 of 2 rows \(the first is row 2\) is that of several"):
+        read_responses(written(*rows), replace(EXAM, questions=[*EXAM.questions, (4, twin)]))
+    shuffled = {"A": "rest", "B": "aspirin", "C": "surgery"}
+    path = written({"question": "What helps?", "options": shuffled, "response": "Answer: B"})
+    assert read_responses(path, EXAM)["correct"].all()
+
+
+@pytest.mark.parametrize("golds", [["A", "B", "A"], [0, 1, 0], [1, 2, 1], ["aspirin", "smoke", "Femur"]])
+def test_the_gold_answer_may_be_under_answer_and_in_any_form(written, golds: list) -> None:
+    assert len(read_responses(written(*rows_with(reason=SAID, answer=golds)), EXAM)) == 3
+    with pytest.raises(MedReflError, match="the gold letters agree on 2 of 3 rows"):
+        read_responses(written(*rows_with(reason=SAID, answer=[*golds[:2], "C"])), EXAM)
+
+
+def test_beside_an_id_answer_is_the_models(written) -> None:
+    assert len(read_responses(written(*rows_with(id=["q1", "q2"], output=SAID[:2], answer=["C", "C"])), EXAM)) == 2
+
+
+def test_the_clinics_questions_are_made_from_their_ids(written, tmp_path: Path) -> None:
+    case = make_exam(8, seed=3, split="test")[7]
+    path = written({"id": case.question_id, "response": f"Answer: {case.gold}"})
+    done = medrefl(tmp_path, "score", str(path), "--benchmark", "clinic")
+    assert done.returncode == 0 and "100.0" in done.stdout, done.stderr
+    with pytest.raises(MedReflError, match="the id 'q1' is not one of the clinic"):
+        clinic_questions(written({"id": "q1", "response": "A"}))
+
+
+def test_a_model_that_was_trained_on_some_of_the_questions_is_marked(written) -> None:
+    exam = [replace(q, question_id=f"Text-{n}", source="x") for n, q in zip((0, 1, 1001), QUESTIONS, strict=True)]
+    rows = Rows("medxpertqa_reasoning", list(enumerate(exam, start=1)), [])
+    path = written(*rows_with(id=[q.question_id for q in exam], output=["Answer: B", "Answer: A", "Answer: A"]))
+    table = read_responses(path, rows)
+    shown = " ".join(text_of(rates_table(table, "UCSC-VLAA/MedReason-8B")).split())
+    assert "MedReason-8B was trained on 2 of these 3 questions: MedXpertQA Text-0 to Text-1000" in shown
+    assert re.search(r"without the questions of its training † .* 100\.0 \[.*, n 1 ", shown)
+    assert "†" not in text_of(rates_table(table)) and "†" not in text_of(rates_table(table, "Qwen/Qwen3-8B"))
+
+
+def test_lint_says_how_an_exam_was_read(tmp_path: Path) -> None:
+    rows = [{"question": f"Q{n}?", "options": ["x", "y", "z"], "answer": n} for n in (1, 3)]
+    (tmp_path / "exam.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = medrefl(tmp_path, "lint", "exam.jsonl", "--context", "20")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["exam: 2 questions read, rows refused: 0", "row 1: Q1?"]
+    assert "  gold: A, x" in lines and "too_long" in done.stdout
+    assert "gold field 'answer': positions from 1 (row 2 has 3, the number of its options)" in lines
+    assert any(line.startswith("longest prompt: row 1, an estimated 3") for line in lines)
+    assert "  gold: B, y" in medrefl(tmp_path, "lint", "exam.jsonl", "--answer-base", "0").stdout
+    done = medrefl(tmp_path, "lint", "exam.jsonl", "--answer-base", "2")
+    assert (done.returncode, done.stderr) == (2, "error: answer_base is '2', expected 0, 1 or auto\n")
 
 
 def own(question: Question, text: str, **columns) -> dict:

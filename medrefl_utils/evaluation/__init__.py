@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "self_correction": ["continue_from", "example_continuations", "starting_points"],
         "correction_rates": ["PLACES", "reconsiders", "self_correction_rates"],
-        "scoring": ["compare_runs", "read_responses"],
+        "scoring": ["clinic_questions", "compare_runs", "read_responses"],
         "ablation": ["ablation_results", "draw_equal_arms", "evaluate_arm", "train_arm"],
     },
 )

@@ -1,11 +1,13 @@
-"""Scores responses that are already written, ours or others', without a model; and compares two runs.
+"""Score written responses, ours or others', without a model; and compare two runs.
 
-A response is tied to its question by id and by what the question says, never by its line alone: where a file has
-nothing but lines, its gold letters must all agree with the benchmark's.
+A response is tied to its question by its id, by the question's text and options, or by the text alone. Where a row has
+an id and a text, both must be the same question's. Where a file has neither, row n answers question n, and all gold
+letters must agree with the benchmark's.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,36 +23,40 @@ from medrefl_utils.core.store import read_table
 from medrefl_utils.evaluation.responses import question_identity, response_row
 from medrefl_utils.evaluation.statistics import score_responses
 from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.clinic import make_exam
+from medrefl_utils.exam.exam_files import read_rows
 from medrefl_utils.exam.lint import content_key
-from medrefl_utils.exam.questions import Rows, question_from_row, read_rows
+from medrefl_utils.exam.questions import Rows, question_from_row
+from medrefl_utils.exam.words import words
 
 _RESPONSE = ("response", "reason", "output", "completion", "generated_text", "prediction", "text")
 _GOLD = ("gold", "ideal_answer", "answer_idx", "label")
+_GOLD_OR_ANSWER = (*_GOLD, "answer")  # beside an id, ``answer`` may be the model's
 _ID = ("question_id", "id")
-_TOLD: dict[str, type] = {"model": str, "protocol": str, "run": int, "stop": str}
-_TOLD |= {"n_tokens": int, "seconds": float, "temperature": float, "top_p": float}
+_STEM = ("stem", "question", "Question", "question_text")
+_WHOLE_PROMPT = 20  # characters from which a stem inside a longer text identifies its question
+_CLINIC_ID = re.compile(r"clinic-(\d+)-(train|test)-(\d{6,9})")
+_STATED: dict[str, type] = {"model": str, "protocol": str, "run": int, "stop": str}
+_STATED |= {"n_tokens": int, "seconds": float, "temperature": float, "top_p": float}
 
 
 def read_responses(path: Path, benchmark: Rows, response_field: str | None = None) -> pd.DataFrame:
-    """The responses of a file (or of a folder of Parquet files), each tied to its question and its answer read.
+    """Read the responses of a file (or of a folder of Parquet files), tie each to its question, and read its answer.
 
     Args:
-        path: .jsonl, .json, .parquet or .csv; a run's ``responses/``.
-        benchmark: what they answer, all rows of it.
-        response_field: the column with the response's text; None takes the first that is there of response, reason,
+        path: .jsonl, .json, .parquet, .csv or .tsv; or a run's ``responses/``.
+        benchmark: the questions, all rows of them.
+        response_field: the column with the response's text; None takes the first present one of response, reason,
             output, completion, generated_text, prediction, text.
 
     Returns:
-        Rows with the columns of ``records.RESPONSES``; what the file does not tell is null. A question that stands in
-        the benchmark several times is one question, asked in as many runs.
+        Rows with the columns of ``schemas.RESPONSES``; what the file does not state is null. A question that several
+        rows of the benchmark have is one question, asked in as many runs.
 
     Raises:
         MedReflError: no such column, or rows that cannot be tied to the benchmark's questions, with the count.
     """
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    rows = [_row(file, number, row) for file in files for number, row in read_rows(file)]
-    if not rows:
-        raise MedReflError(f"{path}: no responses in it")
+    rows = _rows_of(path)
     response_field = response_field or next((name for name in _RESPONSE if name in rows[0]), _RESPONSE[0])
     if short := [i for i, row in enumerate(rows) if not isinstance(row.get(response_field), str)]:
         raise MedReflError(
@@ -64,18 +70,42 @@ def read_responses(path: Path, benchmark: Rows, response_field: str | None = Non
     table = []
     for number, (row, question) in enumerate(zip(rows, _tied(rows, benchmark, path), strict=True), start=1):
         question = first_with[content_key(question)] if "options" not in row else question
-        told = {name: _told(row, name, kind, f"{path}: row {number}") for name, kind in _TOLD.items()}
-        model, protocol = told["model"] or path.stem, told["protocol"] or "given"
+        stated = {name: _stated(row, name, kind, f"{path}: row {number}") for name, kind in _STATED.items()}
+        model, protocol = stated["model"] or path.stem, stated["protocol"] or "given"
         place = (model, protocol, question.question_id)
-        run = told["run"] if told["run"] is not None else asked[place]
+        run = stated["run"] if stated["run"] is not None else asked[place]
         asked[place] += 1
-        response = _told(row, response_field, str, f"{path}: row {number}")
+        response = _stated(row, response_field, str, f"{path}: row {number}")
         table.append(
-            told
+            stated
             | response_row(question, extract_answer(response, question.options))
             | {"model": model, "protocol": protocol, "run": run, "response": response, "source": benchmark.label}
         )
     return pd.DataFrame(table, columns=RESPONSES.names)
+
+
+def clinic_questions(path: Path) -> Rows:
+    """Generate the clinic's questions that the ids of a responses' file name.
+
+    Raises:
+        MedReflError: a row without an id of the clinic.
+    """
+    ids = {str(next((row[name] for name in _ID if row.get(name)), "")): None for row in _rows_of(path)}
+    questions = []
+    for question_id in ids:
+        match = _CLINIC_ID.fullmatch(question_id)
+        if match is None:
+            raise MedReflError(f"{path}: the id {question_id!r} is not one of the clinic, such as clinic-0-test-000007")
+        questions += make_exam(1, int(match[1]), match[2], int(match[3]))
+    return Rows("clinic", list(enumerate(questions, start=1)), [])
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    rows = [_row(file, number, row) for file in files for number, row in read_rows(file)]
+    if not rows:
+        raise MedReflError(f"{path}: no responses in it")
+    return rows
 
 
 def _row(file: Path, number: int, row: Mapping[str, Any] | Exception) -> dict[str, Any]:
@@ -84,14 +114,14 @@ def _row(file: Path, number: int, row: Mapping[str, Any] | Exception) -> dict[st
     return dict(row)
 
 
-def _told(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    """What a row says under ``name``, None where it does not; numbers may be text, as in a CSV file."""
+def _stated(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    """What a row says under ``name``, None where it says nothing; numbers may be text, as in a CSV file."""
     value = row.get(name)
     if value is None or (value == "" and kind is not str):
         return None
     try:
         if kind is str and isinstance(value, str):
-            value.encode()  # half a surrogate pair, which JSON can hold, is no text
+            value.encode()  # half a surrogate pair, which JSON can hold, is not text
             return value
         if kind is not str and isinstance(value, int | float | str):
             return kind(value)
@@ -108,31 +138,28 @@ def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path) -> lis
         if unknown:
             raise MedReflError(f"{path}: {unknown} of {len(rows)} ids are not in {benchmark.label}, expected none")
         found = [by_id[str(row[key])] for row in rows]
-        others = sum(
-            row.get("content", question_identity(q)["content"]) != question_identity(q)["content"]
-            for row, q in _zip(rows, found)
-        )
-        if others:
-            raise MedReflError(
-                f"{path}: {others} of {len(rows)} responses have the id of a question that says otherwise"
-            )
+        _check_content(rows, found, path)
         found = [_as_shown(row, question, f"{path}: row {n}") for n, (row, question) in enumerate(_zip(rows, found), 1)]
-        _check_gold(rows, found, path, f"tied to {benchmark.label} by id")
+        _check_gold(rows, found, path, f"tied to {benchmark.label} by id", _GOLD)
         return found
-    if shown := _said(rows):
+    if shown := _full_questions(rows):
         known = {content_key(question) for _, question in benchmark.questions}
         if others := sum(content_key(question) not in known for question in shown):
             raise MedReflError(f"{path}: {others} of {len(rows)} questions are not in {benchmark.label}, expected none")
         return shown
+    if all(_stem_of(row) for row in rows):
+        found = _by_stem(rows, benchmark, path)
+        _check_gold(rows, found, path, f"tied to {benchmark.label} by the question's text", _GOLD)
+        return found
     if len(rows) != len(benchmark.questions) or benchmark.faults:
         n = len(benchmark.questions) + len(benchmark.faults)
         raise MedReflError(
             f"{path}: {len(rows):,} rows without ids and {n:,} rows of {benchmark.label}, expected as many"
         )
     found = [question for _, question in benchmark.questions]
-    if not all(_gold_of(row) for row in rows):
+    if not all(_gold_of(row, _GOLD_OR_ANSWER) is not None for row in rows):
         raise MedReflError(f"{path}: rows have neither an id, nor their question, nor a gold letter to tie them by")
-    _check_gold(rows, found, path, f"tied to {benchmark.label} by line")
+    _check_gold(rows, found, path, f"tied to {benchmark.label} by line", _GOLD_OR_ANSWER)
     return found
 
 
@@ -140,8 +167,54 @@ def _zip(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> zi
     return zip(rows, questions, strict=True)
 
 
-def _check_gold(rows: Sequence[Mapping[str, Any]], found: Sequence[Question], path: Path, how: str) -> None:
-    agree = sum((_gold_of(row) or question.gold) == question.gold for row, question in _zip(rows, found))
+def _check_content(rows: Sequence[Mapping[str, Any]], found: Sequence[Question], path: Path) -> None:
+    """Refuse rows whose id is a question's and whose content, or whose question's text, is another question's."""
+    others = [
+        number
+        for number, (row, question) in enumerate(_zip(rows, found), start=1)
+        if row.get("content", question_identity(question)["content"]) != question_identity(question)["content"]
+        or not _is_about(_stem_of(row), question)
+    ]
+    if others:
+        text = _stem_of(rows[others[0] - 1])
+        raise MedReflError(
+            f"{path}: {len(others)} of {len(rows)} responses have the id of a question with another text (the first is"
+            f" row {others[0]}{f', {text[:60]!r}' if text else ''}): refused, since they answer other questions"
+        )
+
+
+def _stem_of(row: Mapping[str, Any]) -> str:
+    return next((row[name] for name in _STEM if isinstance(row.get(name), str) and row[name].strip()), "")
+
+
+def _is_about(text: str, question: Question) -> bool:
+    """Whether a text is the question's stem, or a whole prompt that holds it. An empty text says nothing against it."""
+    said, stem = " ".join(words(text)), " ".join(words(question.stem))
+    return not said or said == stem or (len(stem) >= _WHOLE_PROMPT and f" {stem} " in f" {said} ")
+
+
+def _by_stem(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path) -> list[Question]:
+    """The question of each row by its text alone, which only one question may have."""
+    by_stem: dict[str, dict[Any, Question]] = {}
+    for _, question in benchmark.questions:
+        by_stem.setdefault(" ".join(words(question.stem)), {}).setdefault(content_key(question), question)
+    found = [list(by_stem.get(" ".join(words(_stem_of(row))), {}).values()) for row in rows]
+    if unknown := sum(not questions for questions in found):
+        raise MedReflError(f"{path}: {unknown} of {len(rows)} questions are not in {benchmark.label}, expected none")
+    if several := [number for number, questions in enumerate(found, start=1) if len(questions) > 1]:
+        raise MedReflError(
+            f"{path}: the text of {len(several)} of {len(rows)} rows (the first is row {several[0]}) is that of several"
+            f" questions of {benchmark.label}; add their ids or their options"
+        )
+    return [_as_shown(row, of[0], f"{path}: row {n}") for n, (row, of) in enumerate(zip(rows, found, strict=True), 1)]
+
+
+def _check_gold(
+    rows: Sequence[Mapping[str, Any]], found: Sequence[Question], path: Path, how: str, names: Sequence[str]
+) -> None:
+    agree = max(
+        sum(_agrees(_gold_of(row, names), question, base) for row, question in _zip(rows, found)) for base in (0, 1)
+    )
     if agree < len(rows):
         raise MedReflError(
             f"{path}: {how}, the gold letters agree on {agree:,} of {len(rows):,} rows, expected all: refused, since"
@@ -149,33 +222,54 @@ def _check_gold(rows: Sequence[Mapping[str, Any]], found: Sequence[Question], pa
         )
 
 
-def _gold_of(row: Mapping[str, Any]) -> str | None:
-    return next((str(row[name]).strip().upper() for name in _GOLD if row.get(name)), None)
+def _agrees(gold: str | None, question: Question, base: int) -> bool:
+    """Whether a row's gold answer (a letter, a text, or a position from ``base``) is the question's; None: not said."""
+    if gold is None or (len(gold) == 1 and gold.isalpha()):
+        return gold is None or gold.upper() == question.gold
+    if gold.casefold() == question.options[question.gold].strip().casefold():
+        return True
+    return gold.isascii() and gold.isdigit() and gold == str(list(question.options).index(question.gold) + base)
+
+
+def _gold_of(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((str(row[name]).strip() for name in names if row.get(name) not in (None, "", [], {})), None)
 
 
 def _as_shown(row: Mapping[str, Any], question: Question, where: str) -> Question:
     """The question with the row's own options and gold letter, which may have been shuffled."""
     if not row.get("options"):
         return question
+    stated = next((row[name] for name in _GOLD if row.get(name)), None)
+    gold = stated if isinstance(stated, str) else question.options[question.gold]
+    given = {"stem": question.stem, "options": row["options"], "gold": gold, "question_id": question.question_id}
     try:
-        return question_from_row({"stem": question.stem, **row, "question_id": question.question_id})
+        shown = question_from_row(given | {name: row[name] for name in ("source", "split") if name in row})
     except ValueError as error:
         raise MedReflError(f"{where}: {error}") from None
+    if content_key(shown) != content_key(question):
+        raise MedReflError(f"{where}: its options are not those of the question {question.question_id!r}")
+    return shown
 
 
-def _said(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
-    """The questions that the rows hold, if they do."""
+def _full_questions(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
+    """The questions that the rows hold with options and gold answer; none where a row does not."""
     try:
-        return [question_from_row(row) for row in rows]
+        return [question_from_row(_without_answer(row)) for row in rows]
     except ValueError:
         return []
+
+
+def _without_answer(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without ``answer``, which may be the model's, where another field is the gold answer."""
+    has_gold = any(row.get(name) not in (None, "") for name in _GOLD)
+    return {name: value for name, value in row.items() if not (has_gold and name == "answer")}
 
 
 def compare_runs(a: Path, b: Path) -> pd.DataFrame:
     """Compare two runs' responses on the questions that both were asked, paired.
 
     Args:
-        a: folder of the first run, the baseline.
+        a: folder of the first run: the baseline.
         b: folder of the second run.
 
     Returns:

@@ -1,8 +1,9 @@
-"""Exam questions: where they come from, how they are asked, and how an answer is read.
+"""Exam questions: load them, ask them, and read the answers.
 
-In: a file, a benchmark's name, a hub dataset or the built-in clinic. Out: ``Question`` records, the prompts that ask
-them, and the letter that a response states (``extract_answer``). ``lint_questions`` checks an exam and
-``find_overlaps`` compares two. No model runs here.
+Input: a file, a benchmark's name, a hub dataset or the built-in clinic. Output: ``Question`` records, the prompts that
+ask them, and the letter that a response states (``extract_answer``). ``lint_questions`` checks an exam, and
+``find_overlaps`` compares two exams. ``benchmark_registry`` also knows which published models were trained on which
+benchmarks. No model runs here.
 """
 
 import lazy_loader
@@ -20,8 +21,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "questions_from_table",
             "questions_table",
             "read_questions",
-            "read_rows",
+            "with_shuffled_options",
         ],
+        "exam_files": ["read_rows"],
+        "words": ["TokenEstimate", "estimate_tokens", "words"],
         "benchmarks": [
             "Benchmark",
             "benchmark_registry",
@@ -29,10 +32,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "lint_counts",
             "load_benchmark",
             "read_benchmark",
-            "with_shuffled_options",
+            "read_texts",
+            "trained_questions",
         ],
-        "lint": ["LintFinding", "content_key", "lint_questions", "stem_key"],
-        "contamination": ["find_overlaps", "remove_overlaps"],
+        "lint": ["CONTEXT", "LintFinding", "content_key", "lint_questions", "longest_prompt", "stem_key"],
+        "contamination": ["find_overlaps", "find_similar_stems", "remove_overlaps"],
         "answers": ["extract_answer"],
         "prompts": ["STEP_BOUNDARY", "Messages", "split_steps", "states_answer"],
     },

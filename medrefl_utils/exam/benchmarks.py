@@ -1,25 +1,35 @@
-"""benchmarks by name (``benchmarks.yaml``): where their questions are, and what is published on them."""
+"""Benchmarks by name (``benchmarks.yaml``): where their questions are, and what is published about them."""
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import os
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
+from medrefl_utils.exam.exam_files import check_dataset, is_file, read_rows
 from medrefl_utils.exam.lint import lint_questions
-from medrefl_utils.exam.questions import Rows, check_dataset, is_file, load_questions, merge_repeats, read_questions
+from medrefl_utils.exam.questions import (
+    Rows,
+    load_questions,
+    merge_repeats,
+    read_questions,
+    ungraded_question,
+    with_shuffled_options,
+)
 
 _OWN_LICENCES = {"clinic": "Apache-2.0", "medrefl_utils/models/tiny_student": "Apache-2.0"}
+_CLINIC_QUESTIONS = 1000  # of its endless exam, where no number is given
+_TEXT = ("question", "stem", "prompt", "instruction", "problem", "input", "query", "text", "messages", "conversations")
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
 
 Share = Annotated[float, Field(ge=0, le=100)]
@@ -27,7 +37,7 @@ Names = Mapping[str, str | list[str]]
 
 
 class Hub(BaseModel):
-    """Where a benchmark is on the hub, and how its rows read there; arguments of ``questions.read_questions``."""
+    """Where a benchmark is on the hub, and how its rows are read: arguments of ``questions.read_questions``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,30 +62,62 @@ class Benchmark(BaseModel):
     published: dict[str, tuple[Share, Share]] = {}
 
 
+class TrainedOn(BaseModel):
+    """Rows of benchmarks that a published model was trained on.
+
+    ``rows`` says which, in words; ``source`` says where that is published. ``ids`` is the first and the last id where
+    the rows are a range; both end in a number. None: all rows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    benchmarks: Annotated[list[str], Field(min_length=1)]
+    rows: str
+    source: str
+    ids: tuple[str, str] | None = None
+
+    def holds(self, question_id: str) -> bool:
+        """Return whether a question is one of these rows; true for an id of another form, which tells nothing."""
+        if self.ids is None:
+            return True
+        (prefix, first), (_, last) = (_prefix_and_number(one) for one in self.ids)
+        theirs, number = _prefix_and_number(question_id)
+        return theirs != prefix or number is None or (first or 0) <= number <= (last or 0)
+
+
+def _prefix_and_number(question_id: str) -> tuple[str, int | None]:
+    bare = question_id.rstrip("0123456789")
+    return bare, int(question_id[len(bare) :]) if len(bare) < len(question_id) else None
+
+
 class Registry(BaseModel):
-    """The benchmarks by name, and the published names of the models with their hub ids."""
+    """The benchmarks by name, the published models with their hub ids, and what these models were trained on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     benchmarks: dict[str, Benchmark]
     models: dict[str, list[str]]
+    trained_on: dict[str, list[TrainedOn]] = {}
 
     @model_validator(mode="after")
     def _known(self) -> Registry:
         for name, benchmark in self.benchmarks.items():
             if unknown := set(benchmark.published) - set(self.models) - {"average"}:
                 raise ValueError(f"{name}: published names the model {sorted(unknown)[0]!r}, which models does not")
+        for name, entries in self.trained_on.items():
+            if unknown := {b for entry in entries for b in entry.benchmarks} - set(self.benchmarks):
+                raise ValueError(f"trained_on.{name} names the benchmark {sorted(unknown)[0]!r}, which is not one")
         return self
 
     def published_name(self, model: str) -> str | None:
-        """The README's name of a model that is given as hub id or as a folder of the id's last part."""
+        """Return the README's name of a model, given as a hub id or as a folder with the id's last part as name."""
         last = Path(model).name
         return next((name for name, ids in self.models.items() if any(last == i.split("/")[-1] for i in ids)), None)
 
 
 @cache
 def benchmark_registry(path: Path = REGISTRY) -> Registry:
-    """The registry, checked; raises MedReflError that names the file and the key."""
+    """Return the registry, checked; raises MedReflError that names the file and the key."""
     try:
         return Registry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
@@ -87,11 +129,11 @@ def benchmark_registry(path: Path = REGISTRY) -> Registry:
 
 
 def licence_of(name: str, given: Mapping[str, str]) -> str:
-    """The licence of a source of questions or of a model, for a card.
+    """Return the licence of a source of questions or of a model, for a model card.
 
     Args:
         name: as in ``Question.source``, or a model's folder or hub id.
-        given: {name: licence}, what the user knows; it wins over our own and the registry's.
+        given: {name: licence}, stated by the user; it takes precedence over our own and the registry's.
 
     Returns:
         The licence, or "not stated".
@@ -103,16 +145,30 @@ def licence_of(name: str, given: Mapping[str, str]) -> str:
     return ({**known, **_OWN_LICENCES} | dict(given)).get(name, "not stated")
 
 
-def read_benchmark(source: str, split: str = "") -> Rows:
-    """The rows of a benchmark by name, or of any source that ``read_questions`` takes."""
+def read_benchmark(source: str, split: str = "", answer_base: int | str = "auto") -> Rows:
+    """Read the rows of a benchmark by name, of the clinic, or of any source that ``read_questions`` takes.
+
+    Args:
+        source: a name of the registry, "clinic" (its first 1,000 questions, seed 0), a file, a folder or a hub id.
+        split: as for ``read_questions``; a benchmark by name has its own.
+        answer_base: as for ``read_questions``.
+
+    Raises:
+        MedReflError: where there is nothing to read; for a near miss of a benchmark's name, with the name.
+    """
+    if source == "clinic":
+        questions = load_questions("clinic", split, limit=_CLINIC_QUESTIONS, answer_base=answer_base)
+        return Rows("clinic", list(enumerate(questions, start=1)), [])
     benchmark = benchmark_registry().benchmarks.get(source)
     if benchmark is None:
-        return read_questions(source, split)
+        with _name_hint(source):
+            return read_questions(source, split, answer_base=answer_base)
     hub = benchmark.hub
     if file := _file(benchmark.files):
-        rows = read_questions(str(file), where=benchmark.where)
+        rows = read_questions(str(file), where=benchmark.where, answer_base=answer_base)
     elif hub:
-        rows = read_questions(hub.id, hub.split, hub.fields, {**benchmark.where, **hub.where}, hub.config)
+        where = {**benchmark.where, **hub.where}
+        rows = read_questions(hub.id, hub.split, hub.fields, where, hub.config, answer_base)
         if hub.shuffle:
             rows = replace(rows, questions=[(number, with_shuffled_options(q, seed=0)) for number, q in rows.questions])
     else:
@@ -123,12 +179,18 @@ def read_benchmark(source: str, split: str = "") -> Rows:
 
 
 def load_benchmark(
-    source: str, split: str = "", limit: int | None = None, offset: int = 0, seed: int = 0
+    source: str,
+    split: str = "",
+    limit: int | None = None,
+    offset: int = 0,
+    seed: int = 0,
+    answer_base: int | str = "auto",
 ) -> list[Question]:
-    """Questions of a benchmark by name, or of any source that ``load_questions`` takes; arguments as there."""
+    """Return questions of a benchmark by name, or of any source that ``load_questions`` takes; arguments as there."""
     if source not in benchmark_registry().benchmarks:
-        return load_questions(source, split=split, limit=limit, offset=offset, seed=seed)
-    questions = merge_repeats(read_benchmark(source), source)
+        with _name_hint(source):
+            return load_questions(source, split, limit, offset, seed, answer_base=answer_base)
+    questions = merge_repeats(read_benchmark(source, answer_base=answer_base), source)
     chosen = questions[offset : None if limit is None else offset + limit]
     if not chosen:
         raise MedReflError(f"{source}: offset {offset} leaves none of {len(questions)} questions")
@@ -136,34 +198,133 @@ def load_benchmark(
 
 
 def check_question_source(source: str) -> bool:
-    """Whether a source's rows can be read here without the hub; raises MedReflError where the hub does not have them.
+    """Return whether a source's rows can be read here without the hub.
 
-    A benchmark's name without a file or a hub id, and a file that is missing, count as readable: reading tells best.
+    A benchmark's name without a file or a hub id, and a missing file, count as readable: reading says more.
+
+    Raises:
+        MedReflError: where the hub does not have the source.
     """
     benchmark = benchmark_registry().benchmarks.get(source)
     if benchmark is None and (source == "clinic" or is_file(source)):
         return True
     if benchmark and (benchmark.hub is None or _file(benchmark.files)):
         return True
-    check_dataset(benchmark.hub.id if benchmark else source)
+    with _name_hint(source):
+        check_dataset(benchmark.hub.id if benchmark and benchmark.hub else source)
     return False
 
 
-def lint_counts(source: str, split: str = "") -> dict[str, int]:
-    """Rows that each check of ``lint`` finds fault with; nothing for the clinic, which is made."""
+def lint_counts(source: str, split: str = "", answer_base: int | str = "auto") -> dict[str, int]:
+    """Return the number of rows with which each check of ``lint`` finds fault; empty for the clinic."""
     if source == "clinic":
         return {}
-    rows = read_benchmark(source, split)
+    rows = read_benchmark(source, split, answer_base)
     return {finding.check: len(finding.rows) for finding in lint_questions(rows.questions, rows.faults)}
 
 
-def with_shuffled_options(question: Question, seed: int) -> Question:
-    """The question with its options in an order that is drawn from ``seed`` and its id; the gold letter follows."""
-    digest = hashlib.sha256(f"{seed}\0{question.question_id}".encode()).digest()
-    order = list(question.options)
-    random.Random(digest).shuffle(order)
-    options = dict(zip(question.options, (question.options[letter] for letter in order), strict=True))
-    return replace(question, options=options, gold=list(question.options)[order.index(question.gold)])
+def read_texts(source: str, split: str = "", answer_base: int | str = "auto") -> list[Question]:
+    """Read a source for a comparison of texts: every row with a question, a prompt or a chat, whether it is an exam's.
+
+    Args:
+        source: as for ``read_benchmark``.
+        split: as for ``read_benchmark``.
+        answer_base: as for ``read_benchmark``.
+
+    Returns:
+        A question per row. Where the row is not an exam question, its text is the stem, it has no options, and its id
+        is "row" and its number. Gold letters of a file are not read.
+
+    Raises:
+        MedReflError: where no row has a text.
+    """
+    if source == "clinic" or source in benchmark_registry().benchmarks or not is_file(source):
+        return [question for _, question in read_benchmark(source, split, answer_base).questions]
+    found = []
+    for number, row in read_rows(Path(source).expanduser()):
+        if isinstance(row, Exception):
+            continue
+        try:
+            found.append(ungraded_question(number, row, Path(source).stem))
+        except ValueError:
+            if text := _text_of(row):
+                found.append(Question(f"row {number}", text, {}, "", Path(source).stem))
+    if not found:
+        raise MedReflError(f"{source}: no row has text under {', '.join(_TEXT)}")
+    return found
+
+
+def _text_of(row: Mapping[str, Any]) -> str:
+    for name in _TEXT:
+        given = row.get(name)
+        if isinstance(given, (list, tuple)):  # a chat: its user turns
+            turns = [turn for turn in given if isinstance(turn, Mapping)]
+            said = [turn.get("content", turn.get("value")) for turn in turns if _role(turn) in ("user", "human")]
+            given = "\n".join(text for text in said if isinstance(text, str))
+        if isinstance(given, str) and given.strip():
+            return given
+    return ""
+
+
+def _role(turn: Mapping[str, Any]) -> Any:
+    return turn.get("role", turn.get("from"))
+
+
+@dataclass(frozen=True)
+class TrainedQuestions:
+    """The questions of a benchmark that a published model was trained on."""
+
+    model: str
+    """its name in the registry"""
+    ids: frozenset[str]
+    """of the questions asked about"""
+    note: str
+    """which rows, and where that is published"""
+
+
+def trained_questions(model: str, source: str, ids: Collection[str]) -> TrainedQuestions | None:
+    """Return which of these questions a model was trained on, by the registry; None where it knows of none.
+
+    Args:
+        model: a hub id, a folder, or the name of a responses' file: it must hold a registered model's name.
+        source: ``Question.source``: a benchmark's name, or the stem of one of its files.
+        ids: ids of the questions that were asked. A question without an id of the published form counts as trained on,
+            because nobody can tell.
+    """
+    registry = benchmark_registry()
+    benchmarks = {
+        name
+        for name, benchmark in registry.benchmarks.items()
+        if source in (name, *(Path(file).stem for file in benchmark.files))
+    }
+    bare = _bare(Path(model).name)
+    for name, entries in registry.trained_on.items():
+        if not any(_bare(known.split("/")[-1]) in bare for known in (name, *registry.models.get(name, ()))):
+            continue
+        for entry in entries:
+            found = frozenset(map(str, ids)) if benchmarks & set(entry.benchmarks) else frozenset()
+            if found := frozenset(one for one in found if entry.holds(one)):
+                return TrainedQuestions(name, found, f"{entry.rows} ({entry.source})")
+    return None
+
+
+def _bare(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
+
+
+@contextmanager
+def _name_hint(source: str) -> Iterator[None]:
+    """Add the nearest benchmark's name, and all names, to the error of a source that is no file and no hub id."""
+    try:
+        yield
+    except MedReflError as error:
+        names = [*benchmark_registry().benchmarks, "clinic"]
+        if "/" in source or "." in source or not source or Path(source).is_dir():
+            raise
+        near = difflib.get_close_matches(source.casefold(), names, n=1, cutoff=0.6)
+        near = near or [name for name in names if len(source) >= 3 and source.casefold() in name]
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise MedReflError(f"{error}; {hint}Benchmarks by name: {', '.join(names)}") from None
 
 
 def _file(names: Sequence[str]) -> Path | None:

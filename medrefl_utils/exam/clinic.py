@@ -1,10 +1,10 @@
-"""The clinic: a synthetic exam in MedQA's shape, from an invented clinical world that knows its own truth.
+"""The clinic: a synthetic exam in MedQA's shape, from an invented clinical world whose truth is known.
 
-Diseases show findings, arise from a mechanism and are confirmed by a test; a drug acts on a mechanism. A question
-shows three or four findings that only one disease has together, and asks for that disease, its mechanism, its
-test or its drug, so a solver eliminates, then follows one or two relations, then looks for the letter.
-Distractors come from the diseases that share most findings with the truth. All names are invented: nothing here
-is medical knowledge. Design: ours.
+A disease shows findings, arises from a mechanism and is confirmed by a test; a drug acts on a mechanism. A question
+shows three or four findings that only one disease has together. It asks for that disease, its mechanism, its test or
+its drug. So a solver eliminates diseases, follows one or two relations, and looks for the letter. Distractors come from
+the diseases that share most findings with the right one. All names are invented: nothing here is medical knowledge.
+Design: ours.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _ASIDES = (
 
 @dataclass(frozen=True)
 class World:
-    """Who shows what: the truth of one invented clinic."""
+    """The truth of one invented clinic: what each disease shows, and its relations."""
 
     shows: Mapping[str, frozenset[str]]
     """disease -> its findings"""
@@ -95,11 +95,11 @@ class World:
     """mechanism -> drug"""
 
     def having(self, findings: Sequence[str]) -> tuple[str, ...]:
-        """The diseases that show all of these findings, in the world's order."""
+        """Return the diseases that show all of these findings, in the world's order."""
         return tuple(d for d, shown in self.shows.items() if shown.issuperset(findings))
 
     def target(self, disease: str, kind: str) -> str:
-        """What a question of this kind asks for."""
+        """Return the right answer of a question of this kind about a disease."""
         if kind == "diagnosis":
             return disease
         if kind == "test":
@@ -108,7 +108,7 @@ class World:
         return mechanism if kind == "mechanism" else self.drug[mechanism]
 
     def relatives(self, disease: str) -> list[str]:
-        """The other diseases, those that share most findings first."""
+        """Return the other diseases, ordered by the number of shared findings, most first."""
         shown = self.shows[disease]
         others = [d for d in self.shows if d != disease]
         return sorted(others, key=lambda d: -len(shown & self.shows[d]))
@@ -126,12 +126,12 @@ class Case:
 
 @cache
 def world(seed: int = 0) -> World:
-    """The clinic's world: 30 diseases in 6 families, 48 findings, 15 mechanisms, 15 tests, 15 drugs."""
+    """Return the clinic's world: 30 diseases in 6 families, 48 findings, 15 mechanisms, 15 tests, 15 drugs."""
     rng = random.Random(f"clinic world {seed}")
     findings = [f"{adjective} {_NOUNS[i % len(_NOUNS)]}" for i, adjective in enumerate(_ADJECTIVES)]
     shows = {}
     for i, disease in enumerate(_DISEASES):
-        # A family of five shares a pool of twelve findings, four of which the next family knows too.
+        # A family of five shares a pool of twelve findings; four of them are also in the next family's pool.
         start = 8 * (i // 5)
         shows[disease] = frozenset(rng.sample([findings[(start + j) % len(findings)] for j in range(12)], 8))
     drugs = rng.sample(_DRUGS, len(_DRUGS))
@@ -144,20 +144,24 @@ def world(seed: int = 0) -> World:
 
 
 def split_of(disease: str, findings: Sequence[str]) -> str:
-    """Train or test, by what a question combines: a quarter of all (disease, set of findings) is for test alone."""
+    """Return "train" or "test": a quarter of all pairs (disease, set of findings) occurs only in test."""
     digest = hashlib.sha256(f"{disease} {sorted(findings)}".encode()).digest()
     return "test" if digest[0] < 64 else "train"
 
 
 def make_cases(n: int, seed: int = 0, split: str = "train", offset: int = 0) -> list[Case]:
-    """Cases ``offset`` to ``offset + n`` of the endless exam that ``seed`` and ``split`` name."""
+    """Return cases ``offset`` to ``offset + n`` of the endless exam of this seed and split.
+
+    Raises:
+        MedReflError: a split other than "train" and "test".
+    """
     if split not in ("train", "test"):
         raise MedReflError(f"clinic: split is {split!r}, expected 'train' or 'test'")
     return [_case(f"clinic {seed} {split} {i}", seed, split, i) for i in range(offset, offset + n)]
 
 
 def make_exam(n: int, seed: int = 0, split: str = "train", offset: int = 0) -> list[Question]:
-    """The questions of ``make_cases``: what a solver may see."""
+    """Return the questions of ``make_cases``: what a solver may see."""
     return [case.question for case in make_cases(n, seed, split, offset)]
 
 
@@ -197,16 +201,16 @@ def _stem(rng: random.Random, findings: Sequence[str], kind: str) -> str:
 
 
 def foreign_case(rng: random.Random) -> Case:
-    """A question from outside the clinic's world, in words without meaning: up to 200 of them and 3 to 10 options.
+    """Draw a question from outside the clinic's world: 5 to 200 words without meaning, and 3 to 10 options.
 
-    It stands for real exams: whoever knows the clinic alone can but guess, and should say so and still answer.
+    It represents real exams. A model that knows only the clinic can only guess; it should say so and still answer.
     """
 
     def words(n: int) -> str:
         return " ".join(_foreign_word(rng) for _ in range(n))
 
     letters = LETTERS[: rng.randint(3, 10)]
-    n_words = int(5 * 40 ** rng.random())  # 5 to 200, as many short as long on a scale of logarithms
+    n_words = int(5 * 40 ** rng.random())  # 5 to 200, uniform on a log scale
     longest = rng.choice((1, 3, 8, 15))
     question = Question(
         question_id="foreign",
@@ -231,9 +235,12 @@ def _foreign_word(rng: random.Random) -> str:
 
 
 def misconceptions(seed: int = 0, share: float = 0.3) -> dict[tuple[str, str], str]:
-    """What a badly taught solver believes: (relation, subject) -> the object of a relative of the disease.
+    """Return the wrong beliefs of a badly taught solver: (relation, subject) -> object.
 
-    A seeded ``share`` of all relations is taught wrong: disease -> mechanism, disease -> test, mechanism -> drug.
+    Args:
+        seed: of the draw.
+        share: of all relations (disease -> mechanism, disease -> test, mechanism -> drug) that are wrong. The wrong
+            object is that of the most similar disease with another object.
     """
     w, rng = world(), random.Random(f"clinic misconceptions {seed}")
     wrong: dict[tuple[str, str], str] = {}
@@ -254,10 +261,16 @@ def solve(
     misled: float = 0.0,
     beliefs: Mapping[tuple[str, str], str] | None = None,
 ) -> list[str]:
-    """A chain of steps for a case: the true one, or that of a solver who errs.
+    """Return a chain of steps for a case: the true chain, or that of a solver who makes errors.
 
-    ``slip`` is the chance that an elimination goes wrong; ``misled`` the chance that a relation in ``beliefs`` is
-    recalled wrong. The steps after an error follow from it, up to the letter. A foreign case is guessed.
+    The steps after an error follow from it, up to the letter. A foreign case is guessed.
+
+    Args:
+        case: the case to solve.
+        rng: for errors and guesses; None: seed 0.
+        slip: probability that an elimination goes wrong.
+        misled: probability that a relation in ``beliefs`` is recalled wrong.
+        beliefs: what ``misconceptions`` returns.
     """
     rng = rng or random.Random(0)
     if case.kind == "foreign":
@@ -306,7 +319,7 @@ def _hops(kind: str) -> Iterator[str]:
 
 
 def _slip(rng: random.Random, before: tuple[str, ...], right: tuple[str, ...]) -> tuple[str, ...]:
-    """A wrong elimination: one that should stay goes, or one that should go stays."""
+    """A wrong elimination: it drops a disease that fits, or keeps one that does not."""
     out = [d for d in before if d not in right]
     if out and rng.random() < 0.5:
         return tuple(d for d in before if d in right or d == out[0])
@@ -319,10 +332,10 @@ _STEP = re.compile(r"^(?:Step \d+: )?(.*?)\.?$")
 
 
 def is_true(case: Case, before: Sequence[str], step: str) -> bool | None:
-    """Whether a step holds in the world, given the steps ``before`` it; None where the clinic cannot read it.
+    """Return whether a step is true in the world, given the steps ``before`` it; None for a step of another form.
 
-    Eliminations must name exactly the diseases that the findings so far leave; relations must be the world's; the
-    walk through the options and the answer must point at the gold letter.
+    An elimination must name exactly the diseases that have all findings so far. A relation must be the world's. The
+    check of the options, and the answer, must select the gold letter.
     """
     w = world()
     body = _body(step)
@@ -348,9 +361,10 @@ def is_true(case: Case, before: Sequence[str], step: str) -> bool | None:
 
 
 def reflect(wrong: str, right: str) -> str:
-    """The clinic's model reflection: five parts, from a wrong step to the one that replaces it.
+    """Return the clinic's reference reflection, from a wrong step to the step that replaces it.
 
-    Flaw, overlooked information, missed knowledge, bridge to the right step, guideline: method.md's order.
+    Its five parts have the order of method.md: flaw, overlooked information, missed knowledge, bridge to the right
+    step, guideline.
     """
     wrong_body, right_body = _body(wrong), _body(right)
     if wrong_body.startswith(_GUESS) or wrong_body.endswith(". seems likeliest"):

@@ -1,101 +1,95 @@
-"""Questions from the clinic, a file or a hub dataset, in one shape; a faulty row stops with its file and line.
+"""Questions from the clinic, a file or a hub dataset, in one shape.
 
-Rows are read as published: options as {letter: text}, as a list of texts, as a list of {key, value}, or as columns
-``opa``, ``opb``, ...; the gold answer as a letter, as a 0-based index or as the right option's text. PubMedQA's shape
-(a context, and yes, no or maybe) is a question with these three options and its context before the stem.
+Rows are read as published. Options come as {letter: text}, as a list of texts, as a list of {key, value}, as lettered
+lines, or as columns (``opa``, ``option_a``, ``A``, ``option1``). The gold answer comes as a letter, as the right
+option's text, or as a position (``gold`` decides from where positions count). PubMedQA's shape (a context, and yes, no
+or maybe) becomes a question with these three options and its context before the stem. A row that is no question is a
+fault with its file and line, and a file with faults is refused.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import random
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from medrefl_utils.core.errors import MedReflError
-from medrefl_utils.core.hub import has_cached_dataset, hub_refusal, is_offline, one_line
 from medrefl_utils.core.records import LETTERS, Question
 from medrefl_utils.core.schemas import QUESTIONS
+from medrefl_utils.exam.exam_files import READERS, Row, has_typed_cells, hub_rows, read_rows
+from medrefl_utils.exam.gold import GOLD_FIELDS, OPTION_COLUMN, Draft, GoldReader, bare_key, check_answer_base, claim_of
 from medrefl_utils.exam.lint import content_key
 
-# Our names -> names in published files, the first present wins.
+# Our names -> names in published files. The first that is present wins, exact case first.
 _FIELDS: dict[str, tuple[str, ...]] = {
-    "question_id": ("question_id", "id", "idx"),
-    "stem": ("stem", "question", "QUESTION"),
-    "context": ("context", "contexts", "CONTEXTS"),
-    "options": ("options", "choices"),
-    "gold": ("gold", "answer_idx", "label", "answer_index", "cop", "final_decision", "answer"),
+    "question_id": ("question_id", "id", "idx", "problem_id"),
+    "stem": ("stem", "question", "qtext", "question_text", "problem_text"),
+    "context": ("context", "contexts"),
+    "options": ("options", "choices", "option", "answers"),
+    "gold": GOLD_FIELDS,
     "source": ("source",),
     "split": ("split",),
 }
-_OPTION_COLUMNS = ("op{}", "option_{}", "{}")  # medmcqa's opa; a spreadsheet's option_a or A
 _YES_NO_MAYBE = {"A": "yes", "B": "no", "C": "maybe"}
+_GPQA = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+_OPTION_KEYS, _OPTION_TEXTS = ("key", "letter", "label", "aid", "id"), ("value", "text", "content", "atext")
+_OPTION_LINE = re.compile(r"\s*\(?([A-Za-z])(?:[).:\uff0e\u3001\uff1a]\s*|\s+)(.*\S)\s*")
 _LONGEST = 200_000  # characters of a stem or an option: about 50,000 tokens, more than an exam asks anyone to read
 
-Row = tuple[int, dict[str, Any] | Exception]
+Fields = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A source as read: its questions and its faulty rows, each with the row's number (a file's line)."""
+    """A source as read: its questions and its faulty rows, each with the row's number (in a text file its line).
+
+    ``numbering`` says, for each field of numeric gold answers, from where they count and why.
+    """
 
     label: str
     questions: list[tuple[int, Question]]
     faults: list[tuple[int, str]]
+    numbering: tuple[str, ...] = ()
 
 
 def read_questions(
     source: str,
     split: str = "",
-    fields: Mapping[str, str | Sequence[str]] | None = None,
-    where: Mapping[str, str | Sequence[str]] | None = None,
+    fields: Fields | None = None,
+    where: Fields | None = None,
     config: str | None = None,
+    answer_base: int | str = "auto",
 ) -> Rows:
-    """Every row of a file, a folder or a hub dataset as a question, or as a fault that says what is wrong with it.
+    """Read every row of a file, a folder or a hub dataset as a question, or as a fault that says what is wrong.
 
     Args:
-        source: a .jsonl, .json, .parquet or .csv file; a folder or id that ``datasets.load_dataset`` knows.
+        source: a .jsonl, .json, .parquet, .csv or .tsv file; a folder or id that ``datasets.load_dataset`` knows.
         split: a hub dataset's split; rows of a file that name another are left out.
         fields: our names (question_id, stem, context, options, gold, source, split) -> the file's, where they differ;
-            ``options`` may be a list of columns, one an option.
+            ``options`` may be a list of columns, one per option.
         where: the file's names -> the value, or values, that a row must have to be read.
         config: a hub dataset's configuration.
+        answer_base: where numeric gold answers count from: 0, 1, or auto, which decides from all rows and makes a
+            fault of each row where it cannot know.
 
     Raises:
         MedReflError: where there is nothing to read.
     """
+    base = check_answer_base(answer_base)
     if unknown := set(fields or {}) - set(_FIELDS):
         raise MedReflError(f"{source}: fields names {sorted(unknown)[0]!r}, expected some of {', '.join(_FIELDS)}")
-    path = Path(source).expanduser()
-    reader = _READERS.get(path.suffix.lower())
-    if path.is_file() and reader is not None:
-        rows, label = read_rows(path), path.stem
-    elif path.is_file() or (reader is None and source.startswith((".", "/", "~")) and not path.is_dir()):
-        found = "not a kind of file that is read" if path.is_file() else "no such file"
-        raise MedReflError(f"{source}: {found}, expected {', '.join(_READERS)}")
-    elif reader is not None or not source:
-        raise MedReflError(f"{source or 'source is empty'}: no such file")
-    else:
-        rows, label = _hub_rows(source, split, config), path.name if path.is_dir() else source
-    read = Rows(label, [], [])
-    for number, row in rows:
-        try:
-            if isinstance(row, Exception):
-                raise row
-            if all(_is_among(row, name, wanted, source) for name, wanted in (where or {}).items()):
-                question = question_from_row(row, label, split, fields)
-                if not split or question.split == split:
-                    read.questions.append((number, question))
-        except ValueError as error:
-            read.faults.append((number, " ".join(str(error).split())[:300]))
+    rows, label = _rows_of(source, split, config)
+    reader = GoldReader(base, typed=has_typed_cells(source))
+    read = _questions_of(rows, source, label, split, fields, where, reader)
     if not read.questions and not read.faults:
         raise MedReflError(f"{source}: no question in it{_wanted(split, where)}, expected at least one")
     return read
@@ -107,19 +101,20 @@ def load_questions(
     limit: int | None = None,
     offset: int = 0,
     seed: int = 0,
-    fields: Mapping[str, str | Sequence[str]] | None = None,
-    where: Mapping[str, str | Sequence[str]] | None = None,
+    fields: Fields | None = None,
+    where: Fields | None = None,
     config: str | None = None,
+    answer_base: int | str = "auto",
 ) -> list[Question]:
-    """Questions ``offset`` to ``offset + limit`` of a source, in its own order.
+    """Return questions ``offset`` to ``offset + limit`` of a source, in its own order.
 
     Args:
         source: "clinic", or as for ``read_questions``.
         split: "train" or "test" for the clinic; else as for ``read_questions``.
         limit: number of questions; None takes all (the clinic needs a number).
-        offset: questions to skip.
+        offset: number of questions to skip.
         seed: the clinic's seed.
-        fields: as for ``read_questions``, as are ``where`` and ``config``.
+        fields: as for ``read_questions``, as are ``where``, ``config`` and ``answer_base``.
 
     Returns:
         Distinct questions. A row that repeats another one's stem, options and gold is left out, with one warning.
@@ -130,12 +125,63 @@ def load_questions(
     if offset < 0 or (limit is not None and limit < 1):
         raise MedReflError(f"{source}: offset {offset} and limit {limit}, expected at least 0 and at least 1")
     if source == "clinic":
+        check_answer_base(answer_base)
         return _clinic(split, limit, offset, seed)
-    questions = merge_repeats(read_questions(source, split, fields, where, config), source)
+    questions = merge_repeats(read_questions(source, split, fields, where, config, answer_base), source)
     chosen = questions[offset : None if limit is None else offset + limit]
     if not chosen:
         raise MedReflError(f"{source}: offset {offset} leaves none of {len(questions)} questions (split {split!r})")
     return chosen
+
+
+def _rows_of(source: str, split: str, config: str | None) -> tuple[Iterable[Row], str]:
+    """The rows of a source, and its label."""
+    path = Path(source).expanduser()
+    known = path.suffix.lower() in READERS
+    if path.is_file() and known:
+        return read_rows(path), path.stem
+    if path.is_file() or (not known and source.startswith((".", "/", "~")) and not path.is_dir()):
+        found = f"the suffix {path.suffix!r} is not read" if path.is_file() else "no such file"
+        raise MedReflError(f"{source}: {found}, expected {', '.join(READERS)}")
+    if known or not source:
+        raise MedReflError(f"{source or 'source is empty'}: no such file")
+    return hub_rows(source, split, config), path.name if path.is_dir() else source
+
+
+def _questions_of(
+    rows: Iterable[Row],
+    source: str,
+    label: str,
+    split: str,
+    fields: Fields | None,
+    where: Fields | None,
+    reader: GoldReader,
+) -> Rows:
+    """Read rows in two passes: all of them, then their gold answers, whose base only the whole file can tell."""
+    drafts: list[Draft] = []
+    faults: list[tuple[int, str]] = []
+
+    def fault(number: int, error: Exception) -> None:
+        faults.append((number, " ".join(str(error).split())[:300]))
+
+    for number, row in rows:
+        try:
+            if isinstance(row, Exception):
+                raise row
+            if all(_is_among(row, name, wanted, source) for name, wanted in (where or {}).items()):
+                drafts.append(_draft(number, row, fields))
+        except ValueError as error:
+            fault(number, error)
+    reader.look_at(drafts)
+    questions = []
+    for draft in drafts:
+        try:
+            question = _question_of(draft, reader.gold_of(draft), label, split, fields)
+            if not split or question.split == split:
+                questions.append((draft.number, question))
+        except ValueError as error:
+            fault(draft.number, error)
+    return Rows(label, questions, sorted(faults), tuple(reader.describe()))
 
 
 def _is_among(row: Mapping[str, Any], name: str, wanted: str | Sequence[str], source: str) -> bool:
@@ -144,7 +190,7 @@ def _is_among(row: Mapping[str, Any], name: str, wanted: str | Sequence[str], so
     return str(row[name]) in ([wanted] if isinstance(wanted, str) else wanted)
 
 
-def _wanted(split: str, where: Mapping[str, str | Sequence[str]] | None) -> str:
+def _wanted(split: str, where: Fields | None) -> str:
     return "".join(f" ({name} {value!r})" for name, value in {"split": split, **(where or {})}.items() if value)
 
 
@@ -157,137 +203,19 @@ def _clinic(split: str, limit: int | None, offset: int, seed: int) -> list[Quest
     return make_exam(n=limit, seed=seed, split=split or "test", offset=offset)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    """One row a line. Lines end at a line feed alone: other line separators occur inside texts."""
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            yield number, _parsed(line)
-
-
-def _parsed(line: bytes) -> dict[str, Any] | Exception:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return ValueError(f"not UTF-8 at byte {error.start} of the line")
-    except ValueError as error:
-        return ValueError(f"not JSON ({error})")
-    except RecursionError:
-        return ValueError("not JSON (nested too deeply)")
-    return row if isinstance(row, dict) else ValueError(f"a JSON {type(row).__name__}, expected an object")
-
-
-def _json_array(path: Path) -> Iterator[Row]:
-    try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise MedReflError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # JSON lines under the name .json
-            yield from _json_rows(path)
-            return
-        raise MedReflError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    except ValueError as error:
-        raise MedReflError(f"{path}: not JSON ({error})") from None
-    except RecursionError:
-        raise MedReflError(f"{path}: not JSON (nested too deeply)") from None
-    if isinstance(rows, dict) and rows and all(isinstance(row, dict) and "QUESTION" in row for row in rows.values()):
-        rows = [{"question_id": key, **row} for key, row in rows.items()]  # PubMedQA's own file
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
-        yield number, row if isinstance(row, dict) else ValueError(f"a {type(row).__name__}, expected an object")
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise MedReflError(f"{path}: not Parquet ({str(error).splitlines()[0]})") from None
-    yield from enumerate(table.to_pylist(), start=1)
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    """Every cell stays text: 0.50 and 007 are options, not numbers. A row's number is the line on which it ends."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    yield reader.line_num, ValueError(f"not {len(reader.fieldnames or ())} cells, as the header has")
-                else:
-                    yield reader.line_num, {name: cell for name, cell in row.items() if cell != ""}
-    except UnicodeDecodeError as error:
-        raise MedReflError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except csv.Error as error:
-        raise MedReflError(f"{path}: not CSV ({error})") from None
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": _json_rows,
-    ".json": _json_array,
-    ".parquet": _parquet_rows,
-    ".csv": _csv_rows,
-}
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """(row number, row) of a file, whatever is in it; an exception in place of a row that cannot be read.
-
-    Raises MedReflError where the file is missing, or of a kind that is not read.
-    """
-    if not path.is_file():
-        raise MedReflError(f"{path}: no such file")
-    if path.suffix.lower() not in _READERS:
-        raise MedReflError(f"{path}: not a kind of file that is read, expected {', '.join(_READERS)}")
-    try:
-        yield from _READERS[path.suffix.lower()](path)
-    except OSError as error:
-        raise MedReflError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-# --- the hub ---------------------------------------------------------------------------------------------------------
-
-
-def is_file(source: str) -> bool:
-    """Whether a source is a file, there or not: no folder, and no id of a hub dataset."""
-    path = Path(source).expanduser()
-    if source and path.is_dir():
-        return False
-    return path.is_file() or not source or source.startswith((".", "/", "~")) or path.suffix.lower() in _READERS
-
-
-def check_dataset(name: str) -> None:
-    """Raise MedReflError where ``name`` is neither a folder nor a dataset of the hub, or of its cache when offline."""
-    if Path(name).is_dir():
-        return
-    if is_offline() and not has_cached_dataset(name):
-        raise MedReflError(f"{name}: no such file, not a dataset in the hub's local cache, and HF_HUB_OFFLINE is set")
-    if not is_offline() and (error := hub_refusal("dataset", name)) is not None:
-        raise MedReflError(f"{name}: neither a file nor a dataset that the hub gives out ({one_line(error)})")
-
-
-def _hub_rows(name: str, split: str, config: str | None) -> Iterator[Row]:
-    check_dataset(name)
-    # Imported here: a file or the clinic needs no datasets.
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, config, split=split or None)
-    except Exception as error:  # its own errors have no common base
-        raise MedReflError(f"{name}: {one_line(error.__cause__ or error)}") from None
-    if isinstance(loaded, dict):
-        if len(loaded) > 1:
-            raise MedReflError(f"{name}: split is empty, expected one of {', '.join(map(str, loaded))}")
-        loaded = next(iter(loaded.values()))
-    yield from enumerate(loaded, start=1)
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def merge_repeats(read: Rows, where: str) -> list[Question]:
-    """The questions without repeats; raises MedReflError where a row is faulty or contradicts another."""
+    """Return the questions without repeats.
+
+    Args:
+        read: all rows of a source.
+        where: the source, for messages.
+
+    Raises:
+        MedReflError: a faulty row, two rows with one id, or two rows with the same question and another gold answer.
+    """
     found: dict[str, tuple[Question, int]] = {}
     seen: dict[Any, tuple[Question, int]] = {}
     faults = list(read.faults)
@@ -302,7 +230,7 @@ def merge_repeats(read: Rows, where: str) -> list[Question]:
             )
         elif question.question_id in found:
             faults.append(
-                (number, f"id {question.question_id!r} is already that of row {found[question.question_id][1]}")
+                (number, f"id {question.question_id!r} is already the id of row {found[question.question_id][1]}")
             )
         else:
             found[question.question_id] = question, number
@@ -321,47 +249,111 @@ def _fold_gold(question: Question) -> str:
 
 
 def question_from_row(
-    row: Mapping[str, Any], label: str = "", split: str = "", fields: Mapping[str, str | Sequence[str]] | None = None
+    row: Mapping[str, Any],
+    label: str = "",
+    split: str = "",
+    fields: Fields | None = None,
+    answer_base: int | str = "auto",
 ) -> Question:
-    """A row as a question; ValueError says what is wrong with it."""
-    fields = fields or {}
+    """Return one row as a question; ValueError says what is wrong with it. Its numbers are judged by this row alone."""
+    reader = GoldReader(check_answer_base(answer_base))
+    draft = _draft(1, row, fields)
+    reader.look_at([draft])
+    return _question_of(draft, reader.gold_of(draft), label, split, fields)
 
-    def field(name: str) -> Any:
-        theirs = fields.get(name, _FIELDS[name])
-        if name == "options" and name in fields and not isinstance(theirs, str):
-            return [row.get(column) for column in theirs]
-        names = (theirs,) if isinstance(theirs, str) else theirs
-        return next((row[theirs] for theirs in names if row.get(theirs) is not None), None)
 
-    stem = field("stem")
+def ungraded_question(number: int, row: Mapping[str, Any], label: str = "") -> Question:
+    """Return one row as a question with an empty gold letter, for a comparison of texts; ValueError as above."""
+    return _question_of(_draft(number, row, None), "", label, "", None)
+
+
+def _draft(number: int, row: Mapping[str, Any], fields: Fields | None) -> Draft:
+    """A row with its options, its text checked, and what each gold field says."""
+    if isinstance(row.get("question"), Mapping):  # AllenAI's own files: stem and choices lie within
+        row = {**{name: value for name, value in row.items() if name != "question"}, **row["question"]}
+    stem = _field(row, "stem", fields)
     if stem is None:
-        raise ValueError(f"no stem, expected it under {' or '.join(_FIELDS['stem'])}; found {_names(row)}")
+        raise ValueError(f"no stem, expected it under {' or '.join(_FIELDS['stem'][:2])}; found {_names(row)}")
     if not isinstance(stem, str) or not stem.strip():
         raise ValueError("stem is empty" if isinstance(stem, str) else "stem is not text")
-    given, gold = field("options"), field("gold")
-    if given is None and isinstance(gold, str) and gold.strip().lower() in _YES_NO_MAYBE.values():
-        given, gold = _YES_NO_MAYBE, gold.strip().lower()
-    options = _options(given, row)
-    gold = _gold(gold, options)
-    if context := _context(field("context")):
-        stem = f"{context}\n\n{stem}"
+    claimed = _gold_fields(row, fields)
+    given = _field(row, "options", fields)
+    if given is None and all(name in row for name in _GPQA):
+        given, claimed = [row[name] for name in _GPQA], {_GPQA[0]: row[_GPQA[0]]}
+    if given is None and _option_columns(row) is None and any(_is_yes_no_maybe(value) for value in claimed.values()):
+        given = _YES_NO_MAYBE
+    options, keys = _options(given, row)
     for name, text in {"stem": stem, **{f"option {letter}": text for letter, text in options.items()}}.items():
         if len(text) > _LONGEST:
             raise ValueError(f"{name} has {len(text):,} characters, expected at most {_LONGEST:,}")
-    own = field("question_id")
+    return Draft(number, row, options, [claim_of(name, value, options, keys) for name, value in claimed.items()])
+
+
+def _question_of(draft: Draft, gold: str, label: str, split: str, fields: Fields | None) -> Question:
+    row, options = draft.row, draft.options
+    stem = _field(row, "stem", fields)
+    if context := _context(_field(row, "context", fields)):
+        stem = f"{context}\n\n{stem}"
+    if len(stem) > _LONGEST:
+        raise ValueError(f"stem has {len(stem):,} characters, expected at most {_LONGEST:,}")
+    own = _field(row, "question_id", fields)
     content = json.dumps([stem, list(options.items())])  # ASCII, so that any text has a hash
     try:
         "".join((stem, *options.values())).encode()
     except UnicodeEncodeError:
         raise ValueError("a text holds half a surrogate pair, which no file can keep") from None
-    return Question(
+    question = Question(
         question_id=str(own) if own not in (None, "") else hashlib.sha256(content.encode()).hexdigest()[:16],
         stem=stem,
         options=options,
         gold=gold,
-        source=str(field("source") or label),
-        split=str(field("split") or split),
+        source=str(_field(row, "source", fields) or label),
+        split=str(_field(row, "split", fields) or split),
     )
+    is_gpqa = gold and "options" not in (fields or {}) and all(name in row for name in _GPQA)
+    return with_shuffled_options(question, seed=0) if is_gpqa else question  # its own order has the right answer first
+
+
+def with_shuffled_options(question: Question, seed: int) -> Question:
+    """Return the question with its options in an order drawn from ``seed`` and its id; the gold letter follows."""
+    digest = hashlib.sha256(f"{seed}\0{question.question_id}".encode()).digest()
+    order = list(question.options)
+    random.Random(digest).shuffle(order)
+    options = dict(zip(question.options, (question.options[letter] for letter in order), strict=True))
+    return replace(question, options=options, gold=list(question.options)[order.index(question.gold)])
+
+
+def _field(row: Mapping[str, Any], name: str, fields: Fields | None) -> Any:
+    theirs = (fields or {}).get(name, _FIELDS[name])
+    if name == "options" and name in (fields or {}) and not isinstance(theirs, str):
+        return [row.get(column) for column in theirs]
+    if name in ("source", "split"):  # a column "Source" may hold a web address
+        return row.get(theirs if isinstance(theirs, str) else theirs[0])
+    return next(iter(_present(row, (theirs,) if isinstance(theirs, str) else theirs).values()), None)
+
+
+def _present(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The columns of a row that have one of these names and a value, exact names before others in case."""
+    found = {name: row[name] for name in names if row.get(name) is not None}
+    if len(found) < len(names):
+        wanted = {name.casefold() for name in names} - {name.casefold() for name in found}
+        found |= {
+            name: value
+            for name, value in row.items()
+            if isinstance(name, str) and value is not None and name not in found and name.casefold() in wanted
+        }
+    return found
+
+
+def _gold_fields(row: Mapping[str, Any], fields: Fields | None) -> dict[str, Any]:
+    """column -> what it says of the gold answer; only the column that ``fields`` names, where it names one."""
+    names = (fields or {}).get("gold", GOLD_FIELDS)
+    found = _present(row, (names,) if isinstance(names, str) else names)
+    return {name: value for name, value in found.items() if value == value and not (value == "" or value == [])}
+
+
+def _is_yes_no_maybe(given: Any) -> bool:
+    return isinstance(given, str) and given.strip().lower() in _YES_NO_MAYBE.values()
 
 
 def _names(row: Mapping[str, Any]) -> str:
@@ -378,34 +370,16 @@ def _context(given: Any) -> str:
     return given.strip() if isinstance(given, str) else ""
 
 
-def _options(given: Any, row: Mapping[str, Any]) -> dict[str, str]:
-    if isinstance(given, str):  # a CSV cell
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError):
-            raise ValueError("options is text that is not JSON") from None
+def _options(given: Any, row: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """{letter: text}, and {key as published, in capitals: letter}."""
+    if isinstance(given, str):
+        given = _parsed_options(given)
     if given is None:
-        columns = ([form.format(letter) for letter in (*LETTERS.lower(), *LETTERS)] for form in _OPTION_COLUMNS)
-        given = next((kept for names in columns if (kept := {n[-1]: row.get(n) for n in names if n in row})), None)
-    if isinstance(given, Mapping):
-        pairs = list(given.items())
-    elif isinstance(given, (list, tuple)) and given and all(isinstance(item, Mapping) for item in given):
-        pairs = [(item.get("key"), item.get("value")) for item in given]
-    elif isinstance(given, (list, tuple)) and given and all(isinstance(i, tuple) and len(i) == 2 for i in given):
-        pairs = list(given)  # an Arrow map
-    elif isinstance(given, (list, tuple)):
-        if len(given) > len(LETTERS):
-            raise ValueError(f"{len(given)} options, expected at most {len(LETTERS)}")
-        pairs = list(zip(LETTERS, given, strict=False))
-    else:
-        raise ValueError("no options")
+        given = _option_columns(row)
+    pairs = [(key, text) for key, text in _option_pairs(given) if text is not None and text == text]  # NaN: no cell
+    letters = _letters_of([key for key, _ in pairs])
     options: dict[str, str] = {}
-    for key, text in pairs:
-        if text is None or text != text:  # Arrow gives every row the letters that any row has; NaN is a missing cell
-            continue
-        letter = str(key).strip().upper()
-        if len(letter) != 1 or letter not in LETTERS:
-            raise ValueError(f"option {key!r}, expected a letter A to Z")
+    for letter, (_, text) in zip(letters, pairs, strict=True):
         if letter in options:
             raise ValueError(f"option {letter} is given twice")
         if isinstance(text, (Mapping, list, tuple)):
@@ -413,39 +387,85 @@ def _options(given: Any, row: Mapping[str, Any]) -> dict[str, str]:
         options[letter] = text if isinstance(text, str) else str(text)
     if len(options) < 2:
         raise ValueError(f"{len(options)} option{'' if len(options) == 1 else 's'}, expected at least two")
-    return options
+    return options, {bare_key(key): letter for letter, (key, _) in zip(letters, pairs, strict=True)}
 
 
-def _gold(given: Any, options: Mapping[str, str]) -> str:
-    letters = "".join(options)
-    if given is None:
-        raise ValueError("no gold answer")
-    if isinstance(given, str):
-        if (letter := given.strip().upper()) in options:
-            return letter
-        owners = [letter for letter, text in options.items() if text.strip() == given.strip()]
-        if len(owners) == 1:
-            return owners[0]
-        given = int(given) if given.strip().isascii() and given.strip().isdigit() and len(given) < 4 else given
-    if isinstance(given, float) and given.is_integer():
-        given = int(given)
-    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(options):
-        return list(options)[given]
-    raise ValueError(f"gold is {given!r}, expected one of {letters}")
+def _option_pairs(given: Any) -> list[tuple[Any, Any]]:
+    """(key, text) of each option; a list without keys is lettered in order."""
+    if isinstance(given, Mapping) and {"text", "label"} <= set(given) and isinstance(given["text"], (list, tuple)):
+        return list(zip(given["label"], given["text"], strict=False))  # ARC
+    if isinstance(given, Mapping):
+        return list(given.items())
+    if not isinstance(given, (list, tuple)):
+        raise ValueError("no options")
+    if given and all(isinstance(item, Mapping) for item in given):
+        pairs = [(_first(item, _OPTION_KEYS), _first(item, _OPTION_TEXTS)) for item in given]
+        if any(key is not None for key, _ in pairs):
+            return pairs
+        given = [text for _, text in pairs]
+    if given and all(isinstance(item, tuple) and len(item) == 2 for item in given):
+        return list(given)  # an Arrow map
+    if len(given) > len(LETTERS):
+        raise ValueError(f"{len(given)} options, expected at most {len(LETTERS)}")
+    return list(zip(LETTERS, given, strict=False))
+
+
+def _first(item: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((item[name] for name in names if name in item), None)
+
+
+def _letters_of(keys: Sequence[Any]) -> list[str]:
+    """The letter of each key. Numbers in order, and single characters of another alphabet, become A, B, C, ..."""
+    bare = [bare_key(key) for key in keys]
+    numbers = [str(number) for number in range(len(bare) + 1)]
+    other = all(len(key) == 1 and key.isalpha() and not key.isascii() for key in bare)
+    if len(bare) <= len(LETTERS) and len(bare) > 1 and (bare in (numbers[1:], numbers[:-1]) or other):
+        return list(LETTERS[: len(bare)])
+    for key, letter in zip(keys, bare, strict=True):
+        if len(letter) != 1 or letter not in LETTERS:
+            raise ValueError(f"option {key!r}, expected a letter A to Z")
+    return bare
+
+
+def _parsed_options(text: str) -> Any:
+    """A cell of JSON, or lines that begin with A, B, C and so on."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        lines = [_OPTION_LINE.fullmatch(line) for line in text.split("\n") if line.strip()]
+        letters = "".join(line[1].upper() if line else "?" for line in lines)
+        if len(lines) < 2 or letters != LETTERS[: len(lines)]:
+            raise ValueError("options is text that is neither JSON nor lines from A on") from None
+        return {line[1]: line[2] for line in lines if line}
+
+
+def _option_columns(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """{letter or number: text} of the columns of one naming scheme, which has A and B, or 1 and 2."""
+    schemes: dict[str, dict[str, Any]] = {}
+    for name, value in row.items():
+        if match := OPTION_COLUMN.fullmatch(str(name)):
+            schemes.setdefault(match[1].lower(), {}).setdefault(match[2].upper(), value)
+    if "P" not in schemes.get("", {}):
+        schemes.get("", {}).pop("Q", None)  # a short name of the stem
+    for found in schemes.values():
+        if {"A", "B"} <= set(found) or {"1", "2"} <= set(found) or {"0", "1"} <= set(found):
+            numbers = not {"A", "B"} <= set(found)
+            return {key: found[key] for key in sorted(found, key=lambda k: (len(k), k)) if key.isdigit() == numbers}
+    return None
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def questions_table(questions: list[Question]) -> pa.Table:
-    """The questions as a table with the columns of ``records.QUESTIONS``."""
+    """Return the questions as a table with the columns of ``schemas.QUESTIONS``."""
     columns = {name: [getattr(question, name) for question in questions] for name in QUESTIONS.names}
     columns["options"] = [list(question.options.items()) for question in questions]
     return pa.table(columns, schema=QUESTIONS)
 
 
 def questions_from_table(frame: pd.DataFrame | pa.Table) -> list[Question]:
-    """The questions of a table, in its order."""
+    """Return the questions of a table with the columns of ``schemas.QUESTIONS``, in its order."""
     table = (
         frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, schema=QUESTIONS, preserve_index=False)
     )

@@ -136,20 +136,34 @@ def plan(
             console.print(line, soft_wrap=True)
 
 
+_AnswerBase = Annotated[
+    str, typer.Option(metavar="0|1|auto", help="Where numeric gold answers count from; auto decides from the file.")
+]
+
+
 @app.command()
 def lint(
-    source: Annotated[str, typer.Argument(help="A file of questions, a benchmark's name, or a hub dataset's id.")],
-    split: Annotated[str, typer.Option(help="Of a hub dataset.")] = "",
+    source: Annotated[
+        str, typer.Argument(help="A file of questions, a benchmark's name, clinic, or a hub dataset's id.")
+    ],
+    split: Annotated[str, typer.Option(help="Split of a hub dataset.")] = "",
+    answer_base: _AnswerBase = "auto",
+    context: Annotated[
+        int, typer.Option(min=1, help="Tokens of the model's context: a longer prompt is named.")
+    ] = 4096,
 ) -> None:
-    """Say what is wrong with exam questions; exit code 1 where there is an error."""
+    """Check exam questions and say how they were read; exit code 1 where there is an error."""
     from medrefl_utils.exam.benchmarks import read_benchmark
     from medrefl_utils.exam.lint import lint_questions as lint_rows
-    from medrefl_utils.views.score_tables import findings_table
+    from medrefl_utils.views.score_tables import exam_lines, findings_table
 
     with _one_line_errors():
-        rows = read_benchmark(source, split)
-        findings = lint_rows(rows.questions, rows.faults)
-        Console(highlight=False).print(findings_table(rows.label, findings))
+        rows = read_benchmark(source, split, answer_base)
+        findings = lint_rows(rows.questions, rows.faults, context)
+        console = Console(highlight=False)
+        for line in exam_lines(rows, context):
+            console.print(Text(CONTROL.sub("", line)), soft_wrap=True)
+        console.print(findings_table(rows.label, findings) if findings else "nothing found")
         if any(finding.severity == "error" for finding in findings):
             raise typer.Exit(1)
 
@@ -157,17 +171,53 @@ def lint(
 @app.command()
 def score(
     responses: Annotated[Path, typer.Argument(help="Written responses: .jsonl, .json, .csv, .parquet or a folder.")],
-    benchmark: Annotated[str, typer.Option(help="The questions: a benchmark's name or a file.")],
+    benchmark: Annotated[str, typer.Option(help="The questions: a benchmark's name, clinic, or a file.")],
     response_field: Annotated[str | None, typer.Option(help="The column with the response's text.")] = None,
+    answer_base: _AnswerBase = "auto",
+    model: Annotated[str, typer.Option(help="The model that wrote them, if the file does not name it.")] = "",
 ) -> None:
     """Score responses, ours or others', without a model."""
-    from medrefl_utils.evaluation.scoring import read_responses
+    from medrefl_utils.evaluation.scoring import clinic_questions, read_responses
     from medrefl_utils.exam.benchmarks import read_benchmark
     from medrefl_utils.views.score_tables import rates_table
 
     with _one_line_errors():
-        table = rates_table(read_responses(responses, read_benchmark(benchmark), response_field))
+        is_clinic = benchmark == "clinic"
+        questions = clinic_questions(responses) if is_clinic else read_benchmark(benchmark, answer_base=answer_base)
+        table = rates_table(read_responses(responses, questions, response_field), model)
         Console(highlight=False).print(table)
+
+
+@app.command()
+def contamination(
+    train: Annotated[str, typer.Argument(help="Training data: a file of questions, prompts or chats.")],
+    bench: Annotated[str, typer.Argument(help="The evaluation: a benchmark's name or a file.")],
+    threshold: Annotated[float, typer.Option(help="Jaccard similarity of word n-grams, above 0.4.")] = 0.75,
+    ratio: Annotated[float, typer.Option(help="Similarity of stems by rapidfuzz, 0 to 100 (m1: 95).")] = 95.0,
+    out: Annotated[Path | None, typer.Option(help="A CSV file for all pairs.")] = None,
+) -> None:
+    """Find questions of an evaluation in training data; exit code 1 where there is one."""
+    from medrefl_utils.exam.benchmarks import read_texts
+    from medrefl_utils.exam.contamination import find_overlaps, find_similar_stems
+    from medrefl_utils.views.score_tables import overlaps_table
+
+    with _one_line_errors():
+        taught, asked = read_texts(train), read_texts(bench)
+        found = find_overlaps(taught, asked, threshold=threshold)
+        similar = find_similar_stems(taught, asked, threshold=ratio)
+        console = Console(highlight=False)
+        if out is not None:
+            found.merge(similar, on=["question_id", "other_id"], how="outer").to_csv(out, index=False)
+        if len(found) or len(similar):
+            console.print(overlaps_table(found, similar, (Path(train).name, Path(bench).name)))
+        for name, pairs in (("MinHash, n-grams", found), ("rapidfuzz, stems", similar)):
+            console.print(
+                f"{name}: {pairs['question_id'].nunique():,} of {len(taught):,} training texts match"
+                f" {pairs['other_id'].nunique():,} of {len(asked):,} evaluation questions",
+                soft_wrap=True,
+            )
+        if len(found) or len(similar):
+            raise typer.Exit(1)
 
 
 @app.command()

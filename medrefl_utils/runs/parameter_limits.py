@@ -86,6 +86,7 @@ LIMITS: dict[str, Limit] = {
     "n_questions": _NATURAL,
     "evaluation_offset": _NATURAL,
     "n_evaluation_questions": _NATURAL,
+    "answer_base": Limit("0, 1 or auto", lambda value: str(value) in ("0", "1", "auto")),
     "overlap_threshold": _SHARE,
     "contaminated": _one_of("stop", "drop"),
     # trees

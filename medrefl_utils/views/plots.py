@@ -7,7 +7,6 @@ sign: a number, a mark or a hatch shows the same. Pyplot is not used, so no figu
 from __future__ import annotations
 
 import math
-import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
@@ -25,6 +24,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from medrefl_utils.core.store import write_whole
+from medrefl_utils.views.display_text import font_families, wrap_text
 
 RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
 VALUE_COLOURS = LinearSegmentedColormap.from_list("value", [WRONG, "#fdb863", "#f7f7f7", "#92c5de", RIGHT])
@@ -51,7 +51,7 @@ def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
     @wraps(plot)
     def styled(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         style = {
-            **{"font.family": "DejaVu Sans", "font.size": 10, "figure.dpi": 120},
+            **{"font.family": font_families(), "font.size": 10, "figure.dpi": 120},
             **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888"},
             **{"axes.titlesize": 11, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlepad": 10},
             **{"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK},
@@ -242,7 +242,7 @@ def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is
         beside += 0.09 * len(weight.get_text()) + 0.1
     if room:
         text = "the question" if pd.isna(row.parent_id) else " ".join(row.text.split())
-        lines = textwrap.wrap(text, int((room - beside - 0.1) / 0.073), max_lines=2, placeholder=" …")
+        lines = wrap_text(text, int((room - beside - 0.1) / 0.073), max_lines=2)
         axes.text(x + beside, y, "\n".join(lines), va="center", size=8, linespacing=1.2, zorder=3)
 
 

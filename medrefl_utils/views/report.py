@@ -20,8 +20,10 @@ from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import RESPONSES, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import read_manifest, read_table, write_text
+from medrefl_utils.exam.benchmarks import trained_questions
 from medrefl_utils.views.plots import DPI, signed
 from medrefl_utils.views.result_files import compare_with_published, evaluated_model, ours_text
+from medrefl_utils.views.score_tables import trained_note
 from medrefl_utils.views.static_html import (
     CHANGES,
     Tree,
@@ -89,6 +91,7 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         versions=manifest.get("versions", {}),
         facts=_facts(manifest, questions, steps, scores),
         results=_results(scores),
+        trained=_trained(responses, evaluated_model(run)),
         judged=bool(scores["accuracy_judged"].notna().any()),
         rates=_self_correction(run),
         published=[
@@ -176,6 +179,13 @@ def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
         models = {row["model"]: row for row in group.to_dict("records")}
         rows.append({"source": source, "protocol": protocol, "base": models.get("base"), "ours": models.get("medrefl")})
     return rows
+
+
+def _trained(responses: pd.DataFrame, model: str) -> dict[str, str]:
+    """{benchmark: sentence} where the base model was trained on some of the questions asked, by the registry."""
+    asked = {source: set(group["question_id"]) for source, group in responses.groupby("source", sort=False)}
+    found = {source: trained_questions(model, source, ids) for source, ids in asked.items()}
+    return {source: trained_note(one, len(asked[source])) for source, one in found.items() if one}
 
 
 def _example_pairs(pairs: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:
