@@ -1,0 +1,370 @@
+"""Reads an answer that is not stated in so many words: verdicts, a lone letter, a marked letter, an option's text.
+
+These rules count only where no explicit statement stands (``answer_statements``), or after one that was taken back.
+Each abstains where it would have to choose between two options.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from medrefl_utils.answer_options import Options
+from medrefl_utils.answer_statements import Rules, clause_begin, is_hypothetical, lower
+
+_MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
+_CHOOSES = re.compile(
+    rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
+    r"closest|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|"
+    r"consistent with)\b"
+)
+_CHOSEN = re.compile(
+    r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer)\b"
+)
+# What stands before an option that is passed over, and after one that is taken back.
+_NOT = (
+    r"(?:n['’]t|\b(?:not|never|cannot|unlikely|hardly|avoid|nor|neither|another|unlike|rather than|instead of|other than|opposed to|except|less likely|"
+    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least)\b)"
+)
+_PASSED = re.compile(
+    rf"{_NOT}[^.;:]{{0,60}}$|(?:^|[,;]\s)(?:while|although|though|whereas)\b[^.;:,]{{0,60}}$", re.IGNORECASE
+)
+_PASSED_CLAUSE = re.compile(rf"{_NOT}[^.;:,]{{0,80}}", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|therefore\s)?(?:not|incorrect|wrong|"
+    r"less|unlikely|excluded|eliminated|ruled|tempting|false)|isn['’]t|wouldn['’]t|does\snot|doesn['’]t|would\snot|cannot|can['’]t)\b",
+    re.IGNORECASE,
+)
+_BEFORE_NOT = re.compile(
+    r"[^.;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong)\b|"
+    r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|are not)\b",
+    re.IGNORECASE,
+)
+# A sentence's last character, or the line feeds after one. "is: E. Citalopram" is one sentence, and so is "The answer
+# is:" with the line that follows it.
+_SENTENCE_END = re.compile(
+    r"[.!?\n](?:(?<=[^:\n ]\n)\n*|(?<!\n)(?:(?<!\W[A-Z]\.)|(?<=ption [A-Z]\.)|(?<=hoice [A-Z]\.))"
+    r"[\"'”’*]{0,3}\s+(?=[A-Z\"'“‘*{(]))|[。！？।]"
+)
+_CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
+_IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
+_POINTED = re.compile(
+    r"(?:\b(?:it['’]s|it is|it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
+    r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
+)
+_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z))")
+_JOINED = re.compile(r"[\"'”’*).,\s]{0,6}(?:and|or|and/or|&|/)\s{0,2}")
+_NAMED_HEAD = re.compile(r"\b(?:option|choice|letter|answer)\s[\"'“‘*(]{0,4}\Z", re.IGNORECASE)
+_MARKS = "\"'“‘*(["
+_MARK_HEAD = re.compile(r"[\"'“‘*(\[]{1,4}\Z")
+_MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
+_LINE = re.compile(r"[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|<\|\w{2,20}\|>)\s{0,2})\Z")
+_OPENING = re.compile(r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`)")
+_ITEM = re.compile(r"(?:\A|\n|[.;|]\s{1,3})[\s*_\"'(\[>#|•-]{0,8}(?:[Oo]ption\s)?([A-Z])[)\].:*\s]")
+_ENDED = re.compile(r"[.!?。！？।…)\]}\"'”’*`:$>✅❌✓✗|]\s*\Z")
+
+# Verdicts in English, after a letter and perhaps its text.
+_VERDICT_BETWEEN = re.compile(
+    r"(?:[\s*_\"'`)(\]\[|:.,—–=-]|\b(?:is|was|seems|would be|looks|remains|are|the|a|clearly|definitely|also|therefore|option|choice|"
+    r"answer|therefore|indeed|then|this|one|verdict|probably|quite)\b){0,12}+"
+)
+_WRONG = re.compile(
+    r"incorrect|wrong|false\b|no\b|not\b|n['’]t\b|cannot\b|can['’]t|unlikely|less\b|ruled out|excluded|eliminated|inappropriate|contraindicated|"
+    r"does(?:n['’]t| not)|would(?:n['’]t| not)|isn['’]t|implausible|irrelevant|❌|✗|✘|✖|×|🚫|least\b|least likely|unrelated|improbable|out\b"
+)
+_RIGHT = re.compile(
+    r"correct\b|right\b(?! (?:side|arm|ventric|atri|upper|lower|lung|heart|coronary|eye|ear|leg|bundle|hemi|colon|adrenal|kidney))|true\b|"
+    r"yes\b|fits\b|best\b|most (?:likely|appropriate|consistent|probable|suitable|plausible)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
+    r"✅|✓|✔|☑|better\b|explains everything"
+)
+_IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a rule read: the letter that is meant ("": several) and the letter that is written, if one is."""
+
+    letter: str
+    written: str | None = None
+
+
+def lone(text: str, letters: list[int], options: Options) -> Found | None:
+    """A line that is a letter and nothing else, or the text's beginning with "B." or "B)".
+
+    Abstains where lines name different letters, where "A:" is the answerer's turn, and in a list of options.
+    """
+    lines: list[str] = []
+    last_line = text.rstrip().rpartition("\n")[2]
+    for at in letters:
+        begin, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
+        end = len(text) if end < 0 else end
+        if end - begin <= 26 and _LINE.match(text, begin, end):
+            lines.append(text[at])
+    if len(set(lines)) == 1:
+        return Found(lines[0], lines[0])
+    if lines:
+        before = text.rstrip().rpartition("\n")[0].rstrip().rpartition("\n")[2]
+        final = _LINE.match(last_line) and not _LINE.match(before)
+        return Found(lines[-1], lines[-1]) if final else None
+    opening = _OPENING.match(text)
+    if opening is None and len(text) < 30 and (small := _LINE.match(text)):
+        at = small.start() + re.search(r"[A-Za-z]", small[0]).start()
+        return Found(text[at].upper(), text[at].upper()) if options.letter_at(text, at) else None
+    if opening is None or options.letter_at(text, opening.start(1)) is None:
+        return None
+    at = opening.start(1)
+    value = options.one_at(text, at)
+    if value is None or len({item[1] for item in _ITEM.finditer(text)} & set(options.letters)) > 1:
+        return None
+    turn = value.written == "A" and text[at + 1 : at + 2] == ":" and options.text_at(text, at + 2) is None
+    return None if turn or _TAKEN_BACK.match(text, value.end) else Found(value.letter, value.written)
+
+
+def verdicts(text: str, low: str, letters: list[int], languages: list[Rules], options: Options) -> Found | None:
+    """The one option that the text calls right: "A is wrong. B is right.", "C: ✅", "C가 정답입니다".
+
+    Abstains where two are called right, and where the verdict stands under a condition or in a question.
+    """
+    right: list[str] = []
+    for at in letters:
+        if (letter := _judged(text, low, at, languages, options)) and letter not in right:
+            right.append(letter)
+    return Found(right[0], right[0]) if len(right) == 1 else None
+
+
+_IF = re.compile(r"\b(?:if|were|suppose|unless|when would|why not)\b")
+_THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this (?:one )?is\b(?! (?:not|incorrect|wrong|unlikely))")
+_JOINED_HEAD = re.compile(r"\b[a-z][\s)\"'*]{0,3}(?:,|and|or|&|/|\+)[\s(\"'*]{0,4}(?:and |or )?\Z")
+
+
+def _judged(text: str, low: str, at: int, languages: list[Rules], options: Options) -> str:
+    """The letter at a position if the words behind it call it right, else ""."""
+    letter = text[at]
+    for rules in languages:
+        end = at + 1
+        if rules.spaced and not options.is_letter(text, at):
+            continue
+        named = options.text_at(text, end)
+        verdict = rules.verdict.match(low, named[1] if named else end)
+        if verdict and (verdict["right"] or verdict["wrong"] or verdict["cross"]):
+            if not verdict["right"] or verdict["no"]:
+                return ""
+            behind = rules.behind.match(low, verdict.end())
+            begin = clause_begin(low, at)
+            if behind or is_hypothetical(low, begin, at, rules) or _asked(low, verdict.end()):
+                return ""
+            return "" if rules.denied_head.search(low, max(begin, at - 8), at) else letter
+    if not options.is_letter(text, at) and not re.match(r"\s?[✅✓✔]", text[at + 1 : at + 3]):
+        return ""
+    end = at + 1
+    between = _VERDICT_BETWEEN.match(low, end).end()
+    named = options.text_at(text, _MARK_TAIL.match(text, end).end())
+    if named:
+        if named[0] != letter:
+            return ""
+        between = _VERDICT_BETWEEN.match(low, named[1]).end()
+    if _WRONG.match(low, between) or _JOINED_HEAD.search(low, max(0, at - 12), at):
+        return ""
+    verdict = _RIGHT.match(low, between) or _IS_ANSWER.match(low, end) or _THIS_ONE.match(low, end)
+    if verdict is None or "tempting" in low[between : between + 20]:
+        return ""
+    begin = clause_begin(low, at)
+    if _IF.search(low[begin:at]) or _asked(low, verdict.end()) or _PASSED.search(low, max(begin, at - 50), at):
+        return ""
+    return letter
+
+
+def _asked(low: str, at: int) -> bool:
+    stop = low.find("\n", at)
+    stop = min(len(low), at + 60) if stop < 0 else min(stop, at + 60)
+    rest = low[at:stop]
+    ends = [rest.find(sign) for sign in ".!?。"]
+    ends = [end for end in ends if end >= 0]
+    return bool(ends) and rest[min(ends)] == "?"
+
+
+def marked(text: str, low: str, letters: list[int], options: Options) -> Found | None:
+    """The last marked letter (**B**, 'B', (B), option B, "B: its text") in a sentence that chooses.
+
+    Without such a sentence, the only marked letter of a text that is not cut. "" where two are joined.
+    """
+    seen: dict[str, Found] = {}
+    for label, chosen in _labels(text, low, letters, options):
+        if chosen:
+            return label
+        seen[label.letter] = label
+    return seen.popitem()[1] if len(seen) == 1 and is_complete(text) else None
+
+
+def settled_later(text: str, low: str, options: Options) -> Found | None:
+    """The last marked letter in a sentence that chooses, after a statement that named several."""
+    labels = _labels(text, low, options.alone_in(text), options)
+    return next((label for label, chosen in labels if chosen and label.letter), None)
+
+
+def pointed(text: str, low: str, letters: list[int], options: Options) -> Found | None:
+    """The last letter that a sentence points at: "Hence C.", "It must be D". """
+    for at in reversed(letters):
+        head = max(0, at - 24)
+        point = None
+        for point in _POINTED.finditer(low, head, at):
+            pass
+        if point is None or point.end() != at or not _POINT_ENDS.match(text, at + 1):
+            continue
+        begin = clause_begin(low, at)
+        if re.search(_NOT, low[max(begin, at - 40) : at]) or _IF.search(low[begin:at]):
+            return None
+        return Found(text[at], text[at]) if options.is_letter(text, at) else None
+    return None
+
+
+def is_complete(text: str) -> bool:
+    """Whether a text ends like a finished sentence, or is one short phrase: a text that was cut has not chosen yet."""
+    return bool(_ENDED.search(text[-40:])) or (len(text) < 80 and ". " not in text and "\n" not in text.strip())
+
+
+def _labels(final: str, low: str, letters: list[int], options: Options) -> Iterator[tuple[Found, bool]]:
+    """(Label, chosen) of each marked letter that is not passed over, last one first.
+
+    Two letters joined by "and" or "or" are "". ``chosen``: the letter's sentence makes a choice.
+    """
+    letters = [at for at in letters if _may_mark(final, at, options)]
+    while letters:
+        begin, stop = _sentence_at(final, letters[-1])
+        first = bisect_left(letters, begin)
+        yield from reversed(list(_labels_of(final, low, begin, stop, letters[first:], options)))
+        letters = letters[:first]
+
+
+def _may_mark(final: str, at: int, options: Options) -> bool:
+    """Whether a letter could be a label: a look at its neighbours spares most letters the look at their sentence."""
+    if (at and final[at - 1] in _MARKS) or _NAMED_HEAD.search(final, max(0, at - 14), at):
+        return True
+    end = _MARK_TAIL.match(final, at + 1).end()
+    return ":" in final[at + 1 : end] or bool(_IS_CHOSEN.match(final, end)) or options.text_at(final, end) is not None
+
+
+def _sentence_at(final: str, at: int) -> tuple[int, int]:
+    """Begin and end of the sentence around a position; nearby first, since most sentences are short."""
+    begin = 0
+    for low in (max(0, at - 300), max(0, at - 2_000)):
+        ends = [end.end() for end in _SENTENCE_END.finditer(final, low, at + 1) if end.end() <= at]
+        if ends:
+            begin = ends[-1]
+            break
+        begin = low
+    end = _SENTENCE_END.search(final, at, at + 4_000)
+    return begin, end.end() if end else min(len(final), at + 4_000)
+
+
+def _labels_of(
+    final: str, low: str, begin: int, stop: int, letters: list[int], options: Options
+) -> Iterator[tuple[Found, bool]]:
+    """The labels of one sentence, in order."""
+    sentence, cued_from = final[begin:stop], -1
+    if _IF.match(low, begin) or sentence.rstrip().endswith("?"):
+        return
+    last, last_end, done = "", 0, 0
+    for at in (at - begin for at in letters):
+        if at < done:  # inside the text of the option before it
+            continue
+        head = _NAMED_HEAD.search(sentence, max(done, at - 14), at)
+        head = head or _MARK_HEAD.search(sentence, max(done, at - 4), at)
+        start, close = head.start() if head else at, _MARK_TAIL.match(sentence, at + 1)[0]
+        end = at + 1 + len(close)
+        named = options.text_at(sentence, end)
+        if head is None and not named:
+            opens = ":" in close and not sentence[:start].strip()
+            judged = _IS_CHOSEN.match(sentence, end) and _CONNECTED.search(sentence, max(0, start - 20), start)
+            if (not opens or sentence[at] == "A") and not judged:
+                continue
+        if head and not close and not head[0][0].isalpha():  # 'A brief trial of ...'
+            continue
+        letter, done = named or (sentence[at], end)
+        if _PASSED.search(sentence, max(0, start - 80), start) or _TAKEN_BACK.match(sentence, done):
+            continue
+        if cued_from < 0:
+            cue = _CHOOSES.search(low, begin, stop)
+            cued_from = cue.start() - begin if cue else len(sentence)
+        joined = last not in ("", letter) and _JOINED.fullmatch(sentence, last_end, start)
+        yield (
+            Found("" if joined else letter, sentence[at]),
+            start >= cued_from or bool(_CHOSEN.match(sentence, done)),
+        )
+        last, last_end = letter, done
+
+
+def _sentences(final: str) -> Iterator[str]:
+    begin = 0
+    for end in _SENTENCE_END.finditer(final):
+        yield final[begin : end.end()]
+        begin = end.end()
+    yield final[begin:]
+
+
+def _kept(sentence: str) -> str:
+    """A sentence without what it passes over; "" for a question, a hypothetical and a denial."""
+    stripped = sentence.rstrip()
+    low = lower(stripped)
+    if stripped.endswith(("?", "？")) or _IF.match(low):
+        return ""
+    return _PASSED_CLAUSE.sub(" ", _BEFORE_NOT.sub(" ", sentence))
+
+
+def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
+    """The sentences that choose, without what they pass over; last one first."""
+    for sentence in reversed(list(_sentences(final))):
+        low = lower(sentence)
+        if _CHOOSES.search(low) or any(
+            rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)
+            for rules in languages
+        ):
+            yield _kept(sentence)
+
+
+_SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
+_SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
+
+
+def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found, str] | None:
+    """The one option that the last choosing sentence names, else the only option that a complete text names.
+
+    Abstains for an option that is a number or as short as one, where several are named, and where a text is cut.
+    """
+    short = {letter for option, letter in options.texts if _SHORT.fullmatch(option)}
+    last = text.rstrip().rpartition("\n")[2].rpartition(". ")[2]
+    if (options.every or options.no_one) and (said := set(options.named_in(last)) & {options.every, options.no_one}):
+        return Found(said.pop()), "text"
+
+    def named(sentence: str) -> list[str]:
+        return [letter for letter in options.named_in(sentence) if letter not in short]
+
+    if any(rules.language.code == "tr" for rules in languages):
+        text = _SUFFIX.sub(r"\1", text)
+    for sentence in _choosing(text, languages):
+        if len(letters := named(sentence)) == 1:
+            return Found(letters[0]), "text"
+    everywhere = named(" ".join(map(_kept, _sentences(text)))) if len(text) < 12_001 else []
+    if everywhere:
+        return (Found(everywhere[0]), "text") if len(everywhere) == 1 and is_complete(text) else None
+    if len(text) < 40 and (letters := options.named_in(text)):
+        return (Found(letters[0]), "text") if len(letters) == 1 and _whole(text, letters[0], options) else None
+    for sentence in islice(_choosing(text, languages), 5):
+        if len(near := options.nearly(sentence[-400:])) == 1:
+            return Found(near.pop()), "misspelled"
+    return None
+
+
+def _whole(text: str, letter: str, options: Options) -> bool:
+    """Whether a short option opens the text: "yes", "No. The trial showed no effect."."""
+    named = options.text_at(text, 0)
+    return named is not None and named[0] == letter and text[named[1] : named[1] + 1] in ("", ".", ",", "!", "\n", ";")
+
+
+def denied_around(text: str, low: str, head: int, end: int) -> bool:
+    """Whether the words before or behind a letter deny it: "not A", "A is wrong"."""
+    begin = clause_begin(low, head)
+    return bool(re.search(rf"{_NOT}[^.;:,]{{0,30}}\Z", low[begin:head])) or bool(_TAKEN_BACK.match(text, end))

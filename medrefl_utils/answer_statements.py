@@ -1,0 +1,532 @@
+"""Finds explicit statements of an answer: JSON keys, boxes, "Answer: B", "the answer is B", "I choose B", "答案是B".
+
+Each statement has a stance. ``asserted``: it says what the answer is. ``denied``: it says what the answer is not.
+``supposed``: it stands under a condition or in a question. ``doubtful``: a "would" under a circumstance ("in renal
+failure I would choose B"), which counts only where nothing else is stated. ``unreadable``: it states an answer that is
+no option, or that the rules cannot read; nothing before it may then be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from heapq import merge
+
+from medrefl_utils.answer_options import OPEN, Options, Value
+from medrefl_utils.answer_words import LANGUAGES, Language
+
+ASSERTED, DENIED, SUPPOSED, DOUBTFUL, UNREADABLE = "asserted", "denied", "supposed", "doubtful", "unreadable"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """An explicit statement: where it begins and ends, the letter it names ("": several or none), rule and stance.
+
+    ``label``: it has the form of a final answer ("Answer: B", a box, JSON) and not of a sentence.
+    """
+
+    at: int
+    end: int
+    letter: str
+    written: str | None
+    rule: str
+    stance: str = ASSERTED
+    label: bool = False
+
+
+# --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
+_CUES = ("answer", "option", "choice", "letter", "boxed", "fbox", "choos", "select", "pick", "o with", "ing with", "ans", "final:", "leav", "left with")  # fmt: skip
+_BOX = re.compile(r"(?<=\\)f?box(?:ed)?\s?\{")
+_CHOOSE = re.compile(r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)")
+_LEAVES = re.compile(r"(?<!\w)(?:leav(?:es|ing)|left with)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
+_RANKED_HEAD = re.compile(r"(?<!\w)(?:correct|best|right|final|appropriate|closest|suitable|likely|selected|chosen|my)\s\Z")
+_LABEL = re.compile(
+    r"(?:answers?|option|choice|letter|ans|final)\b(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
+    r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?)|answer[\w_]{0,8}>"
+)
+_SENTENCE = re.compile(
+    r"\w{6}s?\b(?:,?\s(?!(?:is|isn't|not|cannot|can't|should|would|must|may|might|could)\b)[\w'’-]{1,24}){0,10}?,?\s"
+    r"(?P<copula>(?:is|isn['’]t|are|cannot|can['’]t|can|should|shouldn['’]t|would|wouldn['’]t|must|may|might|could|will)\b"
+    r"(?:\s(?:certainly|clearly|definitely|most|likely|probably|therefore|then|thus|also|surely))?"
+    r"(?:\s(?:not|never))?(?:\sbe\b)?)"
+)
+_HEADING = re.compile(r"[#*_\s>]{0,12}(?:the\s|my\s)?(?:final\s|correct\s|best\s)?\Z")
+_FILLER = re.compile(
+    r"(?:(?:the|an?(?=\s(?:option|choice|answer))|most|likely|probably|best|correct|right|final|answer|option|choice|letter|"
+    r"is|be|would|indeed|definitely|clearly|closest|therefore|thus|so|text|textbf|mathbf|mathrm|boxed|given|about|approximately|"
+    r"around|roughly|both|either|indicated by|as follows|number|stage(?=\s\())\b[\s\"'“”‘’`*_(\[{:,\\>]{1,6}){1,8}+"
+)
+_NOT_HERE = re.compile(
+    r"\b(?:not|never|cannot|n['’]t|isn['’]t|can['’]t|shouldn['’]t|wouldn['’]t|hardly|unlikely|neither|nor|no longer|"
+    r"anything but|other than|far from)\b"
+)
+_DENIED_HEAD = re.compile(
+    r"(?:\b(?:not|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|tempt\w*|"
+    r"rather than|instead of|worst)|n['’]t)\b(?:(?!\b(?:so|thus|therefore|hence|but|making|because|since|as)\b)[^,.;:!?\n]){0,40}\Z"
+)
+_EARLIER_HEAD = re.compile(
+    r"\b(?:first|initial|initially|original|previous|earlier|preliminary|alternative|alternate|other|second(?:[- ]best)?|next[- ]best|"
+    r"rejected|wrong|incorrect|student'?s?|their|his|another)[\s_-]{1,2}(?:answer|choice)?\s?\Z"
+)
+_OTHERS_HEAD = re.compile(
+    r"\b(?:many|most|some|few|students?|people|others?|someone|candidates?|examinees?|they|clinicians|doctors|test[- ]takers?|"
+    r"one (?:might|may|could)|you (?:might|may|could)|tempt\w*|common\w*|easy to|error|mistake|trap|was going to|were to|"
+    r"initially|at first|first|almost|reason(?:s)? to|when to|how to|wrong to)\b[^.;:!?\n]{0,50}\Z"
+)
+_CHOOSER = re.compile(
+    r"(?:\b(?:i|we|i['’]d|i['’]ll|i['’]m|we['’]d|we['’]ll|we['’]re|let['’]s|let us|let me|should|must|will|would)\b[^.;:!?\n]{0,40}|"
+    r"(?:\A|[,:\n])\W{0,6}(?:so|thus|therefore|hence|then|now|finally|please|accordingly|step \d+)?[,:]?\s{0,2}(?:g)?)\Z"
+)
+_CONDITION = re.compile(
+    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|\A\W{0,6}(?:were|had|should) |"
+    r"\b(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let['’]s say|unless|provided that|hypothetically|why not|when would|could the|"
+    r"might the|would the|is the)\b"
+)
+_CIRCUMSTANCE = re.compile(
+    r"\b(?:in|with|for|under|without|had)\s(?!this|these|those|the\s(?:given|above|present|current|case|end|question)|my|our|"
+    r"conclusion|summary|short|view|light|general|order|addition|all|such|that|mind|any|fact|her|his|him|their|me|which)\w|\binstead\b"
+)
+_ASKED = re.compile(r"[\"'”*)\].\s]{0,4}\?|\s?吗|\s?か[?？]|[^.!\n]{0,60}\?\s{0,3}(?:no|not|hmm|perhaps|maybe|\Z|\n|but|let)")
+_SETTLED = re.compile(r"[\"'”*)\].\s]{0,4}\?[^\w\n]{0,6}(?:no|nope|not really|rather|wait|actually)\b[,.:;!\s—–-]{0,4}(?:wait,?\s|actually,?\s)?", re.I)
+_BUT = re.compile(
+    r"[^.!?\n]{0,60}?(?:\bbut(?:\srather|\sinstead)?|\brather|\binstead|;|,)\s(?:it['’]s\s|it is\s|it should be\s|the answer is\s|"
+    r"is\s|rather\s|instead\s)?"
+)
+_POINTER = re.compile(
+    r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|so|therefore|hence|thus|has|namely|"
+    r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
+)
+_PASSED = re.compile(
+    r"(?:\b(?:not|never|rules? out|ruled out|ruling out|exclud\w+|eliminat\w+|unlike|rather than|instead of|other than|no longer|"
+    r"nor|neither)|n['’]t)\b[^.,;:]{0,60}"
+)
+# --- JSON ---
+_KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
+_KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
+_KEY_WORDS = _KEY_CORE | frozenset("final correct best right my the selected chosen model predicted idx index text key id your is".split())
+_FINAL_KEYS = frozenset(("final", "correct"))
+
+
+def lower(text: str) -> str:
+    """The text in lower case, position by position."""
+    low = text.lower()
+    return low if len(low) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
+def clause_begin(low: str, at: int) -> int:
+    """Where the sentence around a position begins, at most 220 characters before it."""
+    floor = max(0, at - 220)
+    begin = floor
+    for sign in ("\n", ". ", "? ", "! ", "。", "! ", "।"):
+        found = low.rfind(sign, begin, at)
+        if found >= 0:
+            begin = found + len(sign)
+    return begin
+
+
+def sentence_end(text: str, at: int) -> int:
+    """Where the sentence around a position ends, at most 300 characters after it."""
+    end = min(len(text), at + 300)
+    for sign in ("\n", ". ", "? ", "! ", "。", "।"):
+        found = text.find(sign, at, end)
+        if found >= 0:
+            end = found + 1
+    return end
+
+
+def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
+    """What a phrase in place of a letter chooses: "I think it is C", "rules out C, leaving D", "a CT of the abdomen".
+
+    Abstains where the phrase names several options, or none. ``Value.letter`` is "" for several.
+    """
+    phrase = text[begin:end]
+    low = lower(phrase)
+    kept = _PASSED.sub(lambda passed: " " * len(passed[0]), low)
+    found = None
+    for pointer in _POINTER.finditer(kept):
+        if options.alone.match(phrase, pointer.end()) and options.is_letter(phrase, pointer.end()):
+            found = options.value_at(phrase, pointer.end()) or found
+    if found:
+        return replace(found, end=begin + found.end)
+    named = options.named_in(kept)
+    if named:
+        return Value(named[0] if len(named) == 1 else options.joined(named), None, end)
+    if len(phrase.split()) <= 14:
+        for near in (options.described(kept), options.nearly(kept)):
+            if len(near) == 1:
+                return Value(near.pop(), None, end)
+    return None
+
+
+def json_answers(text: str, options: Options) -> tuple[Statement | None, int, int, list[Statement]]:
+    """The answer of a JSON object, the span of that object, and what keys such as ``wrong_answer`` deny."""
+    found: list[tuple[bool, Statement]] = []
+    denied: list[Statement] = []
+    first = -1
+    for key in _KEY.finditer(text):
+        words = {word.lower() for word in _KEY_WORD.findall(key[1])}
+        if not words & _KEY_CORE:
+            continue
+        value = _json_value(text, key.end(), options)
+        if not words <= _KEY_WORDS:
+            if value:
+                denied.append(Statement(key.start(), value.end, value.letter, None, "json", DENIED, True))
+            continue
+        first = key.start() if first < 0 else first
+        if value is None:
+            statement = Statement(key.start(), key.end(), "", None, "json", UNREADABLE, True)
+        else:
+            statement = Statement(key.start(), value.end, value.letter, value.written, "json", ASSERTED, True)
+        found.append((bool(words & _FINAL_KEYS), statement))
+    if not found:
+        return None, -1, -1, denied
+    readable = [pair for pair in found if pair[1].stance == ASSERTED] or found
+    final = [statement for is_final, statement in readable if is_final] or [statement for _, statement in readable]
+    begin = text.rfind("{", 0, first)
+    end = text.rfind("}") + 1
+    chosen = final[-1]
+    if begin < 0:
+        return chosen, first, chosen.end, []
+    return chosen, begin, end if end > chosen.end else len(text), []
+
+
+def _json_value(text: str, at: int, options: Options) -> Value | None:
+    value = options.value_at(text, at)
+    if value:
+        return value
+    string = re.compile(r"\s{0,4}[\[{\"'“\s]{0,6}([^\"”\n]{0,200})").match(text, at)
+    return prose(text, string.start(1), string.end(1), options) if string and string[1].strip() else None
+
+
+def _boxed(text: str, at: int, options: Options) -> Statement | None:
+    """A box: a letter, a letter and its text, or an option's text. A box with a formula is no answer."""
+    start = OPEN.match(text, at).end()
+    if named := options.text_at(text, start):
+        rest = text[named[1] : named[1] + 1]
+        value = options.value_at(text, start) if rest in "} \n,.)$\\&/" else None
+    else:
+        value = options.value_at(text, start)
+    if value is None and (filler := _FILLER.match(lower(text[start : start + 60]))):
+        value = options.value_at(text, start + filler.end())
+    if value is None:
+        stop = text.find("}", start)
+        words = re.search(r"[^\W\d_]{3,}", text[start : stop if stop >= 0 else start + 60])
+        return Statement(at, start, "", None, "boxed", UNREADABLE, True) if words else None
+    return Statement(at, value.end, value.letter, value.written, "boxed", label=True)
+
+
+def _value(text: str, low: str, at: int, options: Options) -> Value | None:
+    at = OPEN.match(text, at).end()
+    value = options.value_at(text, at)
+    if value is None and (filler := _FILLER.match(low, at)):
+        value = options.value_at(text, filler.end())
+    return value
+
+
+def _turned(text: str, low: str, end: int, options: Options) -> Value | None:
+    """The option after a denied one: "not A but C", "it isn't A, it's C"."""
+    but = _BUT.match(low, end)
+    return _value(text, low, but.end(), options) if but else None
+
+
+def _stance(low: str, at: int, end: int, copula: str) -> str:
+    """The stance of a statement at a position, by its sentence."""
+    head = low[clause_begin(low, at) : at]
+    if _DENIED_HEAD.search(head) or _EARLIER_HEAD.search(head):
+        return DENIED
+    if _CONDITION.search(head) or _ASKED.match(low, end):
+        return SUPPOSED
+    if "would" in copula and _CIRCUMSTANCE.search(head):
+        return DOUBTFUL
+    return ASSERTED
+
+
+def english(text: str, low: str, options: Options) -> Iterator[Statement]:
+    """The explicit statements in English and in marks of code, last one first."""
+    where = {cue: at for cue in _CUES if (at := low.rfind(cue)) >= 0}
+    while where:
+        cue = max(where, key=where.get)
+        at = where[cue]
+        statement = _at_cue(text, low, cue, at, options)
+        if statement:
+            yield statement
+        where[cue] = low.rfind(cue, 0, at)
+        if where[cue] < 0:
+            del where[cue]
+
+
+def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Statement | None:
+    if cue in ("boxed", "fbox"):
+        box = _BOX.match(low, at)
+        return _boxed(text, box.end(), options) if box else None
+    if cue in ("choos", "select", "pick", "o with", "ing with"):
+        return _choice(text, low, at, options)
+    if cue in ("leav", "left with"):
+        leaves = _LEAVES.match(low, at)
+        value = _value(text, low, leaves.end(), options) if leaves else None
+        if value is None or not value.letter or value.written is None:
+            return None
+        return Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, ""))
+    before = low[at - 1 : at]
+    if before.isalnum() or (cue in ("ans", "final:") and before not in ("", "\n", "*", "#", " ")):
+        return None
+    if cue not in ("answer", "ans", "final:") and not _RANKED_HEAD.search(low, max(0, at - 14), at):
+        return None
+    label = _LABEL.match(low, at)
+    if label and (label[0][-1] != ">" or before in "<_"):
+        return _labelled(text, low, at, label.end(), options)
+    if cue in ("ans", "final:"):
+        return None
+    sentence = _SENTENCE.match(low, at)
+    if sentence:
+        return _sentence(text, low, at, sentence, options)
+    return _headed(text, low, at, options) if cue == "answer" else None
+
+
+def _labelled(text: str, low: str, at: int, end: int, options: Options) -> Statement | None:
+    """ "Answer: B": its value, a phrase that chooses, or an answer that no rule reads."""
+    stance = _stance(low, at, end, "")
+    if stance == DENIED:
+        return None
+    value = _value(text, low, end, options)
+    if value and value.written is None and len(text[at : value.end].split()[-1].strip("\"'*().,`")) == 1:
+        return None  # "Answer: X", as the instruction says, where an option's text is "X"
+    if value is None:
+        start = OPEN.match(text, end).end()
+        stop = text.find("\n", start)
+        stop = len(text) if stop < 0 else stop
+        if "\n" in text[end:start] or not text[start:stop].strip(" \t*_.<>/"):
+            return None  # nothing stands behind the label
+        stop = min(stop, start + 300)
+        negated = _NOT_HERE.match(low, start)
+        value = _turned(text, low, negated.end(), options) if negated else prose(text, start, stop, options)
+        if value is None:
+            return Statement(at, stop, "", None, "stated", UNREADABLE, True)
+        return Statement(at, value.end, value.letter, value.written, "stated", label=True)
+    return _settled(text, low, Statement(at, value.end, value.letter, value.written, "stated", stance, True), options)
+
+
+def _settled(text: str, low: str, statement: Statement, options: Options) -> Statement:
+    """A statement, or what its own question settles on: "Answer: C? No, B." """
+    settled = _SETTLED.match(low, statement.end)
+    if settled and (value := _value(text, low, settled.end(), options)):
+        return replace(statement, end=value.end, letter=value.letter, written=value.written, stance=ASSERTED)
+    if settled or _ASKED.match(low, statement.end):
+        return replace(statement, stance=SUPPOSED)
+    return statement
+
+
+def _sentence(text: str, low: str, at: int, sentence: re.Match[str], options: Options) -> Statement | None:
+    """ "The answer is B": the value behind the copula, or the only option that the rest of the sentence names."""
+    end, copula = sentence.end(), sentence["copula"]
+    if options.letters and options.alone.search(text, at, sentence.start("copula")):
+        return None  # "Answer A is an antiplatelet" is about A
+    start = OPEN.match(text, end).end()
+    denied = _NOT_HERE.search(copula) or _NOT_HERE.match(low, start)
+    value = _value(text, low, _NOT_HERE.match(low, start).end() if _NOT_HERE.match(low, start) else end, options)
+    if denied:
+        turned = _turned(text, low, value.end if value else start, options)
+        if turned is None:
+            letter = value.letter if value else ""
+            return Statement(at, value.end if value else end, letter, None, "stated", DENIED)
+        return Statement(at, turned.end, turned.letter, turned.written, "stated")
+    if value is None:
+        return None
+    return _settled(
+        text, low, Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, copula)), options
+    )
+
+
+def _headed(text: str, low: str, at: int, options: Options) -> Statement | None:
+    """ "## Answer" on a line of its own, and the value on the next line that is not blank."""
+    line_end = low.find("\n", at)
+    begin = low.rfind("\n", 0, at) + 1
+    if line_end < 0 or low[at + 6 : line_end].strip("s*_# :\t") or not _HEADING.match(low[begin:at]):
+        return None
+    value = options.value_at(text, line_end)
+    return Statement(at, value.end, value.letter, value.written, "stated", label=True) if value else None
+
+
+def _choice(text: str, low: str, at: int, options: Options) -> Statement | None:
+    """ "I choose B", "let's go with B", "choose B" at a sentence's start; not "many choose B"."""
+    choose = _CHOOSE.match(low, at)
+    if choose is None:
+        return None
+    head = low[clause_begin(low, at) : at]
+    if _OTHERS_HEAD.search(head) or not _CHOOSER.search(head):
+        return None
+    value = _value(text, low, choose.end(), options)
+    if value is None:
+        return None
+    stance = _stance(low, at, value.end, "would" if "would" in head or "'d" in head else "")
+    return Statement(at, value.end, value.letter, value.written, "stated", stance)
+
+
+# --- other languages ---
+_SPACED = frozenset(("es", "fr", "de", "pt", "it", "ru", "vi", "tr", "ar", "hi"))
+_NOT_BEHIND = frozenset(("ko", "ja", "hi", "tr", "th"))
+_PUNCTUATION = r"[\s\"'“”‘’`*_(\[\]){:=>«»–—「」『』【】<|→,-]"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The patterns of one language. ``cue``: what introduces an answer; ``between``: what may stand before its value."""
+
+    language: Language
+    spaced: bool
+    cue: re.Pattern[str]
+    between: re.Pattern[str]
+    negation: re.Pattern[str]
+    behind: re.Pattern[str]
+    but: re.Pattern[str]
+    condition: re.Pattern[str]
+    mood: re.Pattern[str] | None
+    denied_head: re.Pattern[str]
+    retraction: re.Pattern[str]
+    joins: re.Pattern[str]
+    verdict: re.Pattern[str]
+    chooses: re.Pattern[str]
+
+
+@lru_cache(maxsize=32)
+def rules_of(language: Language) -> Rules:
+    """The patterns of a language's row, compiled on first use."""
+    spaced = language.code in _SPACED
+    begin, end = (r"(?<![^\W_])", r"(?![^\W_])") if spaced else ("", "")
+
+    def word(alternatives: str) -> str:
+        return rf"{begin}(?:{alternatives}){end}"
+
+    row = language
+    apart = r"[\s\"'*]{0,3}"
+    negation = word(row.negation).replace("n'" + end, "n'") if row.code == "fr" else word(row.negation)
+    if row.code == "fr":
+        negation = rf"(?:(?<!\w)n'|{word('ne|pas|jamais|aucun')})"
+    joins = word(row.joins) if row.code not in ("fr", "it") else rf"(?:(?<!\w)l'|{word(row.joins)})"
+    behind = rf"[\s\"'*).,]{{0,4}}(?:{word(row.joins)}|{word(row.option)}){{0,2}}\s?{word(row.negation)}"
+    if row.code in ("ko", "ja"):
+        behind = rf"[\s\"'*)]{{0,4}}(?:은|는|이|가|で|は|では)?\s?(?:{row.negation})"
+    elif row.code == "tr":
+        behind = rf"[\s\"'*)]{{0,4}}(?:{row.option})?\s?(?:değil|olamaz)"
+    elif row.code == "hi":
+        behind = rf"[\s\"'*)]{{0,4}}(?:नहीं)"
+    verdict = (
+        rf"(?:{_PUNCTUATION}|[.、，。]|{joins}|{word(row.option)}|'d[ıi]r){{0,8}}?(?P<no>{negation})?(?:{_PUNCTUATION}|{joins}){{0,3}}?"
+        rf"(?:(?P<wrong>{word(row.wrong)})|(?P<right>{word(row.right)}|{word(row.choose)}|✅|✓|✔)|(?P<cross>❌|✗|✘))"
+    )
+    return Rules(
+        row,
+        spaced,
+        re.compile(rf"{word(row.choose)}|{word(row.answer)}|{word(row.option)}{apart}{word(row.right)}|{word(row.right)}{apart}{word(row.option)}"),
+        re.compile(rf"(?:{_PUNCTUATION}|{negation}|{joins}|{word(row.right)}|{word(row.option)}){{0,14}}+"),
+        re.compile(negation),
+        re.compile(behind),
+        re.compile(rf"[\s,、，;)\"'*]{{0,4}}(?:{word(row.negation)})?[\s,、，;]{{0,3}}(?:{word(row.but)})?(?:{_PUNCTUATION}|{joins}|{word(row.option)}){{0,6}}+"),
+        re.compile(word(row.condition)),
+        re.compile(_MOODS[row.code]) if row.code in _MOODS else None,
+        re.compile(rf"(?:{negation}|不|别|別)\W?\Z"),
+        re.compile(rf"(?:\A|(?<=[\s.,;:!?。,、…—।]))(?:{row.retraction})"),
+        re.compile(rf"(?:{joins}|:|c'est)(?:{_PUNCTUATION}|{joins}|{word(row.option)}){{0,6}}+"),
+        re.compile(verdict),
+        re.compile(rf"{word(row.right)}|{word(row.answer)}|{word(row.choose)}"),
+    )  # fmt: skip
+
+
+_MOODS = {
+    "es": r"\bsi\b.{0,150}\b(?:sería|habría|elegiría)|supongamos|suponiendo",
+    "fr": r"\bs[i'].{0,150}\b(?:serait|aurait|choisirais)|supposons",
+    "de": r"(?:\bwenn\b|\bfalls\b|\bwäre\b|\bhätte\b).{0,150}\b(?:wäre|würde|hätte)\b|angenommen",
+    "pt": r"\b(?:se|caso)\b.{0,150}\b(?:seria|teria|escolheria)|supond|suponha",
+    "it": r"\b(?:se|qualora)\b.{0,150}\b(?:sarebbe|sceglierei)|supponiamo",
+    "tr": r"\b(?:eğer|olsaydı|olurdu|varsayalım)\b",
+}
+
+
+def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
+    """Whether a sentence is hypothetical; where a language has a mood for it, the conjunction is not enough."""
+    if rules.mood:
+        return rules.mood.search(low[begin : sentence_end(low, at)]) is not None
+    return rules.condition.search(low, begin, at) is not None
+
+
+def active(low: str) -> list[Rules]:
+    """The rules of the languages whose words occur in a text."""
+    return [rules_of(language) for language in LANGUAGES if any(probe in low for probe in language.probe)]
+
+
+def foreign(text: str, low: str, languages: list[Rules], options: Options) -> list[Statement]:
+    """The explicit statements in other languages than English, in no order."""
+    found: list[Statement] = []
+    for rules in languages:
+        end = 0
+        for cue in rules.cue.finditer(low):
+            if cue.start() < end:
+                continue
+            if statement := _foreign_at(text, low, cue, rules, options):
+                found.append(statement)
+                end = statement.end
+    return found
+
+
+def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: Options) -> Statement | None:
+    between = rules.between.match(low, cue.end())
+    start = between.end()
+    if text[start : start + 2] in ("a ", "o ", "e "):  # an article: "é a D"
+        start += 2
+    while start > cue.end() and text[start - 1] in "([{\"'*-<":
+        start -= 1
+    value = options.value_at(text, start)
+    begin = clause_begin(low, cue.start())
+    denied = rules.negation.search(between[0]) or rules.denied_head.search(low, max(begin, cue.start() - 8), cue.start())
+    if value is None:
+        line_end = low.find("\n", start)
+        line_end = len(low) if line_end < 0 else line_end
+        is_label = ":" in between[0] and low[low.rfind("\n", 0, cue.start()) + 1 : cue.start()].strip(" *#_>") == ""
+        if not is_label or "\n" in between[0] or not text[start:line_end].strip(" *_"):
+            return None
+        said = prose(text, start, line_end, options)
+        if said is None:
+            return Statement(cue.start(), line_end, "", None, "stated", UNREADABLE, True)
+        return Statement(cue.start(), said.end, said.letter, said.written, "stated", label=True)
+    after = rules.behind.match(low, value.end) if rules.language.code in _NOT_BEHIND else None
+    if denied or after:
+        but = rules.but.match(low, after.end() if after else value.end)
+        turned = options.value_at(text, but.end()) if but else None
+        if turned is None or turned.letter == value.letter:
+            return Statement(cue.start(), after.end() if after else value.end, value.letter, None, "stated", DENIED)
+        return Statement(cue.start(), turned.end, turned.letter, turned.written, "stated")
+    stance = ASSERTED
+    if is_hypothetical(low, begin, cue.start(), rules) or _ASKED.match(low, value.end):
+        stance = SUPPOSED
+    label = ":" in between[0] or "\n" in between[0]
+    return Statement(cue.start(), value.end, value.letter, value.written, "stated", stance, label)
+
+
+def statements(text: str, low: str, languages: list[Rules], options: Options) -> Iterator[Statement]:
+    """Every explicit statement of a text, last one first. Sentences inside a JSON object with an answer do not count."""
+    structured, begin, end, other = None, -1, -1, []
+    if '":' in text or '" :' in text or "':" in text:
+        structured, begin, end, other = json_answers(text, options)
+        yield from other
+    streams = [english(text, low, options)]
+    if languages:
+        streams.append(sorted(foreign(text, low, languages, options), key=lambda s: -s.at))
+    every = merge(*streams, key=lambda statement: -statement.at) if len(streams) > 1 else streams[0]
+    if structured is None:
+        yield from every
+        return
+    told = False
+    for statement in every:
+        if statement.at >= end:
+            yield statement
+            continue
+        if not told:
+            told = True
+            yield structured
+        if statement.at < begin:
+            yield statement
+    if not told:
+        yield structured
