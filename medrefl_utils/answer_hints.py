@@ -26,8 +26,8 @@ _CHOSEN = re.compile(
 )
 # What stands before an option that is passed over, and after one that is taken back.
 _NOT = (
-    r"(?:n['’]t|\b(?:not|never|cannot|unlikely|hardly|avoid|nor|neither|another|unlike|rather than|instead of|other than|opposed to|except|less likely|"
-    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least)\b)"
+    r"(?:n['’]t|\b(?:not|never|nor|neither|another|unlike|rather than|instead of|other than|opposed to|except|less likely|"
+    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|avoid (?:picking|choosing|selecting|option))\b|(?:cannot|can['’]t|unlikely to|hardly) be\s[\"'*(]{0,3}$)"
 )
 _PASSED = re.compile(
     rf"{_NOT}[^.;:]{{0,60}}$|(?:^|[,;]\s)(?:while|although|though|whereas)\b[^.;:,]{{0,60}}$", re.IGNORECASE
@@ -43,6 +43,7 @@ _BEFORE_NOT = re.compile(
     r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|are not)\b",
     re.IGNORECASE,
 )
+_NEGATES = re.compile(r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out)\b")
 # A sentence's last character, or the line feeds after one. "is: E. Citalopram" is one sentence, and so is "The answer
 # is:" with the line that follows it.
 _SENTENCE_END = re.compile(
@@ -57,6 +58,7 @@ _POINTED = re.compile(
 )
 _POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z))")
 _JOINED = re.compile(r"[\"'”’*).,\s]{0,6}(?:and|or|and/or|&|/)\s{0,2}")
+_ALSO = re.compile(r"[\"'”’*)\]]{0,4}\s(?:is|are|would be)\salso\s(?:an?|the|crucial|important|necessary|needed|required|recommended)\b")
 _NAMED_HEAD = re.compile(r"\b(?:option|choice|letter|answer)\s[\"'“‘*(]{0,4}\Z", re.IGNORECASE)
 _MARKS = "\"'“‘*(["
 _MARK_HEAD = re.compile(r"[\"'“‘*(\[]{1,4}\Z")
@@ -136,7 +138,7 @@ def verdicts(text: str, low: str, letters: list[int], languages: list[Rules], op
 
 
 _IF = re.compile(r"\b(?:if|were|suppose|unless|when would|why not)\b")
-_THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this (?:one )?is\b(?! (?:not|incorrect|wrong|unlikely))")
+_THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
 _JOINED_HEAD = re.compile(r"\b[a-z][\s)\"'*]{0,3}(?:,|and|or|&|/|\+)[\s(\"'*]{0,4}(?:and |or )?\Z")
 
 
@@ -157,19 +159,17 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
             if behind or is_hypothetical(low, begin, at, rules) or _asked(low, verdict.end()):
                 return ""
             return "" if rules.denied_head.search(low, max(begin, at - 8), at) else letter
-    if not options.is_letter(text, at) and not re.match(r"\s?[✅✓✔]", text[at + 1 : at + 3]):
-        return ""
     end = at + 1
-    between = _VERDICT_BETWEEN.match(low, end).end()
     named = options.text_at(text, _MARK_TAIL.match(text, end).end())
-    if named:
-        if named[0] != letter:
-            return ""
-        between = _VERDICT_BETWEEN.match(low, named[1]).end()
-    if _WRONG.match(low, between) or _JOINED_HEAD.search(low, max(0, at - 12), at):
+    if named and named[0] != letter:
         return ""
+    between = _VERDICT_BETWEEN.match(low, named[1] if named else end).end()
     verdict = _RIGHT.match(low, between) or _IS_ANSWER.match(low, end) or _THIS_ONE.match(low, end)
-    if verdict is None or "tempting" in low[between : between + 20]:
+    if verdict is None or _WRONG.match(low, between) or "tempting" in low[between : between + 20]:
+        return ""
+    if not options.is_letter(text, at) and text[end : end + 2].strip() not in ("✅", "✓", "✔"):
+        return ""
+    if _JOINED_HEAD.search(low, max(0, at - 12), at):
         return ""
     begin = clause_begin(low, at)
     if _IF.search(low[begin:at]) or _asked(low, verdict.end()) or _PASSED.search(low, max(begin, at - 50), at):
@@ -290,11 +290,22 @@ def _labels_of(
             cue = _CHOOSES.search(low, begin, stop)
             cued_from = cue.start() - begin if cue else len(sentence)
         joined = last not in ("", letter) and _JOINED.fullmatch(sentence, last_end, start)
+        joined = joined or _ALSO.match(sentence, done)
         yield (
             Found("" if joined else letter, sentence[at]),
             start >= cued_from or bool(_CHOSEN.match(sentence, done)),
         )
         last, last_end = letter, done
+
+
+def _backwards(final: str) -> Iterator[str]:
+    """The sentences, last one first; those near the end are found first, since they mostly settle it."""
+    near = _SENTENCE_END.search(final, max(0, len(final) - 500))
+    if near is None or len(final) < 1_000:
+        yield from reversed(list(_sentences(final)))
+        return
+    yield from reversed(list(_sentences(final[near.end() :])))
+    yield from reversed(list(_sentences(final[: near.end()])))
 
 
 def _sentences(final: str) -> Iterator[str]:
@@ -311,12 +322,14 @@ def _kept(sentence: str) -> str:
     low = lower(stripped)
     if stripped.endswith(("?", "？")) or _IF.match(low):
         return ""
-    return _PASSED_CLAUSE.sub(" ", _BEFORE_NOT.sub(" ", sentence))
+    if _NEGATES.search(low):
+        sentence = _BEFORE_NOT.sub(" ", sentence)
+    return _PASSED_CLAUSE.sub(" ", sentence)
 
 
 def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
     """The sentences that choose, without what they pass over; last one first."""
-    for sentence in reversed(list(_sentences(final))):
+    for sentence in _backwards(final):
         low = lower(sentence)
         if _CHOOSES.search(low) or any(
             rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)

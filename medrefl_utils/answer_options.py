@@ -21,6 +21,7 @@ TOKEN = re.compile(
     r"(?:(?<![\w)\]%])[-−](?=\.?\d))?(?:[^\W\d_]*+\d[^\W_]*+(?:[.,/–−-][^\W\d_]*+\d[^\W_]*+)*+|\.\d++)%?"
     r"|[^\W_]++|[<>=+%↑↓≥≤±/]"
 )
+_FIRST = re.compile(r"[^\W_]|[-−](?=\.?\d)|\.(?=\d)|[<>=+%↑↓≥≤±/]")
 _THOUSANDS = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 # Signs that may stand before a value: blanks, quotes, Markdown, brackets, LaTeX.
 OPEN = re.compile(r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|\[|!|;|\")){0,12}+")
@@ -42,9 +43,10 @@ _JOIN = re.compile(
 _OWN_CLAUSE = re.compile(
     r"[\s\"'”’*).]{0,5}\s(?:is|are|was|were|would|can|cannot|could|does|do|did|has|have|may|might|because|will|acts?|causes?)\b"
 )
-_TAKEN_BACK = re.compile(
+_DENIED_CLAUSE = re.compile(r"[\s\"'”’*).]{0,5}\s(?:is|would be|was)\s(?:not|wrong|incorrect|ruled|excluded|less|unlikely)\b")
+TAKEN_BACK = re.compile(
     r"[^.,;:\n]{0,60}?\s(?:(?:is|are|was|would be|seems?|can be|could be)\s(?:also\s|clearly\s|definitely\s)?(?:not|incorrect|wrong|"
-    r"less|unlikely|excluded|eliminated|ruled|false)|isn['’]t|wouldn['’]t|does\snot|doesn['’]t|would\snot|cannot|can['’]t)\b",
+    r"less|unlikely|excluded|eliminated|ruled|false|tempting)|isn['’]t|wouldn['’]t|does\snot|doesn['’]t|would\snot|cannot|can['’]t)\b",
     re.IGNORECASE,
 )
 _EVERY = re.compile(r"(?:all|each|every one) of (?:the above|these|those|them|the (?:options|choices|answers))|all (?:the )?above", re.I)
@@ -85,6 +87,7 @@ class Options:
     small: re.Pattern[str]
     texts: tuple[tuple[str, str], ...]  # (folded text, letter), longest first; ambiguous texts left out
     by_first: Mapping[str, tuple[tuple[list[str], str], ...]]  # first token -> (tokens, letter), longest first
+    initials: frozenset[str]  # first characters of the texts: most positions need no further look
     unspaced: tuple[tuple[str, str], ...]  # (text of a script without word boundaries, letter), longest first
     joint: Mapping[frozenset[str], str]  # letters -> the option that says them ("Both A and B")
     every: str  # the letter of "All of the above", or ""
@@ -95,8 +98,11 @@ class Options:
         for option, letter in self.unspaced:
             if text.startswith(option, at):
                 return letter, at + len(option)
-        first = TOKEN.search(text, at, at + 60)
-        if first is None or first.start() > at + 12:
+        sign = _FIRST.search(text, at, at + 13)
+        if sign is None or sign[0].casefold() not in self.initials:
+            return None
+        first = TOKEN.match(text, sign.start(), at + 80)
+        if first is None:
             return None
         if found := self.by_first.get(_normal(first[0])):
             for words, letter in found:
@@ -169,7 +175,7 @@ class Options:
         written = text[at].upper()
         closed = _CLOSE.match(text, end).end()
         named = self.text_at(text, closed)
-        if named is None or (named[0] != written and _TAKEN_BACK.match(text, named[1])):
+        if named is None or (named[0] != written and TAKEN_BACK.match(text, named[1])):
             return Value(written, written, end)
         return Value(named[0], written, named[1])
 
@@ -185,7 +191,8 @@ class Options:
         letters, end = [first.letter], first.end
         while (join := _JOIN.match(text, end)) and len(letters) < 26:
             more = self.one_at(text, join.end())
-            if more is None or _OWN_CLAUSE.match(text, more.end):
+            own_clause = _OWN_CLAUSE if join["join"][0] in ",;、" else _DENIED_CLAUSE
+            if more is None or own_clause.match(text, more.end):
                 break
             letters.append(more.letter)
             end = more.end
@@ -277,6 +284,11 @@ def _joint_letters(text: str, options: Mapping[str, str]) -> frozenset[str]:
     return named if named <= options.keys() else frozenset()
 
 
+def _initials(named: list[tuple[str, str]], every: str, no_one: str) -> frozenset[str]:
+    first = {text[1] for text, _ in named} | set("ae" if every else "") | set("n" if no_one else "")
+    return frozenset(first | ({"."} if "0" in first else set()) | ({"−"} if "-" in first else set()))
+
+
 @lru_cache(maxsize=4096)
 def prepare(items: tuple[tuple[str, str], ...]) -> Options:
     """The options of one question, prepared for reading: ``items`` are (letter, text)."""
@@ -308,13 +320,16 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         if len(parts) > 1 and all(len(part) == 1 for part in parts):
             joint.setdefault(frozenset().union(*parts), letter)
     letters = "".join(options)
+    every = next((letter for letter, text in items if _EVERY.fullmatch(text.strip().rstrip("."))), "")
+    no_one = next((letter for letter, text in items if _NO_ONE.fullmatch(text.strip().rstrip("."))), "")
     return Options(
         letters,
         **_patterns(letters),
         texts=tuple(texts),
         by_first={first: tuple(found) for first, found in by_first.items()},
+        initials=_initials(named, every, no_one),
         unspaced=tuple(sorted(unspaced, key=lambda option: -len(option[0]))),
         joint=joint,
-        every=next((letter for letter, text in items if _EVERY.fullmatch(text.strip().rstrip("."))), ""),
-        no_one=next((letter for letter, text in items if _NO_ONE.fullmatch(text.strip().rstrip("."))), ""),
+        every=every,
+        no_one=no_one,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from heapq import merge
 
-from medrefl_utils.answer_options import OPEN, Options, Value
+from medrefl_utils.answer_options import OPEN, TAKEN_BACK, Options, Value
 from medrefl_utils.answer_words import LANGUAGES, Language
 
 ASSERTED, DENIED, SUPPOSED, DOUBTFUL, UNREADABLE = "asserted", "denied", "supposed", "doubtful", "unreadable"
@@ -37,7 +37,7 @@ class Statement:
 
 
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
-_CUES = ("answer", "option", "choice", "letter", "boxed", "fbox", "choos", "select", "pick", "o with", "ing with", "ans", "final:", "leav", "left with")  # fmt: skip
+_CUES = ("answer", "option", "choice", "letter", "boxed", "fbox", "choos", "select", "pick", "o with", "ing with", "ans:", "ans.", "ans ", "final:", "leav", "left with")  # fmt: skip
 _BOX = re.compile(r"(?<=\\)f?box(?:ed)?\s?\{")
 _CHOOSE = re.compile(r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)")
 _LEAVES = re.compile(r"(?<!\w)(?:leav(?:es|ing)|left with)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
@@ -80,9 +80,9 @@ _CHOOSER = re.compile(
     r"(?:\A|[,:\n])\W{0,6}(?:so|thus|therefore|hence|then|now|finally|please|accordingly|step \d+)?[,:]?\s{0,2}(?:g)?)\Z"
 )
 _CONDITION = re.compile(
-    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|\A\W{0,6}(?:were|had|should) |"
-    r"\b(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let['’]s say|unless|provided that|hypothetically|why not|when would|could the|"
-    r"might the|would the|is the)\b"
+    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|\A\W{0,6}(?:were|had|should|(?:could|might|would|is) (?:the|it)) |"
+    r"\b(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let['’]s say|unless|provided that|hypothetically|why not|"
+    r"when would)\b"
 )
 _CIRCUMSTANCE = re.compile(
     r"\b(?:in|with|for|under|without|had)\s(?!this|these|those|the\s(?:given|above|present|current|case|end|question)|my|our|"
@@ -246,16 +246,19 @@ def _stance(low: str, at: int, end: int, copula: str) -> str:
 
 def english(text: str, low: str, options: Options) -> Iterator[Statement]:
     """The explicit statements in English and in marks of code, last one first."""
-    where = {cue: at for cue in _CUES if (at := low.rfind(cue)) >= 0}
-    while where:
-        cue = max(where, key=where.get)
-        at = where[cue]
-        statement = _at_cue(text, low, cue, at, options)
-        if statement:
-            yield statement
-        where[cue] = low.rfind(cue, 0, at)
-        if where[cue] < 0:
-            del where[cue]
+    # Most statements are near the end: the words are looked for there first.
+    end = len(low)
+    for begin in (max(0, end - 300), 0) if end > 300 else (0,):
+        where = {cue: at for cue in _CUES if (at := low.rfind(cue, begin, end + len(cue) - 1)) >= 0}
+        while where:
+            cue = max(where, key=where.get)
+            at = where[cue]
+            if statement := _at_cue(text, low, cue, at, options):
+                yield statement
+            where[cue] = low.rfind(cue, begin, at)
+            if where[cue] < 0:
+                del where[cue]
+        end = begin
 
 
 def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Statement | None:
@@ -271,14 +274,14 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
             return None
         return Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, ""))
     before = low[at - 1 : at]
-    if before.isalnum() or (cue in ("ans", "final:") and before not in ("", "\n", "*", "#", " ")):
+    if before.isalnum() or (cue in ("ans:", "ans.", "ans ", "final:") and before not in ("", "\n", "*", "#", " ")):
         return None
-    if cue not in ("answer", "ans", "final:") and not _RANKED_HEAD.search(low, max(0, at - 14), at):
+    if cue in ("option", "choice", "letter") and not _RANKED_HEAD.search(low, max(0, at - 14), at):
         return None
     label = _LABEL.match(low, at)
     if label and (label[0][-1] != ">" or before in "<_"):
         return _labelled(text, low, at, label.end(), options)
-    if cue in ("ans", "final:"):
+    if cue in ("ans:", "ans.", "ans ", "final:"):
         return None
     sentence = _SENTENCE.match(low, at)
     if sentence:
@@ -335,6 +338,8 @@ def _sentence(text: str, low: str, at: int, sentence: re.Match[str], options: Op
         return Statement(at, turned.end, turned.letter, turned.written, "stated")
     if value is None:
         return None
+    if value.letter and TAKEN_BACK.match(text, value.end):
+        return Statement(at, value.end, value.letter, value.written, "stated", DENIED)
     return _settled(
         text, low, Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, copula)), options
     )
@@ -452,9 +457,17 @@ def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
     return rules.condition.search(low, begin, at) is not None
 
 
+_LATIN_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) < "\u0250"]
+_OTHER_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) >= "\u0250"]
+
+
 def active(low: str) -> list[Rules]:
-    """The rules of the languages whose words occur in a text."""
-    return [rules_of(language) for language in LANGUAGES if any(probe in low for probe in language.probe)]
+    """The rules of the languages whose words occur in a text; of a text that is English, in its last 300 characters."""
+    end = low[-300:] if " the " in low else low
+    found = [row for probe, row in _LATIN_PROBES if probe in end]
+    if not low.isascii():
+        found += [row for probe, row in _OTHER_PROBES if probe in low]
+    return [rules_of(row) for row in dict.fromkeys(found)] if found else []
 
 
 def foreign(text: str, low: str, languages: list[Rules], options: Options) -> list[Statement]:

@@ -57,7 +57,7 @@ _FINAL_TITLE = (
 _HEAD = r"\s{{0,9}}(?:#{{1,6}}\s{{0,3}}\**|\*\*){}\**\s{{0,2}}(?:[:：]|\n|\*\*)"
 _THINKING_HEAD = re.compile(_HEAD.format(_THINKING_TITLE), re.IGNORECASE)
 _REASONING_HEAD = re.compile(_HEAD.format(_REASONING_TITLE), re.IGNORECASE)
-_FINAL_HEAD = re.compile(rf"#{{1,6}}[ \t]{{0,3}}\**{_FINAL_TITLE}\**[ \t]*[:：]?\**(?![^\n]{{0,20}}\bis\b)", re.IGNORECASE)
+_FINAL_HEAD = re.compile(rf"#(?!#)[ \t]{{0,3}}\**{_FINAL_TITLE}\**[ \t]*[:：]?\**(?![^\n]{{0,20}}\bis\b)", re.IGNORECASE)
 # After a thinking heading in bold, the final heading is in bold as well.
 _BOLD_FINAL = re.compile(
     rf"\*\*(?:{_FINAL_TITLE}|answer|response|conclusion|回答|答案)(?:\*\*\s?[:：]|[:：]\s?\*\*|\*\*)", re.IGNORECASE

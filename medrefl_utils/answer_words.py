@@ -80,7 +80,7 @@ LANGUAGES = (
     ),
     Language(
         code="es",
-        probe=("respuesta", "opción", "opcion", "alternativa", "elijo", "escojo", "elegir", "correct", "probable", "adecuad"),
+        probe=("respuesta", "opci", " es ", "elijo", "escojo", "elegir", "sería"),
         answer="respuesta|solución",
         option="opción|opcion|alternativa|letra|respuesta|inciso",
         right="correct[ao]|verdader[ao]|mejor|más probable|más adecuad[ao]|más apropiad[ao]|adecuad[ao]|indicad[ao]",
@@ -95,7 +95,7 @@ LANGUAGES = (
     ),
     Language(
         code="fr",
-        probe=("réponse", "reponse", "choisis", "option", "correct", "vrai", "fau", "appropri", "probable"),
+        probe=("réponse", "reponse", " est ", "c'est", "choisis"),
         answer="réponse|reponse|solution",
         option="option|proposition|lettre|réponse|choix|item",
         right="correcte?|juste|vraie?|exacte?|bonne|meilleure?|plus probable|plus appropriée?|appropriée?|indiquée?",
@@ -110,7 +110,7 @@ LANGUAGES = (
     ),
     Language(
         code="de",
-        probe=("antwort", "lösung", "loesung", "wähle", "option", "richtig", "falsch", "korrekt", "geeignet", "wahrscheinlich"),
+        probe=("antwort", " ist ", "lösung", "loesung", "wähle", "lautet", "somit", "richtig"),
         answer="antwort|lösung|loesung|antwortmöglichkeit|antwortoption",
         option="option|antwort|antwortmöglichkeit|buchstabe|möglichkeit|aussage",
         right="richtige?|korrekte?|zutreffend|trifft zu|stimmt|beste|am besten geeignet\\w*|am wahrscheinlichsten|"
@@ -127,7 +127,7 @@ LANGUAGES = (
     ),
     Language(
         code="pt",
-        probe=("resposta", "alternativa", "opção", "opcao", "gabarito", "escolho", "corret", "adequad", "prováve"),
+        probe=("resposta", "alternativa", " é ", "opção", "gabarito", "escolho", "não"),
         answer="resposta|gabarito|solução",
         option="alternativa|opção|opcao|letra|resposta|item",
         right="corret[ao]|certa|verdadeir[ao]|melhor|mais provável|mais adequad[ao]|mais apropriad[ao]|adequad[ao]|indicad[ao]",
@@ -142,7 +142,7 @@ LANGUAGES = (
     ),
     Language(
         code="it",
-        probe=("risposta", "opzione", "scelgo", "corrett", "esatta", "giust", "sbagliat", "indicat", "probabile", "adatt"),
+        probe=("risposta", "opzione", " è ", "scelgo", "corrett"),
         answer="risposta|soluzione",
         option="opzione|alternativa|lettera|risposta|scelta",
         right="corrett[ao]|esatt[ao]|giust[ao]|ver[ao]|migliore|più probabile|più indicat[ao]|più appropriat[ao]|più adatt[ao]",
@@ -233,7 +233,7 @@ LANGUAGES = (
     ),
     Language(
         code="tr",
-        probe=("cevap", "yanıt", "yanit", "şık", "seçenek", "seçene", "seçiyorum", "doğru", "yanlış", "uygun", "olası"),
+        probe=("cevap", "yanıt", "yanit", "şık", "seçene", "seçiyorum", "doğru", "yanlış", "uygun"),
         answer="cevab[ıi]m?|cevap|yanıt[ıi]?|yanit",
         option="şıkkı|şık|seçeneği|seçenek|seçeneğini|şıkkını",
         right="doğru(?:dur)?|en uygun|en olası|en iyi|en muhtemel",

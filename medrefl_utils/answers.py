@@ -50,9 +50,9 @@ _FOLDED = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
     0x3000: " ", 0xA0: " ", 0x202F: " ", 0x200B: " ", 0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0xFF61: "。",
     0x060C: ",", 0x0410: "A", 0x0421: "C",
 }  # fmt: skip
-_SMALL_OPTION = re.compile(r"(?<=\boption |\bchoice )([a-z])(?=[).:,;*\"']|\s*(?:\Z|\n)|\s(?:is|was|because|since)\b)")
+_SMALL_OPTION = re.compile(r"option ([a-z])(?=[).:,;*\"']|\s*(?:\Z|\n)|\s(?:is|was|because|since)\b)")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
-_CONCLUSION = re.compile(r"#{1,6}\s{0,3}\**(?:conclusion|answer|solution)\**[^\w\n]*\n", re.IGNORECASE)
+_CONCLUSION = re.compile(r"#(?!#)\s{0,3}\**(?:conclusion|answer|solution)\**[^\w\n]*\n", re.IGNORECASE)
 _STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
 
 # --- retractions in English ---
@@ -80,17 +80,17 @@ _CORRECTED = re.compile(
 )
 
 
-def _fold(response: str) -> str:
+def _fold(text: str) -> str:
     """Full-width signs, curly quotes, escaped quotes and struck-out text in their plain form."""
-    if not response.isascii():
-        response = response.translate(_FOLDED)
-    if "~~" in response:
-        response = _STRUCK.sub(" ", response)
-    if "option " in response or "choice " in response:
-        response = _SMALL_OPTION.sub(lambda letter: letter[1].upper(), response)
-    if '\\"' in response:
-        response = response.replace('\\"', '"')
-    return response
+    if not text.isascii():
+        text = text.translate(_FOLDED)
+    if "~~" in text:
+        text = _STRUCK.sub(" ", text)
+    if "option " in text:
+        text = _SMALL_OPTION.sub(lambda small: f"option {small[1].upper()}", text)
+    if '\\"' in text:
+        text = text.replace('\\"', '"')
+    return text
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,10 @@ def _options(options: Mapping[str, str]) -> Options:
 
 def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool]]:
     """(A text to read, whether it is told to the user), narrowest first."""
-    thinking, told = split_thinking(response, thinking_open=thinking_open)
-    told = told.strip()
+    _, told = split_thinking(response, thinking_open=thinking_open)
+    told = _fold(told.strip())
     if not told:
-        yield _within(response), False
+        yield _within(_fold(response)), False
         return
     if "#" in told and (headings := list(_CONCLUSION.finditer(told))):
         yield _within(told[headings[-1].start() :]), True
@@ -258,7 +258,7 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
     prepared = _options(options)
     if not prepared.letters:
         return Answer(None, "none")
-    for text, told in _texts(_fold(response), thinking_open):
+    for text, told in _texts(response, thinking_open):
         low = lower(text)
         reading = _Reading(text, low, active(low), prepared)
         read = _read(reading, told, not told)
