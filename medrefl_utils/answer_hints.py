@@ -39,7 +39,7 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _BEFORE_NOT = re.compile(
-    r"[^.;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong)\b|"
+    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong)\b|"
     r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|are not)\b",
     re.IGNORECASE,
 )
@@ -57,6 +57,9 @@ _POINTED = re.compile(
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z))")
+_BLANKS = " \n\"'“‘*([#>-•"
+# "Option B is for hyperglycemia" is a sentence about B and chooses nothing.
+_GOES_ON = re.compile(r"[\"'”’*)\]]{0,4}\s\(?[a-z]")
 _JOINED = re.compile(r"[\"'”’*).,\s]{0,6}(?:and|or|and/or|&|/)\s{0,2}")
 _ALSO = re.compile(r"[\"'”’*)\]]{0,4}\s(?:is|are|would be)\salso\s(?:an?|the|crucial|important|necessary|needed|required|recommended)\b")
 _NAMED_HEAD = re.compile(r"\b(?:option|choice|letter|answer)\s[\"'“‘*(]{0,4}\Z", re.IGNORECASE)
@@ -147,7 +150,7 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
     letter = text[at]
     for rules in languages:
         end = at + 1
-        if rules.spaced and not options.is_letter(text, at):
+        if rules.spaced and letter in "AEIO" and not options.is_letter(text, at):
             continue
         named = options.text_at(text, end)
         verdict = rules.verdict.match(low, named[1] if named else end)
@@ -208,16 +211,18 @@ def settled_later(text: str, low: str, options: Options) -> Found | None:
 def pointed(text: str, low: str, letters: list[int], options: Options) -> Found | None:
     """The last letter that a sentence points at: "Hence C.", "It must be D". """
     for at in reversed(letters):
-        head = max(0, at - 24)
+        if not _POINT_ENDS.match(text, at + 1):
+            continue
         point = None
-        for point in _POINTED.finditer(low, head, at):
+        for point in _POINTED.finditer(low, max(0, at - 24), at):
             pass
-        if point is None or point.end() != at or not _POINT_ENDS.match(text, at + 1):
+        if point is None or point.end() != at:
             continue
         begin = clause_begin(low, at)
         if re.search(_NOT, low[max(begin, at - 40) : at]) or _IF.search(low[begin:at]):
             return None
-        return Found(text[at], text[at]) if options.is_letter(text, at) else None
+        value = options.value_at(text, at)
+        return Found(value.letter, value.written) if value else None
     return None
 
 
@@ -291,10 +296,9 @@ def _labels_of(
             cued_from = cue.start() - begin if cue else len(sentence)
         joined = last not in ("", letter) and _JOINED.fullmatch(sentence, last_end, start)
         joined = joined or _ALSO.match(sentence, done)
-        yield (
-            Found("" if joined else letter, sentence[at]),
-            start >= cued_from or bool(_CHOSEN.match(sentence, done)),
-        )
+        chosen = start >= cued_from or bool(_CHOSEN.match(sentence, done))
+        if chosen or sentence[:start].strip(_BLANKS) or not _GOES_ON.match(sentence, done):
+            yield Found("" if joined else letter, sentence[at]), chosen
         last, last_end = letter, done
 
 
@@ -323,7 +327,7 @@ def _kept(sentence: str) -> str:
     if stripped.endswith(("?", "？")) or _IF.match(low):
         return ""
     if _NEGATES.search(low):
-        sentence = _BEFORE_NOT.sub(" ", sentence)
+        sentence = _BEFORE_NOT.sub(" not ", sentence)
     return _PASSED_CLAUSE.sub(" ", sentence)
 
 

@@ -87,6 +87,7 @@ class Options:
     small: re.Pattern[str]
     texts: tuple[tuple[str, str], ...]  # (folded text, letter), longest first; ambiguous texts left out
     by_first: Mapping[str, tuple[tuple[list[str], str], ...]]  # first token -> (tokens, letter), longest first
+    exact: Mapping[str, tuple[tuple[str, str], ...]]  # first character -> (text as given, letter), longest first
     initials: frozenset[str]  # first characters of the texts: most positions need no further look
     unspaced: tuple[tuple[str, str], ...]  # (text of a script without word boundaries, letter), longest first
     joint: Mapping[frozenset[str], str]  # letters -> the option that says them ("Both A and B")
@@ -101,7 +102,12 @@ class Options:
         sign = _FIRST.search(text, at, at + 13)
         if sign is None or sign[0].casefold() not in self.initials:
             return None
-        first = TOKEN.match(text, sign.start(), at + 80)
+        at = sign.start()
+        for option, letter in self.exact.get(text[at], ()):
+            end = at + len(option)
+            if text.startswith(option, at) and not text[end : end + 1].isalnum() and not _PART_OF_MORE.match(text, end):
+                return letter, end
+        first = TOKEN.match(text, at, at + 80)
         if first is None:
             return None
         if found := self.by_first.get(_normal(first[0])):
@@ -314,6 +320,11 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
     for text, letter in named:
         by_first.setdefault(text.split()[0], []).append((text.split(), letter))
     texts = [(text, letter) for text, letter in named if (raw[letter], letter) not in unspaced]
+    exact: dict[str, tuple[tuple[str, str], ...]] = {}
+    known = {letter for _, letter in named}
+    for letter in sorted(known, key=lambda letter: -len(raw[letter])):
+        if raw[letter][-1:].isalnum() and raw[letter].upper() not in options:
+            exact[raw[letter][0]] = (*exact.get(raw[letter][0], ()), (raw[letter], letter))
     joint = {said: letter for letter, text in items if (said := _joint_letters(text, options))}
     for letter, text in items:  # "Metformin and insulin", where both are options
         parts = [owners.get(fold(part), set()) for part in re.split(r",\s*(?:and\s)?|\s(?:and|&|\+)\s", text)]
@@ -327,6 +338,7 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         **_patterns(letters),
         texts=tuple(texts),
         by_first={first: tuple(found) for first, found in by_first.items()},
+        exact=exact,
         initials=_initials(named, every, no_one),
         unspaced=tuple(sorted(unspaced, key=lambda option: -len(option[0]))),
         joint=joint,

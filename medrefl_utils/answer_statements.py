@@ -187,10 +187,33 @@ def json_answers(text: str, options: Options) -> tuple[Statement | None, int, in
     final = [statement for is_final, statement in readable if is_final] or [statement for _, statement in readable]
     begin = text.rfind("{", 0, first)
     end = text.rfind("}") + 1
-    chosen = final[-1]
+    chosen = _meant(final[-1], text, max(begin, 0), options)
     if begin < 0:
         return chosen, first, chosen.end, []
     return chosen, begin, end if end > chosen.end else len(text), []
+
+
+_TURNS = re.compile(
+    r"n['’]t\b|\b(?:not|but|however|wait|although|though|while|whereas|instead|rather|first|initially|tempt\w*|if|unless|seems?|"
+    r"actually|mistake|wrong|incorrect|would|could|might|may be)\b"
+)
+
+
+def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statement:
+    """A bare letter in JSON, read with the reason before it in the same object, which are one statement.
+
+    Where that reason names one option by its text, another one, without any turn of thought, and the letter's own text
+    occurs nowhere, the text is what the model meant.
+    """
+    reason = text[begin : answer.at]
+    if answer.stance != ASSERTED or answer.written != answer.letter or not reason.strip(' {\n"'):
+        return answer
+    named = options.named_in(reason)
+    if len(named) != 1 or named[0] == answer.letter or _TURNS.search(lower(reason)):
+        return answer
+    if answer.letter in options.named_in(text) or any(reason[at] == named[0] for at in options.alone_in(reason)):
+        return answer
+    return replace(answer, letter=named[0])
 
 
 def _json_value(text: str, at: int, options: Options) -> Value | None:
@@ -248,7 +271,7 @@ def english(text: str, low: str, options: Options) -> Iterator[Statement]:
     """The explicit statements in English and in marks of code, last one first."""
     # Most statements are near the end: the words are looked for there first.
     end = len(low)
-    for begin in (max(0, end - 300), 0) if end > 300 else (0,):
+    for begin in (max(0, end - 500), 0) if end > 500 else (0,):
         where = {cue: at for cue in _CUES if (at := low.rfind(cue, begin, end + len(cue) - 1)) >= 0}
         while where:
             cue = max(where, key=where.get)
@@ -461,10 +484,16 @@ _LATIN_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max
 _OTHER_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) >= "\u0250"]
 
 
+_NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u0250"]
+
+
 def active(low: str) -> list[Rules]:
-    """The rules of the languages whose words occur in a text; of a text that is English, in its last 300 characters."""
-    end = low[-300:] if " the " in low else low
-    found = [row for probe, row in _LATIN_PROBES if probe in end]
+    """The rules of the languages whose words occur in a text; an English text may end with a label in another language."""
+    if " the " in low:
+        end = low[-300:]
+        found = [row for noun, row in _NOUNS if noun in end]
+    else:
+        found = [row for probe, row in _LATIN_PROBES if probe in low]
     if not low.isascii():
         found += [row for probe, row in _OTHER_PROBES if probe in low]
     return [rules_of(row) for row in dict.fromkeys(found)] if found else []
@@ -473,6 +502,10 @@ def active(low: str) -> list[Rules]:
 def foreign(text: str, low: str, languages: list[Rules], options: Options) -> list[Statement]:
     """The explicit statements in other languages than English, in no order."""
     found: list[Statement] = []
+    signs = list(low)
+    for at in options.alone_in(text):  # a capital "A" is no Portuguese article
+        signs[at] = "\0"
+    low = "".join(signs)
     for rules in languages:
         end = 0
         for cue in rules.cue.finditer(low):
@@ -487,8 +520,6 @@ def foreign(text: str, low: str, languages: list[Rules], options: Options) -> li
 def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: Options) -> Statement | None:
     between = rules.between.match(low, cue.end())
     start = between.end()
-    if text[start : start + 2] in ("a ", "o ", "e "):  # an article: "é a D"
-        start += 2
     while start > cue.end() and text[start - 1] in "([{\"'*-<":
         start -= 1
     value = options.value_at(text, start)

@@ -39,7 +39,7 @@ _SPECIAL_CLOSE = (
             "<|channel|>final<|message|>",
         ),
     ),
-    ("a", ("assistantfinal",)),
+    ("assistantfinal", ("assistantfinal",)),
     ("】", ("【回答】", "【答案】", "【最终回答】", "【最终答案】")),
 )
 
@@ -67,7 +67,7 @@ _BOLD_FINAL = re.compile(
 def _last_close(response: str) -> int:
     """Where the last mark that closes a thinking ends, -1 without one."""
     end = -1
-    if "</" in response or "[/" in response or "◁/" in response or "<|/" in response:
+    if ("<" in response and ("</" in response or "<|/" in response)) or "[/" in response or "◁/" in response:
         for mark in _TAG_CLOSE.finditer(response):
             end = mark.end()
     for sign, marks in _SPECIAL_CLOSE:
@@ -78,7 +78,7 @@ def _last_close(response: str) -> int:
 
 def _opens(text: str) -> bool:
     """Whether a text holds a mark that opens a thinking."""
-    if not any(sign in text for sign in "<[◁【"):
+    if not ("<" in text or "[" in text or "◁" in text or "【" in text):
         return False
     return _TAG_OPEN.search(text) is not None or any(mark in text for mark in _SPECIAL_OPEN)
 

@@ -85,7 +85,7 @@ LANGUAGES = (
         option="opción|opcion|alternativa|letra|respuesta|inciso",
         right="correct[ao]|verdader[ao]|mejor|más probable|más adecuad[ao]|más apropiad[ao]|adecuad[ao]|indicad[ao]",
         wrong="incorrect[ao]|falsa?o?|errónea?o?|no es correct[ao]|descartad[ao]|descartamos|poco probable",
-        joins="correct[ao]|final|definitiva|más|probable|adecuad[ao]|apropiad[ao]|es|sería|debe ser|debería ser|será|la|el|"
+        joins="correct[ao]|final|definitiva|más|probable|adecuad[ao]|apropiad[ao]|es|sería|debe ser|debería ser|será|la|el|a|"
         "los|las|un|una|opción|opcion|alternativa|letra|por lo tanto|por tanto|entonces|pues|claramente|a la pregunta|mi|mejor",
         negation="no|tampoco|nunca|jamás",
         but="sino|sino que es|pero",
@@ -132,7 +132,7 @@ LANGUAGES = (
         option="alternativa|opção|opcao|letra|resposta|item",
         right="corret[ao]|certa|verdadeir[ao]|melhor|mais provável|mais adequad[ao]|mais apropriad[ao]|adequad[ao]|indicad[ao]",
         wrong="incorret[ao]|errad[ao]|fals[ao]|não está corret[ao]|descartad[ao]|improvável|pouco provável",
-        joins="corret[ao]|certa|final|definitiva|mais|adequad[ao]|provável|é|seria|deve ser|será|está|as|os|um|uma|"
+        joins="corret[ao]|certa|final|definitiva|mais|adequad[ao]|provável|é|seria|deve ser|será|está|a|o|as|os|um|uma|"
         "alternativa|opção|opcao|letra|portanto|então|logo|à pergunta|da questão|minha|melhor",
         negation="não|nunca|jamais|nem",
         but="mas sim|e sim|mas|sim",
@@ -267,7 +267,7 @@ GOES_ON = frozenset(
     es porque ya pues por y o no debido sería que est car parce puisque et ou ist weil da denn und oder richtig wäre
     é pois já e está è perché poiché sarà korrekt correcta correcto correcte exacte corretta corretto
     так потому и или не а верно поскольку это является является, vì là và hoặc do đúng sai mà çünkü ve veya değil şıkkı
-    şıkkıdır seçeneği seçeneğidir doğru sino sondern ma mais mas
+    şıkkıdır seçeneği seçeneğidir seçeneğini şıkkını doğru sino sondern ma mais mas
     explanation reason reasoning rationale justification note confidence option choice right wrong correct incorrect
     falsch fausse faux juste vraie incorreta incorrecta falsa errada certa sbagliata errata giusta esatta yanlış неверно верна
     неверен ошибочно गलत सही no non não pas

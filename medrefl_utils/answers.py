@@ -201,7 +201,7 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
         if found := hints.marked(text, low, letters, options):
             return found, "label"
         if found := hints.pointed(text, low, letters, options):
-            return found, "label"
+            return found, "label" if found.letter else "several"
     return hints.by_text(text, reading.languages, options)
 
 
@@ -215,10 +215,10 @@ def _prepared(items: tuple[tuple[str, str], ...]) -> Options:
     return prepare(items)
 
 
-def _options(options: Mapping[str, str]) -> Options:
+def _options(options: Mapping[str, str]) -> Options | None:
     if not isinstance(options, Mapping):
         raise MedReflError(f"options: {type(options).__name__}, expected a mapping of letters to texts")
-    return _prepared(tuple(options.items()))
+    return _prepared(tuple(options.items())) if options else None
 
 
 def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool]]:
@@ -256,7 +256,7 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
         MedReflError: options that are no mapping, or a key that is no capital letter.
     """
     prepared = _options(options)
-    if not prepared.letters:
+    if prepared is None:
         return Answer(None, "none")
     for text, told in _texts(response, thinking_open):
         low = lower(text)
