@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from medrefl_utils.answer_options import Options
+from medrefl_utils.answer_words import OTHERS
 from medrefl_utils.answer_statements import Rules, clause_begin, is_hypothetical, lower
 
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
@@ -53,21 +54,32 @@ _SENTENCE_END = re.compile(
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
 _IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
 _POINTED = re.compile(
-    r"(?:\b(?:it['’]s|it is|it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
+    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|it['’]s|it is|it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
+_REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
+_CONCLUDES = re.compile(r"(?:so|hence|therefore|thus)\b")
 _POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z))")
 _BLANKS = " \n\"'“‘*([#>-•"
 # "Option B is for hyperglycemia" is a sentence about B and chooses nothing.
 _GOES_ON = re.compile(r"[\"'”’*)\]]{0,4}\s\(?[a-z]")
+_OTHERS_ANSWER = re.compile(
+    r"\b(?:many|most|some|students?|people|others?|nobody|no one)\s(?:[\w']+\s){0,3}(?:answer|choose|pick|select|option)\s[\"'“‘*(]{0,4}\Z"
+)
+_WRONG_HEAD = re.compile(r"\b(?:wrong|incorrect|false|mistaken?|trap|distractor|error)\b")
+_MISTAKEN = re.compile(r"[^.;\n]{0,60}\b(?:but|however|though)\b[^.;\n]{0,30}\b(?:mistake|wrong|trap|error|incorrect|distractor)\b")
 _JOINED = re.compile(r"[\"'”’*).,\s]{0,6}(?:and|or|and/or|&|/)\s{0,2}")
 _ALSO = re.compile(r"[\"'”’*)\]]{0,4}\s(?:is|are|would be)\salso\s(?:an?|the|crucial|important|necessary|needed|required|recommended)\b")
 _NAMED_HEAD = re.compile(r"\b(?:option|choice|letter|answer)\s[\"'“‘*(]{0,4}\Z", re.IGNORECASE)
 _MARKS = "\"'“‘*(["
 _MARK_HEAD = re.compile(r"[\"'“‘*(\[]{1,4}\Z")
 _MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
-_LINE = re.compile(r"[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|<\|\w{2,20}\|>)\s{0,2})\Z")
+_LINE = re.compile(r"(?:\d{1,2}[.)]\s)?[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|<\|\w{2,20}\|>)\s{0,2})\Z")
 _OPENING = re.compile(r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`)")
+_LINE_LABEL = re.compile(
+    rf"[\s*_#>-]{{0,8}}(?:(?:my|the|final|best|correct|right|chosen|selected)\s){{0,2}}(?:pick|correct|verdict|guess|selection|decision|"
+    rf"conclusion|result|solution|response|prediction|{OTHERS})[\s*_]{{0,4}}[:=]"
+)
 _ITEM = re.compile(r"(?:\A|\n|[.;|]\s{1,3})[\s*_\"'(\[>#|•-]{0,8}(?:[Oo]ption\s)?([A-Z])[)\].:*\s]")
 _ENDED = re.compile(r"[.!?。！？।…)\]}\"'”’*`:$>✅❌✓✗|]\s*\Z")
 
@@ -125,19 +137,40 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
     if value is None or len({item[1] for item in _ITEM.finditer(text)} & set(options.letters)) > 1:
         return None
     turn = value.written == "A" and text[at + 1 : at + 2] == ":" and options.text_at(text, at + 2) is None
-    return None if turn or _TAKEN_BACK.match(text, value.end) else Found(value.letter, value.written)
+    wrong = _WRONG.match(lower(text[: value.end + 20]), _MARK_TAIL.match(text, value.end).end())
+    wrong = wrong or re.match(r"[\s)\].:*—–-]{1,4}(?:in|not )?(?:wrong|incorrect|false|correct\b)", text[value.end : value.end + 16], re.I)
+    return None if turn or wrong or _TAKEN_BACK.match(text, value.end) else Found(value.letter, value.written)
 
 
-def verdicts(text: str, low: str, letters: list[int], languages: list[Rules], options: Options) -> Found | None:
+def labelled(text: str, options: Options) -> Found | None:
+    """The letter behind a label that is rarer than "Answer:": "My pick: C", "Correct: C", "Antwoord: C".
+
+    Only the first and the last three lines are read, and only a letter that ends its line or stands before its text.
+    """
+    lines = text.split("\n")
+    for line in [*reversed(lines[-3:]), lines[0]]:
+        label = _LINE_LABEL.match(lower(line[:80]))
+        if label and (value := options.value_at(line, label.end())) and value.written:
+            return Found(value.letter, value.written)
+    return None
+
+
+def verdicts(
+    text: str, low: str, letters: list[int], languages: list[Rules], options: Options
+) -> tuple[Found | None, set[str]]:
     """The one option that the text calls right: "A is wrong. B is right.", "C: ✅", "C가 정답입니다".
 
-    Abstains where two are called right, and where the verdict stands under a condition or in a question.
+    Abstains where two are called right, and where the verdict stands under a condition or in a question. The second
+    value holds the letters that are called wrong, and not right elsewhere.
     """
-    right: list[str] = []
+    right: set[str] = set()
+    wrong: set[str] = set()
     for at in letters:
-        if (letter := _judged(text, low, at, languages, options)) and letter not in right:
-            right.append(letter)
-    return Found(right[0], right[0]) if len(right) == 1 else None
+        judged = _judged(text, low, at, languages, options)
+        if judged is not None:
+            (right if judged else wrong).add(text[at])
+    found = Found(*right, *right) if len(right) == 1 else None
+    return found, wrong - right
 
 
 _IF = re.compile(r"\b(?:if|were|suppose|unless|when would|why not)\b")
@@ -145,39 +178,53 @@ _THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrec
 _JOINED_HEAD = re.compile(r"\b[a-z][\s)\"'*]{0,3}(?:,|and|or|&|/|\+)[\s(\"'*]{0,4}(?:and |or )?\Z")
 
 
-def _judged(text: str, low: str, at: int, languages: list[Rules], options: Options) -> str:
-    """The letter at a position if the words behind it call it right, else ""."""
-    letter = text[at]
+def _judged(text: str, low: str, at: int, languages: list[Rules], options: Options) -> bool | None:
+    """Whether the words behind the letter at a position call it right or wrong; None where they do neither."""
+    letter, end = text[at], at + 1
     for rules in languages:
-        end = at + 1
         if rules.spaced and letter in "AEIO" and not options.is_letter(text, at):
             continue
         named = options.text_at(text, end)
         verdict = rules.verdict.match(low, named[1] if named else end)
-        if verdict and (verdict["right"] or verdict["wrong"] or verdict["cross"]):
-            if not verdict["right"] or verdict["no"]:
-                return ""
-            behind = rules.behind.match(low, verdict.end())
-            begin = clause_begin(low, at)
-            if behind or is_hypothetical(low, begin, at, rules) or _asked(low, verdict.end()):
-                return ""
-            return "" if rules.denied_head.search(low, max(begin, at - 8), at) else letter
-    end = at + 1
+        if verdict is None:
+            continue
+        begin = clause_begin(low, at)
+        if is_hypothetical(low, begin, at, rules) or _asked(low, verdict.end()):
+            return None
+        denied = verdict["no"] or rules.behind.match(low, verdict.end()) or rules.denied_head.search(low, max(begin, at - 8), at)
+        return bool(verdict["right"]) and not denied
     named = options.text_at(text, _MARK_TAIL.match(text, end).end())
     if named and named[0] != letter:
-        return ""
+        return None
     between = _VERDICT_BETWEEN.match(low, named[1] if named else end).end()
-    verdict = _RIGHT.match(low, between) or _IS_ANSWER.match(low, end) or _THIS_ONE.match(low, end)
-    if verdict is None or _WRONG.match(low, between) or "tempting" in low[between : between + 20]:
-        return ""
+    if (right := _RIGHT.match(low, between)) is None and not _WRONG.match(low, between):
+        right = _IS_ANSWER.match(low, end) or _THIS_ONE.match(low, end)
+        if right is None:
+            return _judged_at_end(text, low, at)
     if not options.is_letter(text, at) and text[end : end + 2].strip() not in ("✅", "✓", "✔"):
-        return ""
-    if _JOINED_HEAD.search(low, max(0, at - 12), at):
-        return ""
+        return None
+    if _WRONG.match(low, between) or "tempting" in low[between : between + 20]:
+        return False
     begin = clause_begin(low, at)
-    if _IF.search(low[begin:at]) or _asked(low, verdict.end()) or _PASSED.search(low, max(begin, at - 50), at):
-        return ""
-    return letter
+    if _JOINED_HEAD.search(low, max(0, at - 12), at) or _IF.search(low[begin:at]) or _asked(low, right.end()):
+        return None
+    return None if _PASSED.search(low, max(begin, at - 50), at) else True
+
+
+_ITEM_HEAD = re.compile(r"(?:\A|\n)[\s*_\"'(\[>#|•-]{0,8}(?:option\s)?\Z")
+_LAST_WORD = re.compile(r"\b(?:(?P<right>yes|correct|right|true)|(?P<wrong>no|incorrect|wrong|false))\W{0,4}\Z")
+
+
+def _judged_at_end(text: str, low: str, at: int) -> bool | None:
+    """The verdict that ends an item of a list: "C. Sucralfate: coats the ulcer, so yes." """
+    if not _ITEM_HEAD.search(low, max(0, at - 20), at):
+        return None
+    stop = low.find("\n", at)
+    stop = len(low) if stop < 0 else stop
+    last = _LAST_WORD.search(low, max(at + 1, stop - 14), stop)
+    if last is None or low[max(0, last.start() - 12) : last.start()].rstrip().endswith(("not", "n't", "be", "if")):
+        return None
+    return last["right"] is not None
 
 
 def _asked(low: str, at: int) -> bool:
@@ -211,15 +258,21 @@ def settled_later(text: str, low: str, options: Options) -> Found | None:
 def pointed(text: str, low: str, letters: list[int], options: Options) -> Found | None:
     """The last letter that a sentence points at: "Hence C.", "It must be D". """
     for at in reversed(letters):
+        begin = clause_begin(low, at)
+        if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(_NOT, low[begin:at]):
+            return Found(text[at], text[at])
         if not _POINT_ENDS.match(text, at + 1):
             continue
+        if low[at - 2 : at] in (". ", "! ", "? ") and not text[at + 1 :].strip(" .!*\n"):  # "... only C coats the ulcer. C."
+            return Found(text[at], text[at])
         point = None
         for point in _POINTED.finditer(low, max(0, at - 24), at):
             pass
         if point is None or point.end() != at:
             continue
-        begin = clause_begin(low, at)
-        if re.search(_NOT, low[max(begin, at - 40) : at]) or _IF.search(low[begin:at]):
+        if _CONCLUDES.match(point[0]):
+            begin = point.start()
+        if re.search(_NOT, low[max(begin, at - 40) : at]) or _WRONG_HEAD.search(low, begin, at) or _IF.search(low[begin:at]):
             return None
         value = options.value_at(text, at)
         return Found(value.letter, value.written) if value else None
@@ -291,12 +344,14 @@ def _labels_of(
         letter, done = named or (sentence[at], end)
         if _PASSED.search(sentence, max(0, start - 80), start) or _TAKEN_BACK.match(sentence, done):
             continue
+        if _OTHERS_ANSWER.search(low, begin, begin + at) or _MISTAKEN.match(low, begin + done, stop):
+            continue
         if cued_from < 0:
             cue = _CHOOSES.search(low, begin, stop)
             cued_from = cue.start() - begin if cue else len(sentence)
         joined = last not in ("", letter) and _JOINED.fullmatch(sentence, last_end, start)
         joined = joined or _ALSO.match(sentence, done)
-        chosen = start >= cued_from or bool(_CHOSEN.match(sentence, done))
+        chosen = start > cued_from or bool(_CHOSEN.match(sentence, done))
         if chosen or sentence[:start].strip(_BLANKS) or not _GOES_ON.match(sentence, done):
             yield Found("" if joined else letter, sentence[at]), chosen
         last, last_end = letter, done
@@ -343,6 +398,7 @@ def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
 
 
 _SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
+_ENDS_WITH = re.compile(r"(?:=|\bis)\s?(?=[$\d.−-]+[\s.!*$%]*\Z)")
 _SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
 
 
@@ -367,9 +423,14 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
     everywhere = named(" ".join(map(_kept, _sentences(text)))) if len(text) < 12_001 else []
     if everywhere:
         return (Found(everywhere[0]), "text") if len(everywhere) == 1 and is_complete(text) else None
+    if ends := _ENDS_WITH.search(text[-60:]):
+        value = options.value_at(text[-60:], ends.end())
+        if value and value.letter and not text[-60:][value.end :].strip(" .!*$\n"):
+            return Found(value.letter), "text"
     if len(text) < 40 and (letters := options.named_in(text)):
         return (Found(letters[0]), "text") if len(letters) == 1 and _whole(text, letters[0], options) else None
-    for sentence in islice(_choosing(text, languages), 5):
+    single = [text] if len(text) < 60 and len(text.split()) < 5 else []
+    for sentence in [*single, *islice(_choosing(text, languages), 5)]:
         if len(near := options.nearly(sentence[-400:])) == 1:
             return Found(near.pop()), "misspelled"
     return None

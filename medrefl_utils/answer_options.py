@@ -22,6 +22,7 @@ TOKEN = re.compile(
     r"|[^\W_]++|[<>=+%↑↓≥≤±/]"
 )
 _FIRST = re.compile(r"[^\W_]|[-−](?=\.?\d)|\.(?=\d)|[<>=+%↑↓≥≤±/]")
+_ENDS = re.compile(r"[.!?;]\s")
 _THOUSANDS = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 # Signs that may stand before a value: blanks, quotes, Markdown, brackets, LaTeX.
 OPEN = re.compile(r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|\[|!|;|\")){0,12}+")
@@ -36,10 +37,11 @@ _ARTICLE_NUMBER = re.compile(r"[ \t]\d")
 _BEST_VERB = re.compile(r"[ \t]+best\s(?:matches|fits|explains|describes|answers|represents|accounts)\b")
 _PART_OF_MORE = re.compile(r"[-–/]\w|[.,]\d|%")
 _JOIN = re.compile(
-    r"[\s\"'”’*)\].]{0,6}(?P<join>[,;、/&+]\s{0,2}(?:and/or|and|or|und|oder|y|o|et|ou|e|и|или|أو|و|或|和)?|(?:and/or|and|or|nor|"
+    r"[\s\"'”’*)\].]{0,6}(?P<join>[,;、/&+]\s{0,2}(?:possibly|maybe|perhaps|then|and/or|and|or|und|oder|y|o|et|ou|e|и|или|أو|و|或|和)?|(?:and/or|and|or|nor|plus|then|followed by|"
     r"und|oder|y|o|et|ou|e|и|или|أو|و|या|और|หรือ|และ|và|hoặc|ve|veya|ya da)(?=[\s\"'*(])|와|과|또는|및|이나|나|と|や|または|か|"
     r"或者|或|和|与|與|及)[\s\"'“‘*(\[]{0,5}(?:(?:option|choice|letter|either|both|as well as)\s)?[\s\"'“‘*(\[]{0,3}"
 )
+_OR = re.compile(r"or\b|nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|または|か|或|/")
 _OWN_CLAUSE = re.compile(
     r"[\s\"'”’*).]{0,5}\s(?:is|are|was|were|would|can|cannot|could|does|do|did|has|have|may|might|because|will|acts?|causes?)\b"
 )
@@ -51,6 +53,7 @@ TAKEN_BACK = re.compile(
 )
 _EVERY = re.compile(r"(?:all|each|every one) of (?:the above|these|those|them|the (?:options|choices|answers))|all (?:the )?above", re.I)
 _NO_ONE = re.compile(r"none(?: of (?:the above|these|those|them|the (?:options|choices|answers)))?|no(?:ne)? (?:of )?the above", re.I)
+_ALL = re.compile(r"all(?=[.!\s*]*(?:\Z|\n))", re.I)
 _PHRASE_ENDS = re.compile(r"\s*(?:[.!,;:)*\"'\n}\]]|\Z|\s(?:are|is|apply|applies|were)\b)")
 _BOTH = re.compile(r"(?:both\s)?\(?([A-Z])\)?(?:\s?(?:,|and|&|\+)\s?\(?([A-Z])\)?)+(?:\s(?:only|are correct))?", re.I)
 _COPULA_SUFFIX = frozenset("dir dır dur dür tir tır tur tür".split())
@@ -100,7 +103,7 @@ class Options:
             if text.startswith(option, at):
                 return letter, at + len(option)
         sign = _FIRST.search(text, at, at + 13)
-        if sign is None or sign[0].casefold() not in self.initials:
+        if sign is None or sign[0].casefold() not in self.initials or _ENDS.search(text, at, sign.start()):
             return None
         at = sign.start()
         for option, letter in self.exact.get(text[at], ()):
@@ -122,7 +125,7 @@ class Options:
         if not self.every and not self.no_one:
             return None
         for letter, phrase in ((self.every, _EVERY), (self.no_one, _NO_ONE)):
-            if letter and (said := phrase.match(text, first.start())) and _PHRASE_ENDS.match(text, said.end()):
+            if letter and (said := phrase.match(text, first.start()) or _ALL.match(text, first.start())) and _PHRASE_ENDS.match(text, said.end()):
                 return letter, said.end()
         return None
 
@@ -156,7 +159,7 @@ class Options:
         if letter == "A" and _BEST_VERB.match(text, end):
             return True
         allowed = AFTER_ARTICLE if letter == "A" else AFTER_PRONOUN if letter == "I" else GOES_ON
-        if word[1].casefold() in allowed or _UNSPACED.match(word[1]):
+        if word[1].casefold() in allowed or word[1] == letter or _UNSPACED.match(word[1]):
             return True
         named = self.text_at(text, end)
         return named is not None and named[0] == letter
@@ -194,17 +197,18 @@ class Options:
         first = self.one_at(text, at)
         if first is None:
             return None
-        letters, end = [first.letter], first.end
+        letters, end, all_hold = [first.letter], first.end, True
         while (join := _JOIN.match(text, end)) and len(letters) < 26:
             more = self.one_at(text, join.end())
             own_clause = _OWN_CLAUSE if join["join"][0] in ",;、" else _DENIED_CLAUSE
             if more is None or own_clause.match(text, more.end):
                 break
             letters.append(more.letter)
+            all_hold = all_hold and not _OR.search(join["join"])
             end = more.end
         if len(set(letters)) == 1:
             return first
-        return Value(self.joined(letters), first.written, end)
+        return Value(self.joined(letters) if all_hold else "", first.written, end)
 
     def joined(self, letters: list[str]) -> str:
         """The option that stands for several ("Both A and B"), or ""."""
@@ -277,6 +281,8 @@ def _aliases(text: str) -> Iterator[str]:
     if inside:
         yield from (part.strip() for part in inside.groups())
     species = re.fullmatch(r"\s*([A-Z])[a-z]{3,} ([a-z]{3,})\s*", text)
+    if re.fullmatch(r"both(?: of (?:the above|these|them))?", text.strip().rstrip("."), re.I):
+        yield "both"
     if species and species[2] in EPITHETS:
         yield f"{species[1]}. {species[2]}"
 

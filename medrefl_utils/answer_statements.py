@@ -39,6 +39,7 @@ class Statement:
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
 _CUES = ("answer", "option", "choice", "letter", "boxed", "fbox", "choos", "select", "pick", "o with", "ing with", "ans:", "ans.", "ans ", "final:", "leav", "left with")  # fmt: skip
 _BOX = re.compile(r"(?<=\\)f?box(?:ed)?\s?\{")
+_BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)")
 _LEAVES = re.compile(r"(?<!\w)(?:leav(?:es|ing)|left with)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
 _RANKED_HEAD = re.compile(r"(?<!\w)(?:correct|best|right|final|appropriate|closest|suitable|likely|selected|chosen|my)\s\Z")
@@ -47,8 +48,8 @@ _LABEL = re.compile(
     r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?)|answer[\w_]{0,8}>"
 )
 _SENTENCE = re.compile(
-    r"\w{6}s?\b(?:,?\s(?!(?:is|isn't|not|cannot|can't|should|would|must|may|might|could)\b)[\w'’-]{1,24}){0,10}?,?\s"
-    r"(?P<copula>(?:is|isn['’]t|are|cannot|can['’]t|can|should|shouldn['’]t|would|wouldn['’]t|must|may|might|could|will)\b"
+    r"\w{6}s?\b(?:,?\s(?!(?:is|isn't|not|cannot|can't|should|would|must|may|might|could)\b)[\w'’-]{1,24}){0,10}?(?:,?\s|(?='s))"
+    r"(?P<copula>(?:'s|is|isn['’]t|are|cannot|can['’]t|can|should|shouldn['’]t|would|wouldn['’]t|must|may|might|could|will)\b"
     r"(?:\s(?:certainly|clearly|definitely|most|likely|probably|therefore|then|thus|also|surely))?"
     r"(?:\s(?:not|never))?(?:\sbe\b)?)"
 )
@@ -70,14 +71,14 @@ _EARLIER_HEAD = re.compile(
     r"\b(?:first|initial|initially|original|previous|earlier|preliminary|alternative|alternate|other|second(?:[- ]best)?|next[- ]best|"
     r"rejected|wrong|incorrect|student'?s?|their|his|another)[\s_-]{1,2}(?:answer|choice)?\s?\Z"
 )
-_OTHERS_HEAD = re.compile(
-    r"\b(?:many|most|some|few|students?|people|others?|someone|candidates?|examinees?|they|clinicians|doctors|test[- ]takers?|"
+OTHERS_HEAD = re.compile(
+    r"\b(?:nobody|no one|many|most|some|few|students?|people|others?|someone|candidates?|examinees?|they|clinicians|doctors|test[- ]takers?|"
     r"one (?:might|may|could)|you (?:might|may|could)|tempt\w*|common\w*|easy to|error|mistake|trap|was going to|were to|"
     r"initially|at first|first|almost|reason(?:s)? to|when to|how to|wrong to)\b[^.;:!?\n]{0,50}\Z"
 )
 _CHOOSER = re.compile(
     r"(?:\b(?:i|we|i['’]d|i['’]ll|i['’]m|we['’]d|we['’]ll|we['’]re|let['’]s|let us|let me|should|must|will|would)\b[^.;:!?\n]{0,40}|"
-    r"(?:\A|[,:\n])\W{0,6}(?:so|thus|therefore|hence|then|now|finally|please|accordingly|step \d+)?[,:]?\s{0,2}(?:g)?)\Z"
+    r"(?:\A|[,:\n])\W{0,6}(?:so|thus|therefore|hence|then|now|finally|please|accordingly|step \d+)?[,:]?\s{0,2}(?:go?)?)\Z"
 )
 _CONDITION = re.compile(
     r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|\A\W{0,6}(?:were|had|should|(?:could|might|would|is) (?:the|it)) |"
@@ -106,8 +107,8 @@ _PASSED = re.compile(
 _KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
 _KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
-_KEY_WORDS = _KEY_CORE | frozenset("final correct best right my the selected chosen model predicted idx index text key id your is".split())
-_FINAL_KEYS = frozenset(("final", "correct"))
+_KEY_WORDS = _KEY_CORE | frozenset("new revised updated corrected final correct best right my the selected chosen model predicted idx index text key id your is".split())
+_FINAL_KEYS = frozenset(("final", "correct", "new", "revised", "updated", "corrected"))
 
 
 def lower(text: str) -> str:
@@ -226,6 +227,10 @@ def _json_value(text: str, at: int, options: Options) -> Value | None:
 
 def _boxed(text: str, at: int, options: Options) -> Statement | None:
     """A box: a letter, a letter and its text, or an option's text. A box with a formula is no answer."""
+    if (before := _BOX_BEFORE.search(text, max(0, at - 90), at)) and (one := options.value_at(text, before.start(1))):
+        other = options.value_at(text, at)
+        if other and other.letter != one.letter:
+            return Statement(at, other.end, "", None, "boxed", label=True)
     start = OPEN.match(text, at).end()
     if named := options.text_at(text, start):
         rest = text[named[1] : named[1] + 1]
@@ -318,7 +323,7 @@ def _labelled(text: str, low: str, at: int, end: int, options: Options) -> State
     if stance == DENIED:
         return None
     value = _value(text, low, end, options)
-    if value and value.written is None and len(text[at : value.end].split()[-1].strip("\"'*().,`")) == 1:
+    if value and value.written is None and re.search(r"(?<!\w)[^\W\d_]\Z", text[at : value.end]):
         return None  # "Answer: X", as the instruction says, where an option's text is "X"
     if value is None:
         start = OPEN.match(text, end).end()
@@ -359,6 +364,9 @@ def _sentence(text: str, low: str, at: int, sentence: re.Match[str], options: Op
             letter = value.letter if value else ""
             return Statement(at, value.end if value else end, letter, None, "stated", DENIED)
         return Statement(at, turned.end, turned.letter, turned.written, "stated")
+    if value is None and sentence.start("copula") <= at + 8:  # "the answer is cranial nerve X"
+        value = prose(text, start, sentence_end(text, start), options)
+        value = value if value and value.letter else None
     if value is None:
         return None
     if value.letter and TAKEN_BACK.match(text, value.end):
@@ -384,10 +392,12 @@ def _choice(text: str, low: str, at: int, options: Options) -> Statement | None:
     if choose is None:
         return None
     head = low[clause_begin(low, at) : at]
-    if _OTHERS_HEAD.search(head) or not _CHOOSER.search(head):
+    if OTHERS_HEAD.search(head) or not _CHOOSER.search(head):
+        return None
+    if choose[0].endswith("ing") and not head.strip():  # "Choosing A would be an error."
         return None
     value = _value(text, low, choose.end(), options)
-    if value is None:
+    if value is None or TAKEN_BACK.match(text, value.end):
         return None
     stance = _stance(low, at, value.end, "would" if "would" in head or "'d" in head else "")
     return Statement(at, value.end, value.letter, value.written, "stated", stance)
@@ -542,6 +552,10 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
         if turned is None or turned.letter == value.letter:
             return Statement(cue.start(), after.end() if after else value.end, value.letter, None, "stated", DENIED)
         return Statement(cue.start(), turned.end, turned.letter, turned.written, "stated")
+    judged = rules.verdict.match(low, value.end)
+    judged = judged if judged and "。" not in judged[0] and "." not in judged[0] else None
+    if judged and (judged["wrong"] or judged["no"] or judged["cross"]):
+        return Statement(cue.start(), value.end, value.letter, None, "stated", DENIED)
     stance = ASSERTED
     if is_hypothetical(low, begin, cue.start(), rules) or _ASKED.match(low, value.end):
         stance = SUPPOSED

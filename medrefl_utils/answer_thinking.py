@@ -11,7 +11,7 @@ import re
 
 _NAMES = (
     r"(?:\w{1,20}[:_-])?(?:think(?:ing)?|thoughts?|thought_process|reason(?:ing)?|reflection|scratch_?pad|analysis|"
-    r"inner_?monologue|inner_thoughts?|rationale|cot|deliberation|internal|思考|think_?block|思考过程|思考過程)"
+    r"in(?:ner|ternal)_?(?:monologue|thoughts?)|rationale|cot|deliberation|internal|思考|think_?block|思考过程|思考過程)"
 )
 # A closing mark is looked for only where its first sign occurs.
 _TAG_OPEN = re.compile(rf"<\|?{_NAMES}\|?>|\[{_NAMES}\]|◁{_NAMES}▷", re.IGNORECASE)
@@ -23,6 +23,7 @@ _SPECIAL_OPEN = (
     "<|thought_start|>",
     "<|channel|>analysis<|message|>",
     "<|channel|>commentary<|message|>",
+    "<|channel>thought",
     "【思考】",
     "【思考过程】",
 )
@@ -37,9 +38,12 @@ _SPECIAL_CLOSE = (
             "<|START_RESPONSE|>",
             "<|thought_end|>",
             "<|channel|>final<|message|>",
+            "<channel|>",
         ),
     ),
     ("assistantfinal", ("assistantfinal",)),
+    ("...done thinking.", ("...done thinking.",)),
+    ("Here is my response:", ("Here is my response:",)),
     ("】", ("【回答】", "【答案】", "【最终回答】", "【最终答案】")),
 )
 
@@ -58,9 +62,10 @@ _HEAD = r"\s{{0,9}}(?:#{{1,6}}\s{{0,3}}\**|\*\*){}\**\s{{0,2}}(?:[:：]|\n|\*\*)
 _THINKING_HEAD = re.compile(_HEAD.format(_THINKING_TITLE), re.IGNORECASE)
 _REASONING_HEAD = re.compile(_HEAD.format(_REASONING_TITLE), re.IGNORECASE)
 _FINAL_HEAD = re.compile(rf"#(?!#)[ \t]{{0,3}}\**{_FINAL_TITLE}\**[ \t]*[:：]?\**(?![^\n]{{0,20}}\bis\b)", re.IGNORECASE)
-# After a thinking heading in bold, the final heading is in bold as well.
+# After a heading of thinking, a heading of the answer.
 _BOLD_FINAL = re.compile(
-    rf"\*\*(?:{_FINAL_TITLE}|answer|response|conclusion|回答|答案)(?:\*\*\s?[:：]|[:：]\s?\*\*|\*\*)", re.IGNORECASE
+    rf"(?:\*\*|#(?!#)\s?\**)(?:{_FINAL_TITLE}|answer|response|conclusion|回答|答案|回复)(?:\*\*\s?[:：]|[:：]\s?\*\*|\*\*|\s*\n)",
+    re.IGNORECASE,
 )
 
 
@@ -103,6 +108,7 @@ def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, 
         if begun and (head := _REASONING_HEAD.match(response)) and (final := _BOLD_FINAL.search(response, head.end())):
             return response[: final.end()], response[final.end() :]
         harmony = response.startswith("analysis") and not response[8:9].isspace()
+        harmony = harmony or response.startswith(("Thinking...\n", "Here is my thought process:"))
         open_at_end = thinking_open or harmony or (begun and _THINKING_HEAD.match(response)) or _opens(response)
         return (response, "") if open_at_end else ("", response)
     told = response[end:]

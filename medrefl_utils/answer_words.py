@@ -48,7 +48,7 @@ LANGUAGES = (
         but="而是|应选|应该选|应该是|而应",
         condition="如果|假如|若|倘若|假设|要是|假使",
         retraction="不对[,，。]|不,|等等|等一下|弄错|搞错|我错了|更正|纠正|重新考虑|说错|抱歉",
-        choose="故选|应选|應選|选择|選擇|本题选|选|選",
+        choose="故选择|故选|应选择|应选|應選擇|應選|选择|選擇|本题选|选(?!项)|選(?!項)",
     ),
     Language(
         code="ko",
@@ -123,7 +123,7 @@ LANGUAGES = (
         condition="wenn|falls|wäre|angenommen|sofern|hätte",
         retraction="moment|ich habe mich geirrt|ich habe mich vertan|korrektur|nein,|doch nicht|tatsächlich|warte|eigentlich|"
         "entschuldigung|besser gesagt|vielmehr|genauer überlegt|das ist falsch",
-        choose="ich wähle|wähle ich|ich würde|ich entscheide mich für|wählen wir|nehme ich|ich nehme",
+        choose="wählen|ich wähle|wähle ich|ich würde|ich entscheide mich für|wählen wir|nehme ich|ich nehme",
     ),
     Language(
         code="pt",
@@ -205,7 +205,7 @@ LANGUAGES = (
     Language(
         code="th",
         probe=("ตอบ", "เลือก", "ถูก", "ผิด", "เฉลย", "ที่สุด"),
-        answer="คำตอบ|เฉลย|ตอบ",
+        answer="ข้อที่ถูกต้อง|ข้อที่ถูก|ตัวเลือกที่ถูกต้อง|คำตอบ|เฉลย|ตอบ",
         option="ข้อ|ตัวเลือก|คำตอบ",
         right="ถูกต้อง|ถูก|เหมาะสมที่สุด|ที่สุด|ดีที่สุด",
         wrong="ไม่ถูกต้อง|ไม่ถูก|ผิด|ไม่เหมาะสม|ไม่ใช่คำตอบ",
@@ -233,7 +233,7 @@ LANGUAGES = (
     ),
     Language(
         code="tr",
-        probe=("cevap", "yanıt", "yanit", "şık", "seçene", "seçiyorum", "doğru", "yanlış", "uygun"),
+        probe=("cevap", "cevab", "yanıt", "yanit", "şık", "seçene", "seçiyorum", "doğru", "yanlış", "uygun"),
         answer="cevab[ıi]m?|cevap|yanıt[ıi]?|yanit",
         option="şıkkı|şık|seçeneği|seçenek|seçeneğini|şıkkını",
         right="doğru(?:dur)?|en uygun|en olası|en iyi|en muhtemel",
@@ -248,6 +248,12 @@ LANGUAGES = (
     ),
 )
 
+OTHERS = (
+    "antwoord|svar|svaret|vastaus|odpowiedź|odpověď|odpoveď|απάντηση|תשובה|התשובה|jawaban|jawapan|răspuns|răspunsul|válasz|"
+    "відповідь|پاسخ|উত্তর|পதில்|பதில்|సమాధానం|جواب|jibu|sagot|atsakymas|atbilde|vastus|odgovor|отговор|одговор"
+)
+"""The word "answer" in further languages, for the label alone ("Antwoord: C")."""
+
 EPITHETS = frozenset(
     "coli faecalis faecium cloacae aerogenes histolytica granulosus multilocularis vermicularis difficile perfringens "
     "botulinum tetani trachomatis pneumoniae psittaci diphtheriae jejuni fetus albicans neoformans glabrata auris "
@@ -260,16 +266,16 @@ EPITHETS = frozenset(
 """Species names that follow a genus initial: the "E" of "E. coli" is no option's letter."""
 
 GOES_ON = frozenset(
-    """is was are because since as due for which and or nor not rather given based would will should must but if in from
+    """unless despite after before until being having among between during under without via through namely is was are because since as due for which and or nor not rather given based would will should must but if in from
     with where when by on per to the this that it here has fits explains seems remains represents best although though
     while whereas so then indeed according considering instead over only alone too also can cannot could may might
     describes matches corresponds appears makes provides being who whose hence therefore thus i we does
-    es porque ya pues por y o no debido sería que est car parce puisque et ou ist weil da denn und oder richtig wäre
+    es porque ya pues por y o no debido sería que est car parce puisque et ou ist weil da denn wählen nehmen und oder richtig wäre
     é pois já e está è perché poiché sarà korrekt correcta correcto correcte exacte corretta corretto
     так потому и или не а верно поскольку это является является, vì là và hoặc do đúng sai mà çünkü ve veya değil şıkkı
     şıkkıdır seçeneği seçeneğidir seçeneğini şıkkını doğru sino sondern ma mais mas
     explanation reason reasoning rationale justification note confidence option choice right wrong correct incorrect
-    falsch fausse faux juste vraie incorreta incorrecta falsa errada certa sbagliata errata giusta esatta yanlış неверно верна
+    falsch n fausse faux juste vraie incorreta incorrecta falsa errada certa sbagliata errata giusta esatta yanlış неверно верна
     неверен ошибочно गलत सही no non não pas
     या और है नहीं क्योंकि होगा विकल्प و أو لأن هو هي ليس صحيح بل""".split()
 )

@@ -51,6 +51,8 @@ _FOLDED = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
     0x060C: ",", 0x0410: "A", 0x0421: "C",
 }  # fmt: skip
 _SMALL_OPTION = re.compile(r"option ([a-z])(?=[).:,;*\"']|\s*(?:\Z|\n)|\s(?:is|was|because|since)\b)")
+_CLOSERS = " \n.!*\"')]}$_`"
+_PERCENT = re.compile(r"(?<=\d)(?:\s?\\%|\s%)")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 _CONCLUSION = re.compile(r"#(?!#)\s{0,3}\**(?:conclusion|answer|solution)\**[^\w\n]*\n", re.IGNORECASE)
 _STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
@@ -58,25 +60,26 @@ _STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
 # --- retractions in English ---
 _RETRACTION_WORDS = (
     "wait", "mistake", "error", "wrong", "no,", "no.", "no:", "no;", "nope", "actually", "correct", "scratch", "rather,", "meant",
-    "reconsider", "rethink", "second thought", "reflection", "no longer", "sorry", "oops", "hold on", "not right", "cannot be", "can't be",
+    "reconsider", "rethink", "edit", "update", "revised", "take", "second thought", "reflection", "no longer", "sorry", "oops", "hold on", "not right", "cannot be", "can't be",
 )  # fmt: skip
 _TAKES_BACK = re.compile(
     r"(?:(?:\A|[.!?…,\n—–-]\s{0,2}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
     r"(?:i(?:'ve| have)? (?:just )?(?:made|make) (?:an?|another|one) (?:\w+ )?(?:mistake|error)|i (?:was|am) (?:wrong|mistaken)|i'm wrong|"
     r"my mistake|scratch that|i(?:'m| am) (?:no longer|not) sure|i meant|i mean\b|correction\b|sorry\b|oops\b|strike that)|"
+    r"\n\W{0,4}(?:edit|update|revised(?: answer)?|corrected(?: answer)?)\W{0,3}:|\bi take (?:that|it) back\b|"
     r"\b(?:or rather|i meant to say|no longer sure)\b|"
     r"(?:\A[\s.…!,\"'*)—–-]{0,6}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
-    r"(?:(?:that|this|it)(?:'s| is| was| seems)(?: clearly)? (?:wrong|incorrect|not right|not correct|a mistake(?! to)|an error(?! to))|"
-    r"(?:that|this|it) (?:isn't|wasn't) (?:right|correct)|(?:that|this|it) (?:cannot|can't|can not) be(?: right| correct)?))"
+    r"(?:(?:that|this|it|(?:this|that|my|the above) answer)(?:'s| is| was| seems)(?: clearly)? (?:wrong|incorrect|not right|not correct|a mistake(?! to)|an error(?! to))|"
+    r"(?:that|this|it) (?:isn't|wasn't) (?:right|correct)|(?:that|this|it) (?:cannot|can't|can not) be(?: right| correct| so|(?=[.,;!—])|\Z)))"
 )
 _PAUSES = re.compile(
-    r"(?:\A|[.!?…,;:\n—–(-]\s{0,2}|\bhmm+[,.]?\s)[\"'*]{0,2}(?:wait\b|actually\b|hold on|"
+    r"(?:\A|[.!?…,;:\n—–(>-]\s{0,2}|\bhmm+[,.]?\s)[\"'*]{0,2}(?:wait\b|actually\b|hold on|"
     r"on (?:second thought|reflection|reconsideration)|let me (?:reconsider|re-?think|re-?check|correct|re-?examine|re-?evaluate)|"
     r"no[,.;:!—–]|nope\b|rather,)"
 )
 _CORRECTED = re.compile(
     r"(?:\b(?:no|nope|wait|actually|be|is|it['’]s|that['’]s|meant|mean|so|rather|correction|instead|therefore|thus|hence|with|choose|answer|say|"
-    r"sorry|to|leaves|leaving)\b[\s,.:;!—–-]{1,4}|:\s)(?:the answer is |i meant |it['’]s |it is |option |choice |letter )?[\"'“‘*(\[]{0,3}"
+    r"sorry|oops|edit|update|to|leaves|leaving)\b[\s,.:;!—–-]{1,4}|:\s)(?:the answer is |i meant |it['’]s |it is |option |choice |letter )?[\"'“‘*(\[]{0,3}"
 )
 
 
@@ -88,6 +91,8 @@ def _fold(text: str) -> str:
         text = _STRUCK.sub(" ", text)
     if "option " in text:
         text = _SMALL_OPTION.sub(lambda small: f"option {small[1].upper()}", text)
+    if "%" in text:
+        text = _PERCENT.sub("%", text)
     if '\\"' in text:
         text = text.replace('\\"', '"')
     return text
@@ -123,7 +128,7 @@ def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] 
             return Found(""), "none"
         if statement.stance != ASSERTED:
             continue
-        if final_only and not (statement.label or len(reading.text) - statement.end <= 20):
+        if final_only and not (statement.label or not reading.text[statement.end :].strip(_CLOSERS)):
             return None
         if statement.letter and statement.letter in denied:
             return Found(""), "none"
@@ -195,12 +200,14 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
     letters = options.alone_in(text)
     if found := hints.lone(text, letters, options):
         return found, "lone"
+    if ":" in text and (found := hints.labelled(text, options)):
+        return found, "stated"
     if letters:
-        if found := hints.verdicts(text, low, letters, reading.languages, options):
+        found, wrong = hints.verdicts(text, low, letters, reading.languages, options)
+        if found:
             return found, "verdict"
-        if found := hints.marked(text, low, letters, options):
-            return found, "label"
-        if found := hints.pointed(text, low, letters, options):
+        found = hints.marked(text, low, letters, options) or hints.pointed(text, low, letters, options)
+        if found and found.letter not in wrong:
             return found, "label" if found.letter else "several"
     return hints.by_text(text, reading.languages, options)
 
