@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from medrefl_utils.answer_options import Options
+from medrefl_utils.answer_options import OPEN, Options
 from medrefl_utils.answer_words import OTHERS
 from medrefl_utils.answer_statements import Rules, clause_begin, is_hypothetical, lower
 
@@ -27,7 +27,7 @@ _CHOSEN = re.compile(
 )
 # What stands before an option that is passed over, and after one that is taken back.
 _NOT = (
-    r"(?:n['’]t|\b(?:not|never|nor|neither|another|unlike|rather than|instead of|other than|opposed to|except|less likely|"
+    r"(?:n['’]t|\b(?:not|no (?:sign|signs|evidence|indication|history) of|never|nor|neither|another|unlike|rather than|instead of|other than|opposed to|except|less likely|"
     r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|avoid (?:picking|choosing|selecting|option))\b|(?:cannot|can['’]t|unlikely to|hardly) be\s[\"'*(]{0,3}$)"
 )
 _PASSED = re.compile(
@@ -40,11 +40,11 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _BEFORE_NOT = re.compile(
-    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong)\b|"
+    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong|out\b(?! of))\b|"
     r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|are not)\b",
     re.IGNORECASE,
 )
-_NEGATES = re.compile(r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out)\b")
+_NEGATES = re.compile(r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out)\b")
 # A sentence's last character, or the line feeds after one. "is: E. Citalopram" is one sentence, and so is "The answer
 # is:" with the line that follows it.
 _SENTENCE_END = re.compile(
@@ -54,7 +54,7 @@ _SENTENCE_END = re.compile(
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
 _IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
 _POINTED = re.compile(
-    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|it['’]s|it is|it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
+    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|it['’]s|it is|it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
@@ -63,6 +63,8 @@ _POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z))"
 _BLANKS = " \n\"'“‘*([#>-•"
 # "Option B is for hyperglycemia" is a sentence about B and chooses nothing.
 _GOES_ON = re.compile(r"[\"'”’*)\]]{0,4}\s\(?[a-z]")
+_WRONG_TO = re.compile(r"\b(?:wrong|incorrect|mistake|error)\b[^.;:]{0,20}\bto\b[^.;:]{0,20}\Z")
+_OTHERS_SAY = re.compile(r"\b(?:some|many|others|people|students?|one (?:could|might|may)|you (?:could|might|may))\b[^.;:]{0,30}\Z")
 _OTHERS_ANSWER = re.compile(
     r"\b(?:many|most|some|students?|people|others?|nobody|no one)\s(?:[\w']+\s){0,3}(?:answer|choose|pick|select|option)\s[\"'“‘*(]{0,4}\Z"
 )
@@ -75,7 +77,8 @@ _MARKS = "\"'“‘*(["
 _MARK_HEAD = re.compile(r"[\"'“‘*(\[]{1,4}\Z")
 _MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
 _LINE = re.compile(r"(?:\d{1,2}[.)]\s)?[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|<\|\w{2,20}\|>)\s{0,2})\Z")
-_OPENING = re.compile(r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`)")
+_AROUND = " \t\n.!*_`\"')]}>$\\✅"
+_OPENING = re.compile(r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|because|since)\b))")
 _LINE_LABEL = re.compile(
     rf"[\s*_#>-]{{0,8}}(?:(?:my|the|final|best|correct|right|chosen|selected)\s){{0,2}}(?:pick|correct|verdict|guess|selection|decision|"
     rf"conclusion|result|solution|response|prediction|{OTHERS})[\s*_]{{0,4}}[:=]"
@@ -85,7 +88,7 @@ _ENDED = re.compile(r"[.!?。！？।…)\]}\"'”’*`:$>✅❌✓✗|]\s*\Z")
 
 # Verdicts in English, after a letter and perhaps its text.
 _VERDICT_BETWEEN = re.compile(
-    r"(?:[\s*_\"'`)(\]\[|:.,—–=-]|\b(?:is|was|seems|would be|looks|remains|are|the|a|clearly|definitely|also|therefore|option|choice|"
+    r"(?:[\s*_\"'`)(\]\[|:.,—–=-]|→|=>|\b(?:is|was|seems|would be|stands out as|appears to be|appears|must be|has to be|should be|looks|remains|are|the|a|clearly|definitely|also|therefore|option|choice|"
     r"answer|therefore|indeed|then|this|one|verdict|probably|quite)\b){0,12}+"
 )
 _WRONG = re.compile(
@@ -94,7 +97,8 @@ _WRONG = re.compile(
 )
 _RIGHT = re.compile(
     r"correct\b|right\b(?! (?:side|arm|ventric|atri|upper|lower|lung|heart|coronary|eye|ear|leg|bundle|hemi|colon|adrenal|kidney))|true\b|"
-    r"yes\b|fits\b|best\b|most (?:likely|appropriate|consistent|probable|suitable|plausible)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
+    r"yes\b|fits\b|best\b|(?:most|more) (?:likely|appropriate|consistent|probable|suitable|plausible)|likely\b(?=\s*(?:[.;,)\n]|\Z))|"
+    r"only (?:option|choice|one|answer) (?:that|which|left)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
     r"✅|✓|✔|☑|better\b|explains everything"
 )
 _IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
@@ -127,9 +131,8 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
         final = _LINE.match(last_line) and not _LINE.match(before)
         return Found(lines[-1], lines[-1]) if final else None
     opening = _OPENING.match(text)
-    if opening is None and len(text) < 30 and (small := _LINE.match(text)):
-        at = small.start() + re.search(r"[A-Za-z]", small[0]).start()
-        return Found(text[at].upper(), text[at].upper()) if options.letter_at(text, at) else None
+    if len(text) < 40 and not text[(at := OPEN.match(text).end()) + 1 :].strip(_AROUND) and options.letter_at(text, at):
+        return Found(text[at].upper(), text[at].upper())
     if opening is None or options.letter_at(text, opening.start(1)) is None:
         return None
     at = opening.start(1)
@@ -137,6 +140,9 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
     if value is None or len({item[1] for item in _ITEM.finditer(text)} & set(options.letters)) > 1:
         return None
     turn = value.written == "A" and text[at + 1 : at + 2] == ":" and options.text_at(text, at + 2) is None
+    later = pointed(text, lower(text), [other for other in letters if other > value.end], options)
+    if later and later.letter != value.letter:
+        return later
     wrong = _WRONG.match(lower(text[: value.end + 20]), _MARK_TAIL.match(text, value.end).end())
     wrong = wrong or re.match(r"[\s)\].:*—–-]{1,4}(?:in|not )?(?:wrong|incorrect|false|correct\b)", text[value.end : value.end + 16], re.I)
     return None if turn or wrong or _TAKEN_BACK.match(text, value.end) else Found(value.letter, value.written)
@@ -175,7 +181,9 @@ def verdicts(
 
 _IF = re.compile(r"\b(?:if|were|suppose|unless|when would|why not)\b")
 _THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
-_JOINED_HEAD = re.compile(r"\b[a-z][\s)\"'*]{0,3}(?:,|and|or|&|/|\+)[\s(\"'*]{0,4}(?:and |or )?\Z")
+_JOINED_HEAD = re.compile(
+    r"\b[a-z][\s)\"'*]{0,3}(?:,?\s(?:and|or)\s|&|/|\+)[\s(\"'*]{0,4}\Z|(?:options?|answers?|,)\s[(\"'*]{0,2}[a-z][)\"'*]{0,2},\s[(\"'*]{0,2}\Z"
+)
 
 
 def _judged(text: str, low: str, at: int, languages: list[Rules], options: Options) -> bool | None:
@@ -200,7 +208,7 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
     if (right := _RIGHT.match(low, between)) is None and not _WRONG.match(low, between):
         right = _IS_ANSWER.match(low, end) or _THIS_ONE.match(low, end)
         if right is None:
-            return _judged_at_end(text, low, at)
+            return _judged_at_end(text, low, at, options)
     if not options.is_letter(text, at) and text[end : end + 2].strip() not in ("✅", "✓", "✔"):
         return None
     if _WRONG.match(low, between) or "tempting" in low[between : between + 20]:
@@ -215,12 +223,14 @@ _ITEM_HEAD = re.compile(r"(?:\A|\n)[\s*_\"'(\[>#|•-]{0,8}(?:option\s)?\Z")
 _LAST_WORD = re.compile(r"\b(?:(?P<right>yes|correct|right|true)|(?P<wrong>no|incorrect|wrong|false))\W{0,4}\Z")
 
 
-def _judged_at_end(text: str, low: str, at: int) -> bool | None:
+def _judged_at_end(text: str, low: str, at: int, options: Options) -> bool | None:
     """The verdict that ends an item of a list: "C. Sucralfate: coats the ulcer, so yes." """
     if not _ITEM_HEAD.search(low, max(0, at - 20), at):
         return None
     stop = low.find("\n", at)
     stop = len(low) if stop < 0 else stop
+    if options.alone.search(text, at + 1, stop):
+        return None
     last = _LAST_WORD.search(low, max(at + 1, stop - 14), stop)
     if last is None or low[max(0, last.start() - 12) : last.start()].rstrip().endswith(("not", "n't", "be", "if")):
         return None
@@ -272,7 +282,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             continue
         if _CONCLUDES.match(point[0]):
             begin = point.start()
-        if re.search(_NOT, low[max(begin, at - 40) : at]) or _WRONG_HEAD.search(low, begin, at) or _IF.search(low[begin:at]):
+        if re.search(_NOT, low[max(begin, at - 40) : at]) or _WRONG_HEAD.search(low, begin, at) or _OTHERS_SAY.search(low, begin, at) or _IF.search(low[begin:at]):
             return None
         value = options.value_at(text, at)
         return Found(value.letter, value.written) if value else None
@@ -344,7 +354,7 @@ def _labels_of(
         letter, done = named or (sentence[at], end)
         if _PASSED.search(sentence, max(0, start - 80), start) or _TAKEN_BACK.match(sentence, done):
             continue
-        if _OTHERS_ANSWER.search(low, begin, begin + at) or _MISTAKEN.match(low, begin + done, stop):
+        if _OTHERS_ANSWER.search(low, begin, begin + at) or _MISTAKEN.match(low, begin + done, stop) or _WRONG_TO.search(low, begin, begin + at):
             continue
         if cued_from < 0:
             cue = _CHOOSES.search(low, begin, stop)

@@ -25,7 +25,7 @@ _FIRST = re.compile(r"[^\W_]|[-−](?=\.?\d)|\.(?=\d)|[<>=+%↑↓≥≤±/]")
 _ENDS = re.compile(r"[.!?;]\s")
 _THOUSANDS = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 # Signs that may stand before a value: blanks, quotes, Markdown, brackets, LaTeX.
-OPEN = re.compile(r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|\[|!|;|\")){0,12}+")
+OPEN = re.compile(r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡∴⇒#|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|\[|!|;|\")){0,12}+")
 _CLOSE = re.compile(r"[\s\"'”’`*_)\]}.:：,\-–—>|」』》$\\]{0,12}")
 # Letters that may not touch an option's letter. Chinese, Japanese, Korean, Thai, Arabic and Hindi letters may.
 _TOUCHING = r"0-9A-Za-z_\u00aa-\u02af\u0370-\u052f"
@@ -35,13 +35,13 @@ _SPECIES = re.compile(r"\.?\s([a-z]{3,})")
 _FORMULA = re.compile(r"\s?(?:[=>≥≤≈±×^]|<(?![/|]))|\s?[+]\s?\d")
 _ARTICLE_NUMBER = re.compile(r"[ \t]\d")
 _BEST_VERB = re.compile(r"[ \t]+best\s(?:matches|fits|explains|describes|answers|represents|accounts)\b")
-_PART_OF_MORE = re.compile(r"[-–/]\w|[.,]\d|%")
+_PART_OF_MORE = re.compile(r"[-–/]\w|[.,:]\d|%")
 _JOIN = re.compile(
-    r"[\s\"'”’*)\].]{0,6}(?P<join>[,;、/&+]\s{0,2}(?:possibly|maybe|perhaps|then|and/or|and|or|und|oder|y|o|et|ou|e|и|или|أو|و|或|和)?|(?:and/or|and|or|nor|plus|then|followed by|"
+    r"[\s\"'”’*)\].]{0,6}(?P<join>[,;、/&+|]\s{0,2}(?:possibly|maybe|perhaps|then|and/or|and|or|und|oder|y|o|et|ou|e|и|или|أو|و|或|和)?|(?:and/or|and|or|nor|plus|then|followed by|to|vs\.?|versus|"
     r"und|oder|y|o|et|ou|e|и|или|أو|و|या|और|หรือ|และ|và|hoặc|ve|veya|ya da)(?=[\s\"'*(])|와|과|또는|및|이나|나|と|や|または|か|"
     r"或者|或|和|与|與|及)[\s\"'“‘*(\[]{0,5}(?:(?:option|choice|letter|either|both|as well as)\s)?[\s\"'“‘*(\[]{0,3}"
 )
-_OR = re.compile(r"or\b|nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|または|か|或|/")
+_OR = re.compile(r"or\b|to\b|vs|versus|\||nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|または|か|或|/")
 _OWN_CLAUSE = re.compile(
     r"[\s\"'”’*).]{0,5}\s(?:is|are|was|were|would|can|cannot|could|does|do|did|has|have|may|might|because|will|acts?|causes?)\b"
 )
@@ -56,7 +56,7 @@ _NO_ONE = re.compile(r"none(?: of (?:the above|these|those|them|the (?:options|c
 _ALL = re.compile(r"all(?=[.!\s*]*(?:\Z|\n))", re.I)
 _PHRASE_ENDS = re.compile(r"\s*(?:[.!,;:)*\"'\n}\]]|\Z|\s(?:are|is|apply|applies|were)\b)")
 _BOTH = re.compile(r"(?:both\s)?\(?([A-Z])\)?(?:\s?(?:,|and|&|\+)\s?\(?([A-Z])\)?)+(?:\s(?:only|are correct))?", re.I)
-_COPULA_SUFFIX = frozenset("dir dır dur dür tir tır tur tür".split())
+_BRACKETED = re.compile(r"[\s*_\"']{0,3}[(\[]\s?(?:[Oo]ption\s|[Cc]hoice\s)?([A-Z])[)\]]")
 _UNSPACED = re.compile(r"[\u0600-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
@@ -151,6 +151,8 @@ class Options:
             species = _SPECIES.match(text, end)
             if species and species[1] in EPITHETS or _INITIAL.match(text, end):
                 return False
+        if follows == ">" and text[at - 1 : at] == "<":
+            return True
         if follows in " =<>≥≤≈±×^+" and _FORMULA.match(text, end):
             return False
         word = _WORD_AFTER.match(text, end)
@@ -177,6 +179,9 @@ class Options:
     def one_at(self, text: str, at: int) -> Value | None:
         """The single option at a position. Where letter and exact text disagree, the text is what the model meant."""
         if named := self.text_at(text, at):
+            letter = _BRACKETED.match(text, named[1])
+            if letter and letter[1] in self.letters:
+                return Value(named[0], letter[1], letter.end())
             return Value(named[0], None, named[1])
         end = self.letter_at(text, at)
         if end is None:
@@ -223,7 +228,7 @@ class Options:
         if self.texts:
             folded = fold(text)
             for option, letter in self.texts:
-                if option in folded:
+                if option in folded and folded.count(option) > folded.count(f"{option}/ "):
                     named.append(letter)
                     folded = folded.replace(option, " \0 ")
         for option, letter in self.unspaced:
@@ -269,7 +274,7 @@ def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
             rf"(?<![{_TOUCHING}.-])[{letters}](?![{_TOUCHING}]|['’](?!(?:d[ıiuü]r|t[ıiuü]r)\b)[A-Za-z]|[-–]\w|\.\w\w)"
         ),
         "small": re.compile(
-            rf"(?<![{_TOUCHING}.-])[{letters.lower()}](?:\.(?!\w)|(?=[)\]:}}\"'*,;]|\s*(?:\n|\Z)|\s+(?:because|since|as|due)\b|"
+            rf"(?<![{_TOUCHING}.-])[{letters.lower()}](?:\.(?!\w)|(?=[)\]:}}\"'*,;<]|\s*(?:\n|\Z)|\s+(?:because|since|as|due)\b|"
             r"\s[-–—]|\s(?:is|was)\s(?:correct|right|the)\b))"
         ),
     }

@@ -37,27 +37,29 @@ class Statement:
 
 
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
-_CUES = ("answer", "option", "choice", "letter", "boxed", "fbox", "choos", "select", "pick", "o with", "ing with", "ans:", "ans.", "ans ", "final:", "leav", "left with")  # fmt: skip
+_CUES = ("answer", "option", "choice", "letter", "boxed", "fbox", "choos", "select", "pick", "o with", "ing with", "o for", "vote for", "ans:", "ans.", "ans ", "final:", "leav", "left with")  # fmt: skip
 _BOX = re.compile(r"(?<=\\)f?box(?:ed)?\s?\{")
 _BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
-_CHOOSE = re.compile(r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)")
+_CHOOSE = re.compile(r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o (?:with|for)|\bvote for|(?<=\bgo)ing with)\b(?!ed)")
 _LEAVES = re.compile(r"(?<!\w)(?:leav(?:es|ing)|left with)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
 _RANKED_HEAD = re.compile(r"(?<!\w)(?:correct|best|right|final|appropriate|closest|suitable|likely|selected|chosen|my)\s\Z")
 _LABEL = re.compile(
     r"(?:answers?|option|choice|letter|ans|final)\b(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
-    r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?)|answer[\w_]{0,8}>"
+    r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?|\*\*\s(?=\S))|answer[\w_]{0,8}>"
 )
 _SENTENCE = re.compile(
     r"\w{6}s?\b(?:,?\s(?!(?:is|isn't|not|cannot|can't|should|would|must|may|might|could)\b)[\w'’-]{1,24}){0,10}?(?:,?\s|(?='s))"
     r"(?P<copula>(?:'s|is|isn['’]t|are|cannot|can['’]t|can|should|shouldn['’]t|would|wouldn['’]t|must|may|might|could|will)\b"
-    r"(?:\s(?:certainly|clearly|definitely|most|likely|probably|therefore|then|thus|also|surely))?"
+    r"(?:\s(?:certainly|possibly|clearly|definitely|most|likely|probably|therefore|then|thus|also|surely))?"
     r"(?:\s(?:not|never))?(?:\sbe\b)?)"
 )
+_CHANGED = re.compile(r"answer(?:\sfrom\s[^.\n]{1,40}?)?\sto\s")
+_CHANGES = re.compile(r"\b(?:chang|switch|revis|correct|updat|amend)\w{0,4}\s(?:my|the)\s(?:final\s|initial\s)?\Z")
 _HEADING = re.compile(r"[#*_\s>]{0,12}(?:the\s|my\s)?(?:final\s|correct\s|best\s)?\Z")
 _FILLER = re.compile(
     r"(?:(?:the|an?(?=\s(?:option|choice|answer))|most|likely|probably|best|correct|right|final|answer|option|choice|letter|"
     r"is|be|would|indeed|definitely|clearly|closest|therefore|thus|so|text|textbf|mathbf|mathrm|boxed|given|about|approximately|"
-    r"around|roughly|both|either|indicated by|as follows|number|stage(?=\s\())\b[\s\"'“”‘’`*_(\[{:,\\>]{1,6}){1,8}+"
+    r"around|roughly|both|either|drug|statement|item|alternative|indicated by|as follows|number|stage(?=\s\())\b[\s\"'“”‘’`*_(\[{:,\\>]{1,6}){1,8}+"
 )
 _NOT_HERE = re.compile(
     r"\b(?:not|never|cannot|n['’]t|isn['’]t|can['’]t|shouldn['’]t|wouldn['’]t|hardly|unlikely|neither|nor|no longer|"
@@ -90,15 +92,18 @@ _CIRCUMSTANCE = re.compile(
     r"conclusion|summary|short|view|light|general|order|addition|all|such|that|mind|any|fact|her|his|him|their|me|which)\w|\binstead\b"
 )
 _ASKED = re.compile(r"[\"'”*)\].\s]{0,4}\?|\s?吗|\s?か[?？]|[^.!\n]{0,60}\?\s{0,3}(?:no|not|hmm|perhaps|maybe|\Z|\n|but|let)")
+_IF_BEHIND = re.compile(r"[^.!?\n]{0,24}?\b(?:if|unless|in case|provided)\b")
+_WHEN_BEHIND = re.compile(r"[\s\"'*)]{0,4}(?:if|when|whenever|in case|only if|for|in)\b(?! (?:this|these|the|my|our|now))")
 _SETTLED = re.compile(r"[\"'”*)\].\s]{0,4}\?[^\w\n]{0,6}(?:no|nope|not really|rather|wait|actually)\b[,.:;!\s—–-]{0,4}(?:wait,?\s|actually,?\s)?", re.I)
 _BUT = re.compile(
-    r"[^.!?\n]{0,60}?(?:\bbut(?:\srather|\sinstead)?|\brather|\binstead|;|,)\s(?:it['’]s\s|it is\s|it should be\s|the answer is\s|"
+    r"[^.!?\n]{0,60}?(?:[,;]?\s?\bbut(?:\srather|\sinstead)?|[,;]?\s?\brather|[,;]?\s?\binstead|;|,)\s(?:it['’]s\s|it is\s|it should be\s|the answer is\s|"
     r"is\s|rather\s|instead\s)?"
 )
 _POINTER = re.compile(
     r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|so|therefore|hence|thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
+_LAST = re.compile(r"[,:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
 _PASSED = re.compile(
     r"(?:\b(?:not|never|rules? out|ruled out|ruling out|exclud\w+|eliminat\w+|unlike|rather than|instead of|other than|no longer|"
     r"nor|neither)|n['’]t)\b[^.,;:]{0,60}"
@@ -152,6 +157,8 @@ def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
             found = options.value_at(phrase, pointer.end()) or found
     if found:
         return replace(found, end=begin + found.end)
+    if (last := _LAST.search(phrase)) and options.letter_at(phrase, last.start(1)):
+        return Value(last[1], last[1], begin + last.end(1))
     named = options.named_in(kept)
     if named:
         return Value(named[0] if len(named) == 1 else options.joined(named), None, end)
@@ -267,6 +274,8 @@ def _stance(low: str, at: int, end: int, copula: str) -> str:
         return DENIED
     if _CONDITION.search(head) or _ASKED.match(low, end):
         return SUPPOSED
+    if ("would" in copula and _IF_BEHIND.match(low, end)) or (copula == "choose" and _WHEN_BEHIND.match(low, end)):
+        return SUPPOSED
     if "would" in copula and _CIRCUMSTANCE.search(head):
         return DOUBTFUL
     return ASSERTED
@@ -293,7 +302,7 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
     if cue in ("boxed", "fbox"):
         box = _BOX.match(low, at)
         return _boxed(text, box.end(), options) if box else None
-    if cue in ("choos", "select", "pick", "o with", "ing with"):
+    if cue in ("choos", "select", "pick", "o with", "ing with", "o for", "vote for"):
         return _choice(text, low, at, options)
     if cue in ("leav", "left with"):
         leaves = _LEAVES.match(low, at)
@@ -311,6 +320,9 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
         return _labelled(text, low, at, label.end(), options)
     if cue in ("ans:", "ans.", "ans ", "final:"):
         return None
+    if (changed := _CHANGED.match(low, at)) and _CHANGES.search(low, max(0, at - 24), at):
+        value = _value(text, low, changed.end(), options)
+        return Statement(at, value.end, value.letter, value.written, "stated") if value else None
     sentence = _SENTENCE.match(low, at)
     if sentence:
         return _sentence(text, low, at, sentence, options)
@@ -399,7 +411,7 @@ def _choice(text: str, low: str, at: int, options: Options) -> Statement | None:
     value = _value(text, low, choose.end(), options)
     if value is None or TAKEN_BACK.match(text, value.end):
         return None
-    stance = _stance(low, at, value.end, "would" if "would" in head or "'d" in head else "")
+    stance = _stance(low, at, value.end, "would" if "would" in head or "'d" in head else "choose")
     return Statement(at, value.end, value.letter, value.written, "stated", stance)
 
 

@@ -95,7 +95,7 @@ LANGUAGES = (
     ),
     Language(
         code="fr",
-        probe=("réponse", "reponse", " est ", "c'est", "choisis"),
+        probe=("réponse", "reponse", " est ", "c'est", "n'est", "l'option", "choisis", "sont "),
         answer="réponse|reponse|solution",
         option="option|proposition|lettre|réponse|choix|item",
         right="correcte?|juste|vraie?|exacte?|bonne|meilleure?|plus probable|plus appropriée?|appropriée?|indiquée?",

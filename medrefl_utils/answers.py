@@ -52,6 +52,10 @@ _FOLDED = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
 }  # fmt: skip
 _SMALL_OPTION = re.compile(r"option ([a-z])(?=[).:,;*\"']|\s*(?:\Z|\n)|\s(?:is|was|because|since)\b)")
 _CLOSERS = " \n.!*\"')]}$_`"
+_HTML = re.compile(r"</?(b|i|p|strong|em|br|div|span|u|h\d|li|ul|ol|code|pre)\s?/?>", re.IGNORECASE)
+_SMALL_ALONE = re.compile(
+    r"(?:\A|\b(?:[Ii]t's|[Ii]t is|[Cc]hoice|[Oo]ption|[Ll]etter|[Cc]hoose|[Pp]ick)\s)[a-j](?=\s(?:is|was)\s(?:correct|right|the)|[.!]?\s*\Z)"
+)
 _PERCENT = re.compile(r"(?<=\d)(?:\s?\\%|\s%)")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 _CONCLUSION = re.compile(r"#(?!#)\s{0,3}\**(?:conclusion|answer|solution)\**[^\w\n]*\n", re.IGNORECASE)
@@ -60,13 +64,14 @@ _STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
 # --- retractions in English ---
 _RETRACTION_WORDS = (
     "wait", "mistake", "error", "wrong", "no,", "no.", "no:", "no;", "nope", "actually", "correct", "scratch", "rather,", "meant",
-    "reconsider", "rethink", "edit", "update", "revised", "take", "second thought", "reflection", "no longer", "sorry", "oops", "hold on", "not right", "cannot be", "can't be",
+    "reconsider", "rethink", "edit", "update", "revised", "take", "mis", "second", "second thought", "reflection", "no longer", "sorry", "oops", "hold on", "not right", "cannot be", "can't be",
 )  # fmt: skip
 _TAKES_BACK = re.compile(
     r"(?:(?:\A|[.!?…,\n—–-]\s{0,2}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
     r"(?:i(?:'ve| have)? (?:just )?(?:made|make) (?:an?|another|one) (?:\w+ )?(?:mistake|error)|i (?:was|am) (?:wrong|mistaken)|i'm wrong|"
     r"my mistake|scratch that|i(?:'m| am) (?:no longer|not) sure|i meant|i mean\b|correction\b|sorry\b|oops\b|strike that)|"
-    r"\n\W{0,4}(?:edit|update|revised(?: answer)?|corrected(?: answer)?)\W{0,3}:|\bi take (?:that|it) back\b|"
+    r"\n\W{0,4}(?:edit|update|revised(?: answer)?|corrected(?: answer)?)\W{0,3}:|\bi take (?:that|it) back\b|\bi (?:just )?(?:misread|misunderstood|misinterpreted|misjudged)\b|"
+    r"\A[\s.…!,\"'*)—–-]{0,6}(?:wrong|incorrect)[.!,]|"
     r"\b(?:or rather|i meant to say|no longer sure)\b|"
     r"(?:\A[\s.…!,\"'*)—–-]{0,6}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
     r"(?:(?:that|this|it|(?:this|that|my|the above) answer)(?:'s| is| was| seems)(?: clearly)? (?:wrong|incorrect|not right|not correct|a mistake(?! to)|an error(?! to))|"
@@ -75,11 +80,11 @@ _TAKES_BACK = re.compile(
 _PAUSES = re.compile(
     r"(?:\A|[.!?…,;:\n—–(>-]\s{0,2}|\bhmm+[,.]?\s)[\"'*]{0,2}(?:wait\b|actually\b|hold on|"
     r"on (?:second thought|reflection|reconsideration)|let me (?:reconsider|re-?think|re-?check|correct|re-?examine|re-?evaluate)|"
-    r"no[,.;:!—–]|nope\b|rather,)"
+    r"no[,.;:!—–]|no wait|nope\b|rather,)"
 )
 _CORRECTED = re.compile(
     r"(?:\b(?:no|nope|wait|actually|be|is|it['’]s|that['’]s|meant|mean|so|rather|correction|instead|therefore|thus|hence|with|choose|answer|say|"
-    r"sorry|oops|edit|update|to|leaves|leaving)\b[\s,.:;!—–-]{1,4}|:\s)(?:the answer is |i meant |it['’]s |it is |option |choice |letter )?[\"'“‘*(\[]{0,3}"
+    r"sorry|oops|thought|reflection|now|edit|update|to|leaves|leaving)\b[\s,.:;!—–-]{1,4}|:\s)(?:the answer is |i meant |it['’]s |it is |option |choice |letter )?[\"'“‘*(\[]{0,3}"
 )
 
 
@@ -91,6 +96,12 @@ def _fold(text: str) -> str:
         text = _STRUCK.sub(" ", text)
     if "option " in text:
         text = _SMALL_OPTION.sub(lambda small: f"option {small[1].upper()}", text)
+    if "<" in text:
+        text = _HTML.sub(lambda tag: "\n" if tag[1][0] in "bp" and tag[1] != "b" else "", text)
+    if "&nbsp;" in text:
+        text = text.replace("&nbsp;", " ")
+    if len(text) < 60:
+        text = _SMALL_ALONE.sub(lambda small: small[0][:-1] + small[0][-1].upper(), text)
     if "%" in text:
         text = _PERCENT.sub("%", text)
     if '\\"' in text:
@@ -175,7 +186,15 @@ def _retraction(rest: _Reading) -> tuple[int, bool]:
 
 
 def _corrected(rest: _Reading) -> Found | None:
-    """What a retraction puts in the answer's place: "no, C", "I meant B", "it should be C", or what the rules read."""
+    """What a retraction puts in the answer's place: a letter that it points at, or what the rules read."""
+    if found := _pointed_at(rest):
+        return found
+    hinted = _hinted(rest)
+    return hinted[0] if hinted and hinted[0].letter else None
+
+
+def _pointed_at(rest: _Reading) -> Found | None:
+    """The letter that a retraction points at: "no, C", "I meant B", "it should be C"."""
     options, found = rest.options, None
     for pattern in [_CORRECTED, *(rules.joins for rules in rest.languages)]:
         for pointer in pattern.finditer(rest.low):
@@ -188,15 +207,17 @@ def _corrected(rest: _Reading) -> Found | None:
                 continue
             value = options.value_at(rest.text, pointer.end())
             found = Found(value.letter, value.written) if value else found
-    if found:
-        return found
-    hinted = _hinted(rest)
-    return hinted[0] if hinted and hinted[0].letter else None
+    return found
 
 
 def _hinted(reading: _Reading) -> tuple[Found, str] | None:
     """The answer of a text without an explicit statement."""
     text, low, options = reading.text, reading.low, reading.options
+    at, strong = _retraction(reading)
+    if at > 0:
+        corrected = _pointed_at(reading.after(at))
+        if corrected or strong:
+            return (corrected, "label") if corrected else _hinted(reading.after(at + 1))
     letters = options.alone_in(text)
     if found := hints.lone(text, letters, options):
         return found, "lone"
