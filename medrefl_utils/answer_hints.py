@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from medrefl_utils.answer_options import OPEN, Options
 from medrefl_utils.answer_words import OTHERS
-from medrefl_utils.answer_statements import Rules, clause_begin, is_hypothetical, lower
+from medrefl_utils.answer_statements import Rules, clause_begin, holds, is_hypothetical, lower
 
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(
@@ -22,6 +22,10 @@ _CHOOSES = re.compile(
     r"closest|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|"
     r"consistent with)\b"
 )
+_CHOICE_WORDS = (
+    "answer", "most ", "more ", "best", "correct", "closest", "therefore", "thus", "so,", "hence", "cho", "would be", "should be",
+    "is likely", "suggest", "indicate", "consistent with",
+)  # fmt: skip
 _CHOSEN = re.compile(
     r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer)\b"
 )
@@ -33,6 +37,10 @@ _NOT = (
 _PASSED = re.compile(
     rf"{_NOT}[^.;:]{{0,60}}$|(?:^|[,;]\s)(?:while|although|though|whereas)\b[^.;:,]{{0,60}}$", re.IGNORECASE
 )
+_PASSING = (
+    "n't", "n’t", "not", "no ", "nor", "never", "neither", "unlike", "rather", "instead", "than", "opposed", "except", "less",
+    "rul", "exclud", "eliminat", "least", "avoid", "hardly", "cannot", "while", "although", "though", "whereas", "unlikely",
+)  # fmt: skip
 _PASSED_CLAUSE = re.compile(rf"{_NOT}[^.;:,]{{0,80}}", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|therefore\s)?(?:not|incorrect|wrong|"
@@ -104,8 +112,7 @@ _RIGHT = re.compile(
 _IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What a rule read: the letter that is meant ("": several) and the letter that is written, if one is."""
 
     letter: str
@@ -155,6 +162,8 @@ def labelled(text: str, options: Options) -> Found | None:
     """
     lines = text.split("\n")
     for line in [*reversed(lines[-3:]), lines[0]]:
+        if ":" not in line[:60]:
+            continue
         label = _LINE_LABEL.match(lower(line[:80]))
         if label and (value := options.value_at(line, label.end())) and value.written:
             return Found(value.letter, value.written)
@@ -209,7 +218,7 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
         right = _IS_ANSWER.match(low, end) or _THIS_ONE.match(low, end)
         if right is None:
             return _judged_at_end(text, low, at, options)
-    if not options.is_letter(text, at) and text[end : end + 2].strip() not in ("✅", "✓", "✔"):
+    if letter in "AEI" and not options.is_letter(text, at) and text[end : end + 2].strip() not in ("✅", "✓", "✔"):
         return None
     if _WRONG.match(low, between) or "tempting" in low[between : between + 20]:
         return False
@@ -328,6 +337,15 @@ def _sentence_at(final: str, at: int) -> tuple[int, int]:
     return begin, end.end() if end else min(len(final), at + 4_000)
 
 
+def _chooses_from(low: str, begin: int, stop: int) -> int:
+    """Where a sentence begins to choose, its end if it does not. Searching for each word is faster than for all."""
+    first = stop
+    for word in _CHOICE_WORDS:
+        if begin <= (at := low.find(word, begin, first)) and (cue := _CHOOSES.match(low, at)):
+            first = cue.start()
+    return first
+
+
 def _labels_of(
     final: str, low: str, begin: int, stop: int, letters: list[int], options: Options
 ) -> Iterator[tuple[Found, bool]]:
@@ -352,13 +370,15 @@ def _labels_of(
         if head and not close and not head[0][0].isalpha():  # 'A brief trial of ...'
             continue
         letter, done = named or (sentence[at], end)
-        if _PASSED.search(sentence, max(0, start - 80), start) or _TAKEN_BACK.match(sentence, done):
+        before = low[max(begin, begin + start - 80) : begin + start]
+        if (holds(before, _PASSING) and _PASSED.search(before)) or _TAKEN_BACK.match(sentence, done):
             continue
-        if _OTHERS_ANSWER.search(low, begin, begin + at) or _MISTAKEN.match(low, begin + done, stop) or _WRONG_TO.search(low, begin, begin + at):
+        if head and head[0][0] in "aA" and (_OTHERS_ANSWER.search(low, begin, begin + at) or _WRONG_TO.search(low, begin, begin + at)):
+            continue
+        if _MISTAKEN.match(low, begin + done, stop):
             continue
         if cued_from < 0:
-            cue = _CHOOSES.search(low, begin, stop)
-            cued_from = cue.start() - begin if cue else len(sentence)
+            cued_from = _chooses_from(low, begin, stop) - begin
         joined = last not in ("", letter) and _JOINED.fullmatch(sentence, last_end, start)
         joined = joined or _ALSO.match(sentence, done)
         chosen = start > cued_from or bool(_CHOSEN.match(sentence, done))

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from typing import NamedTuple
 
 from medrefl_utils.answer_words import AFTER_ARTICLE, AFTER_PRONOUN, EPITHETS, GOES_ON
 
 # A number with its sign, separators and range is one token: "-2", "1,000", "2-4", "L4/L5", "25%".
 TOKEN = re.compile(
-    r"(?:(?<![\w)\]%])[-−](?=\.?\d))?(?:[^\W\d_]*+\d[^\W_]*+(?:[.,/–−-][^\W\d_]*+\d[^\W_]*+)*+|\.\d++)%?"
+    r"(?:(?<![\w)\]%])[-−](?=\.?\d))?(?:[^\W\d_]*+\d[^\W_]*+(?:[.,:/–−-][^\W\d_]*+\d[^\W_]*+)*+|\.\d++)%?"
     r"|[^\W_]++|[<>=+%↑↓≥≤±/]"
 )
 _FIRST = re.compile(r"[^\W_]|[-−](?=\.?\d)|\.(?=\d)|[<>=+%↑↓≥≤±/]")
@@ -60,8 +61,7 @@ _BRACKETED = re.compile(r"[\s*_\"']{0,3}[(\[]\s?(?:[Oo]ption\s|[Cc]hoice\s)?([A-
 _UNSPACED = re.compile(r"[\u0600-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What is written at a position: the letter that is meant ("": several), the letter as written, and its end."""
 
     letter: str
@@ -263,7 +263,7 @@ class Options:
         return {
             letter
             for option, letter in self.texts
-            if len(words := option.split()) > 1 and all(word[:5] in stems for word in words)
+            if len(words := option.split()) > 1 and option.replace(" ", "").isalpha() and all(word[:5] in stems for word in words)
         }
 
 

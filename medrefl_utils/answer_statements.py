@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from heapq import merge
+from typing import NamedTuple
 
 from medrefl_utils.answer_options import OPEN, TAKEN_BACK, Options, Value
 from medrefl_utils.answer_words import LANGUAGES, Language
@@ -20,8 +21,7 @@ from medrefl_utils.answer_words import LANGUAGES, Language
 ASSERTED, DENIED, SUPPOSED, DOUBTFUL, UNREADABLE = "asserted", "denied", "supposed", "doubtful", "unreadable"
 
 
-@dataclass(frozen=True)
-class Statement:
+class Statement(NamedTuple):
     """An explicit statement: where it begins and ends, the letter it names ("": several or none), rule and stance.
 
     ``label``: it has the form of a final answer ("Answer: B", a box, JSON) and not of a sentence.
@@ -93,7 +93,7 @@ _CIRCUMSTANCE = re.compile(
 )
 _ASKED = re.compile(r"[\"'”*)\].\s]{0,4}\?|\s?吗|\s?か[?？]|[^.!\n]{0,60}\?\s{0,3}(?:no|not|hmm|perhaps|maybe|\Z|\n|but|let)")
 _IF_BEHIND = re.compile(r"[^.!?\n]{0,24}?\b(?:if|unless|in case|provided)\b")
-_WHEN_BEHIND = re.compile(r"[\s\"'*)]{0,4}(?:if|when|whenever|in case|only if|for|in)\b(?! (?:this|these|the|my|our|now))")
+_WHEN_BEHIND = re.compile(r"[\s\"'*)]{0,4}(?:(?:if|when|whenever|in case|only if)\b|(?:for|in)\b(?! (?:this|these|the|my|our|now)))")
 _SETTLED = re.compile(r"[\"'”*)\].\s]{0,4}\?[^\w\n]{0,6}(?:no|nope|not really|rather|wait|actually)\b[,.:;!\s—–-]{0,4}(?:wait,?\s|actually,?\s)?", re.I)
 _BUT = re.compile(
     r"[^.!?\n]{0,60}?(?:[,;]?\s?\bbut(?:\srather|\sinstead)?|[,;]?\s?\brather|[,;]?\s?\binstead|;|,)\s(?:it['’]s\s|it is\s|it should be\s|the answer is\s|"
@@ -120,6 +120,14 @@ def lower(text: str) -> str:
     """The text in lower case, position by position."""
     low = text.lower()
     return low if len(low) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
+def holds(low: str, words: tuple[str, ...]) -> bool:
+    """Whether a text holds one of the words; several times faster than ``any`` over a generator."""
+    for word in words:
+        if word in low:
+            return True
+    return False
 
 
 def clause_begin(low: str, at: int) -> int:
@@ -156,7 +164,7 @@ def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
         if options.alone.match(phrase, pointer.end()) and options.is_letter(phrase, pointer.end()):
             found = options.value_at(phrase, pointer.end()) or found
     if found:
-        return replace(found, end=begin + found.end)
+        return found._replace(end=begin + found.end)
     if (last := _LAST.search(phrase)) and options.letter_at(phrase, last.start(1)):
         return Value(last[1], last[1], begin + last.end(1))
     named = options.named_in(kept)
@@ -221,7 +229,7 @@ def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statem
         return answer
     if answer.letter in options.named_in(text) or any(reason[at] == named[0] for at in options.alone_in(reason)):
         return answer
-    return replace(answer, letter=named[0])
+    return answer._replace(letter=named[0])
 
 
 def _json_value(text: str, at: int, options: Options) -> Value | None:
@@ -356,9 +364,9 @@ def _settled(text: str, low: str, statement: Statement, options: Options) -> Sta
     """A statement, or what its own question settles on: "Answer: C? No, B." """
     settled = _SETTLED.match(low, statement.end)
     if settled and (value := _value(text, low, settled.end(), options)):
-        return replace(statement, end=value.end, letter=value.letter, written=value.written, stance=ASSERTED)
+        return statement._replace(end=value.end, letter=value.letter, written=value.written, stance=ASSERTED)
     if settled or _ASKED.match(low, statement.end):
-        return replace(statement, stance=SUPPOSED)
+        return statement._replace(stance=SUPPOSED)
     return statement
 
 

@@ -41,10 +41,16 @@ _SPECIAL_CLOSE = (
             "<channel|>",
         ),
     ),
-    ("assistantfinal", ("assistantfinal",)),
-    ("...done thinking.", ("...done thinking.",)),
-    ("Here is my response:", ("Here is my response:",)),
+
     ("】", ("【回答】", "【答案】", "【最终回答】", "【最终答案】")),
+)
+
+# Words, not marks: they count only at the response's beginning. The first two are harmony channels without their marks.
+_PLAIN = (
+    ("analysis", "assistantfinal"),
+    ("commentary", "assistantfinal"),
+    ("Thinking...", "...done thinking."),
+    ("Here is my thought process:", "Here is my response:"),
 )
 
 _THINKING_TITLE = (
@@ -75,6 +81,9 @@ def _last_close(response: str) -> int:
     if ("<" in response and ("</" in response or "<|/" in response)) or "[/" in response or "◁/" in response:
         for mark in _TAG_CLOSE.finditer(response):
             end = mark.end()
+    for begun, mark in _PLAIN:
+        if response.startswith(begun) and (at := response.rfind(mark)) >= 0:
+            end = max(end, at + len(mark))
     for sign, marks in _SPECIAL_CLOSE:
         if sign in response:
             end = max(end, *(at + len(mark) for mark in marks if (at := response.rfind(mark)) >= 0), -1)
@@ -107,9 +116,8 @@ def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, 
         begun = response.lstrip()[:1] in ("#", "*")
         if begun and (head := _REASONING_HEAD.match(response)) and (final := _BOLD_FINAL.search(response, head.end())):
             return response[: final.end()], response[final.end() :]
-        harmony = response.startswith("analysis") and not response[8:9].isspace()
-        harmony = harmony or response.startswith(("Thinking...\n", "Here is my thought process:"))
-        open_at_end = thinking_open or harmony or (begun and _THINKING_HEAD.match(response)) or _opens(response)
+        plain = response.startswith(tuple(begun for begun, _ in _PLAIN)) and not response.startswith("analysis ")
+        open_at_end = thinking_open or plain or (begun and _THINKING_HEAD.match(response)) or _opens(response)
         return (response, "") if open_at_end else ("", response)
     told = response[end:]
     return (response, "") if _opens(told) else (response[:end], told)

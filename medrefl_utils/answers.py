@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from medrefl_utils import answer_hints as hints
 from medrefl_utils.answer_hints import Found
@@ -32,6 +32,7 @@ from medrefl_utils.answer_statements import (
     Rules,
     Statement,
     active,
+    holds,
     lower,
     statements,
 )
@@ -66,6 +67,7 @@ _RETRACTION_WORDS = (
     "wait", "mistake", "error", "wrong", "no,", "no.", "no:", "no;", "nope", "actually", "correct", "scratch", "rather,", "meant",
     "reconsider", "rethink", "edit", "update", "revised", "take", "mis", "second", "second thought", "reflection", "no longer", "sorry", "oops", "hold on", "not right", "cannot be", "can't be",
 )  # fmt: skip
+_DOUBTS = ("wait", "no, ", "no. ", "actually", "mistake", "wrong", "thought", "reflection", "correction", "oops", "i meant")
 _TAKES_BACK = re.compile(
     r"(?:(?:\A|[.!?…,\n—–-]\s{0,2}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
     r"(?:i(?:'ve| have)? (?:just )?(?:made|make) (?:an?|another|one) (?:\w+ )?(?:mistake|error)|i (?:was|am) (?:wrong|mistaken)|i'm wrong|"
@@ -109,8 +111,7 @@ def _fold(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class _Reading:
+class _Reading(NamedTuple):
     """A text that is read, and what reading it needs."""
 
     text: str
@@ -173,7 +174,7 @@ def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found
 def _retraction(rest: _Reading) -> tuple[int, bool]:
     """Where the last retraction begins, -1 without one, and whether it takes the answer back for certain."""
     at, strong = -1, False
-    if any(word in rest.low for word in _RETRACTION_WORDS):
+    if len(rest.low) > 3 and holds(rest.low, _RETRACTION_WORDS):
         for mark in _PAUSES.finditer(rest.low):
             at = mark.start()
         for mark in _TAKES_BACK.finditer(rest.low):
@@ -213,7 +214,7 @@ def _pointed_at(rest: _Reading) -> Found | None:
 def _hinted(reading: _Reading) -> tuple[Found, str] | None:
     """The answer of a text without an explicit statement."""
     text, low, options = reading.text, reading.low, reading.options
-    at, strong = _retraction(reading)
+    at, strong = _retraction(reading) if reading.languages or holds(low, _DOUBTS) else (-1, False)
     if at > 0:
         corrected = _pointed_at(reading.after(at))
         if corrected or strong:
