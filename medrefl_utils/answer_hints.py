@@ -41,6 +41,9 @@ _PASSING = (
     "n't", "n’t", "not", "no ", "nor", "never", "neither", "unlike", "rather", "instead", "than", "opposed", "except", "less",
     "rul", "exclud", "eliminat", "least", "avoid", "hardly", "cannot", "while", "although", "though", "whereas", "unlikely",
 )  # fmt: skip
+_TAKING_BACK = (
+    "not", "n't", "n’t", "incorrect", "wrong", "less", "unlikely", "exclud", "eliminat", "ruled", "tempting", "false", "cannot",
+)  # fmt: skip
 _PASSED_CLAUSE = re.compile(rf"{_NOT}[^.;:,]{{0,80}}", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|therefore\s)?(?:not|incorrect|wrong|"
@@ -325,14 +328,23 @@ def _may_mark(final: str, at: int, options: Options) -> bool:
 
 
 def _sentence_at(final: str, at: int) -> tuple[int, int]:
-    """Begin and end of the sentence around a position; nearby first, since most sentences are short."""
-    begin = 0
-    for low in (max(0, at - 300), max(0, at - 2_000)):
-        ends = [end.end() for end in _SENTENCE_END.finditer(final, low, at + 1) if end.end() <= at]
-        if ends:
-            begin = ends[-1]
+    """Begin and end of the sentence around a position, at most 2,000 characters before it and 4,000 after it."""
+    begin = before = max(0, at - 2_000)
+    place, rfind = at, final.rfind
+    for _ in range(40):
+        place = max(
+            rfind(".", before, place),
+            rfind("\n", before, place),
+            rfind("?", before, place),
+            rfind("!", before, place),
+            rfind("。", before, place),
+        )
+        if place < 0:
             break
-        begin = low
+        end = _SENTENCE_END.match(final, place)
+        if end and end.end() <= at:
+            begin = end.end()
+            break
     end = _SENTENCE_END.search(final, at, at + 4_000)
     return begin, end.end() if end else min(len(final), at + 4_000)
 
@@ -370,12 +382,12 @@ def _labels_of(
         if head and not close and not head[0][0].isalpha():  # 'A brief trial of ...'
             continue
         letter, done = named or (sentence[at], end)
-        before = low[max(begin, begin + start - 80) : begin + start]
-        if (holds(before, _PASSING) and _PASSED.search(before)) or _TAKEN_BACK.match(sentence, done):
+        before, after = low[max(begin, begin + start - 80) : begin + start], low[begin + done : min(stop, begin + done + 110)]
+        if (holds(before, _PASSING) and _PASSED.search(before)) or (holds(after, _TAKING_BACK) and _TAKEN_BACK.match(after)):
             continue
         if head and head[0][0] in "aA" and (_OTHERS_ANSWER.search(low, begin, begin + at) or _WRONG_TO.search(low, begin, begin + at)):
             continue
-        if _MISTAKEN.match(low, begin + done, stop):
+        if holds(after, ("but", "however", "though")) and _MISTAKEN.match(after):
             continue
         if cued_from < 0:
             cued_from = _chooses_from(low, begin, stop) - begin

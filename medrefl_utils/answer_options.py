@@ -24,6 +24,7 @@ TOKEN = re.compile(
 )
 _FIRST = re.compile(r"[^\W_]|[-−](?=\.?\d)|\.(?=\d)|[<>=+%↑↓≥≤±/]")
 _ENDS = re.compile(r"[.!?;]\s")
+_DIGIT = re.compile(r"\d")
 _THOUSANDS = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 # Signs that may stand before a value: blanks, quotes, Markdown, brackets, LaTeX.
 OPEN = re.compile(r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡∴⇒#|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|\[|!|;|\")){0,12}+")
@@ -78,7 +79,8 @@ def _normal(token: str) -> str:
 
 def fold(text: str) -> str:
     """The text's tokens in lower case without punctuation, with a space on both sides of each."""
-    return f" {' '.join(map(_normal, TOKEN.findall(text)))} "
+    tokens = TOKEN.findall(text.casefold())
+    return f" {' '.join(map(_normal, tokens) if _DIGIT.search(text) else tokens)} "
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,10 @@ def lower(text: str) -> str:
 
 
 def holds(low: str, words: tuple[str, ...]) -> bool:
-    """Whether a text holds one of the words; several times faster than ``any`` over a generator."""
+    """Whether a text holds one of the words. A loop over ``rfind`` is several times faster than ``any`` and ``in``."""
+    rfind = low.rfind
     for word in words:
-        if word in low:
+        if rfind(word) >= 0:
             return True
     return False
 
@@ -292,9 +293,9 @@ def _stance(low: str, at: int, end: int, copula: str) -> str:
 def english(text: str, low: str, options: Options) -> Iterator[Statement]:
     """The explicit statements in English and in marks of code, last one first."""
     # Most statements are near the end: the words are looked for there first.
-    end = len(low)
+    end, rfind = len(low), low.rfind
     for begin in (max(0, end - 500), 0) if end > 500 else (0,):
-        where = {cue: at for cue in _CUES if (at := low.rfind(cue, begin, end + len(cue) - 1)) >= 0}
+        where = {cue: at for cue in _CUES if (at := rfind(cue, begin, end + len(cue) - 1)) >= 0}
         while where:
             cue = max(where, key=where.get)
             at = where[cue]
@@ -586,7 +587,7 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
 def statements(text: str, low: str, languages: list[Rules], options: Options) -> Iterator[Statement]:
     """Every explicit statement of a text, last one first. Sentences inside a JSON object with an answer do not count."""
     structured, begin, end, other = None, -1, -1, []
-    if '":' in text or '" :' in text or "':" in text:
+    if ("{" in text or '"answer' in low or "'answer" in low) and ('":' in text or '" :' in text or "':" in text):
         structured, begin, end, other = json_answers(text, options)
         yield from other
     streams = [english(text, low, options)]

@@ -52,6 +52,7 @@ _PLAIN = (
     ("Thinking...", "...done thinking."),
     ("Here is my thought process:", "Here is my response:"),
 )
+_PLAIN_OPEN = tuple(begun for begun, _ in _PLAIN)
 
 _THINKING_TITLE = (
     r"(?:(?:my |internal )?(?:thinking(?: process)?|thoughts?|thought process|monologue)|思考过程|思考過程|思考|思考プロセス|"
@@ -81,9 +82,10 @@ def _last_close(response: str) -> int:
     if ("<" in response and ("</" in response or "<|/" in response)) or "[/" in response or "◁/" in response:
         for mark in _TAG_CLOSE.finditer(response):
             end = mark.end()
-    for begun, mark in _PLAIN:
-        if response.startswith(begun) and (at := response.rfind(mark)) >= 0:
-            end = max(end, at + len(mark))
+    if response.startswith(_PLAIN_OPEN):
+        for begun, mark in _PLAIN:
+            if response.startswith(begun) and (at := response.rfind(mark)) >= 0:
+                end = max(end, at + len(mark))
     for sign, marks in _SPECIAL_CLOSE:
         if sign in response:
             end = max(end, *(at + len(mark) for mark in marks if (at := response.rfind(mark)) >= 0), -1)
@@ -116,7 +118,7 @@ def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, 
         begun = response.lstrip()[:1] in ("#", "*")
         if begun and (head := _REASONING_HEAD.match(response)) and (final := _BOLD_FINAL.search(response, head.end())):
             return response[: final.end()], response[final.end() :]
-        plain = response.startswith(tuple(begun for begun, _ in _PLAIN)) and not response.startswith("analysis ")
+        plain = response.startswith(_PLAIN_OPEN) and not response.startswith("analysis ")
         open_at_end = thinking_open or plain or (begun and _THINKING_HEAD.match(response)) or _opens(response)
         return (response, "") if open_at_end else ("", response)
     told = response[end:]

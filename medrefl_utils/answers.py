@@ -171,14 +171,32 @@ def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found
     return corrected, statement.rule
 
 
+def _around(low: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
+    """The stretches of a text around its words, joined where they overlap."""
+    places: list[int] = []
+    for word in words:
+        at = low.rfind(word)
+        while at >= 0:
+            places.append(at)
+            at = low.rfind(word, 0, at)
+    stretches: list[tuple[int, int]] = []
+    for at in sorted(places):
+        if stretches and at - 40 <= stretches[-1][1]:
+            stretches[-1] = (stretches[-1][0], at + 60)
+        else:
+            stretches.append((max(0, at - 40), at + 60))
+    return stretches
+
+
 def _retraction(rest: _Reading) -> tuple[int, bool]:
     """Where the last retraction begins, -1 without one, and whether it takes the answer back for certain."""
     at, strong = -1, False
-    if len(rest.low) > 3 and holds(rest.low, _RETRACTION_WORDS):
-        for mark in _PAUSES.finditer(rest.low):
-            at = mark.start()
-        for mark in _TAKES_BACK.finditer(rest.low):
-            at, strong = max(at, mark.start()), True
+    if len(rest.low) > 3:
+        for begin, end in _around(rest.low, _RETRACTION_WORDS):
+            for mark in _PAUSES.finditer(rest.low, begin, end):
+                at = max(at, mark.start())
+            for mark in _TAKES_BACK.finditer(rest.low, begin, end):
+                at, strong = max(at, mark.start()), True
     for rules in rest.languages:
         for mark in rules.retraction.finditer(rest.low):
             if mark.start() >= at:
