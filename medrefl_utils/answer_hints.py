@@ -65,7 +65,7 @@ _SENTENCE_END = re.compile(
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
 _IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
 _POINTED = re.compile(
-    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|it['’]s|it is|it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
+    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|left with|it['’]s|it is|it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
@@ -75,24 +75,34 @@ _BLANKS = " \n\"'“‘*([#>-•"
 # "Option B is for hyperglycemia" is a sentence about B and chooses nothing.
 _GOES_ON = re.compile(r"[\"'”’*)\]]{0,4}\s\(?[a-z]")
 _WRONG_TO = re.compile(r"\b(?:wrong|incorrect|mistake|error)\b[^.;:]{0,20}\bto\b[^.;:]{0,20}\Z")
-_OTHERS_SAY = re.compile(r"\b(?:some|many|others|people|students?|one (?:could|might|may)|you (?:could|might|may))\b[^.;:]{0,30}\Z")
+_OTHERS_SAY = re.compile(
+    r"\b(?:some|many|others|people|students?|one (?:could|might|may)|you (?:could|might|may))\b[^.;:]{0,30}\Z"
+)
 _OTHERS_ANSWER = re.compile(
     r"\b(?:many|most|some|students?|people|others?|nobody|no one)\s(?:[\w']+\s){0,3}(?:answer|choose|pick|select|option)\s[\"'“‘*(]{0,4}\Z"
 )
 _WRONG_HEAD = re.compile(r"\b(?:wrong|incorrect|false|mistaken?|trap|distractor|error)\b")
-_MISTAKEN = re.compile(r"[^.;\n]{0,60}\b(?:but|however|though)\b[^.;\n]{0,30}\b(?:mistake|wrong|trap|error|incorrect|distractor)\b")
+_MISTAKEN = re.compile(
+    r"[^.;\n]{0,60}\b(?:but|however|though)\b[^.;\n]{0,30}\b(?:mistake|wrong|trap|error|incorrect|distractor)\b"
+)
 _JOINED = re.compile(r"[\"'”’*).,\s]{0,6}(?:and|or|and/or|&|/)\s{0,2}")
-_ALSO = re.compile(r"[\"'”’*)\]]{0,4}\s(?:is|are|would be)\salso\s(?:an?|the|crucial|important|necessary|needed|required|recommended)\b")
+_ALSO = re.compile(
+    r"[\"'”’*)\]]{0,4}\s(?:is|are|would be)\salso\s(?:an?|the|crucial|important|necessary|needed|required|recommended)\b"
+)
 _NAMED_HEAD = re.compile(r"\b(?:option|choice|letter|answer)\s[\"'“‘*(]{0,4}\Z", re.IGNORECASE)
 _MARKS = "\"'“‘*(["
 _MARK_HEAD = re.compile(r"[\"'“‘*(\[]{1,4}\Z")
 _MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
-_LINE = re.compile(r"(?:\d{1,2}[.)]\s)?[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|<\|\w{2,20}\|>)\s{0,2})\Z")
+_LINE = re.compile(
+    r"(?:\d{1,2}[.)]\s)?[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|<\|\w{2,20}\|>)\s{0,2})\Z"
+)
 _AROUND = " \t\n.!*_`\"')]}>$\\✅"
-_OPENING = re.compile(r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|because|since)\b))")
+_OPENING = re.compile(
+    r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|because|since)\b))"
+)
 _LINE_LABEL = re.compile(
     rf"[\s*_#>-]{{0,8}}(?:(?:my|the|final|best|correct|right|chosen|selected)\s){{0,2}}(?:pick|correct|verdict|guess|selection|decision|"
-    rf"conclusion|result|solution|response|prediction|{OTHERS})[\s*_]{{0,4}}[:=]"
+    rf"conclusion|result|solution|response|prediction|{OTHERS})[\s*_]{{0,4}}[:=]|[\s*_#>-]{{0,8}}ans\b[\s*_]{{0,4}}(?:[.:=]|[-–—]\s)"
 )
 _ITEM = re.compile(r"(?:\A|\n|[.;|]\s{1,3})[\s*_\"'(\[>#|•-]{0,8}(?:[Oo]ption\s)?([A-Z])[)\].:*\s]")
 _ENDED = re.compile(r"[.!?。！？।…)\]}\"'”’*`:$>✅❌✓✗|]\s*\Z")
@@ -154,7 +164,9 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
     if later and later.letter != value.letter:
         return later
     wrong = _WRONG.match(lower(text[: value.end + 20]), _MARK_TAIL.match(text, value.end).end())
-    wrong = wrong or re.match(r"[\s)\].:*—–-]{1,4}(?:in|not )?(?:wrong|incorrect|false|correct\b)", text[value.end : value.end + 16], re.I)
+    wrong = wrong or re.match(
+        r"[\s)\].:*—–-]{1,4}(?:in|not )?(?:wrong|incorrect|false|correct\b)", text[value.end : value.end + 16], re.I
+    )
     return None if turn or wrong or _TAKEN_BACK.match(text, value.end) else Found(value.letter, value.written)
 
 
@@ -165,8 +177,6 @@ def labelled(text: str, options: Options) -> Found | None:
     """
     lines = text.split("\n")
     for line in [*reversed(lines[-3:]), lines[0]]:
-        if ":" not in line[:60]:
-            continue
         label = _LINE_LABEL.match(lower(line[:80]))
         if label and (value := options.value_at(line, label.end())) and value.written:
             return Found(value.letter, value.written)
@@ -211,7 +221,11 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
         begin = clause_begin(low, at)
         if is_hypothetical(low, begin, at, rules) or _asked(low, verdict.end()):
             return None
-        denied = verdict["no"] or rules.behind.match(low, verdict.end()) or rules.denied_head.search(low, max(begin, at - 8), at)
+        denied = (
+            verdict["no"]
+            or rules.behind.match(low, verdict.end())
+            or rules.denied_head.search(low, max(begin, at - 8), at)
+        )
         return bool(verdict["right"]) and not denied
     named = options.text_at(text, _MARK_TAIL.match(text, end).end())
     if named and named[0] != letter:
@@ -278,14 +292,16 @@ def settled_later(text: str, low: str, options: Options) -> Found | None:
 
 
 def pointed(text: str, low: str, letters: list[int], options: Options) -> Found | None:
-    """The last letter that a sentence points at: "Hence C.", "It must be D". """
+    """The last letter that a sentence points at: "Hence C.", "It must be D"."""
     for at in reversed(letters):
         begin = clause_begin(low, at)
         if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(_NOT, low[begin:at]):
             return Found(text[at], text[at])
         if not _POINT_ENDS.match(text, at + 1):
             continue
-        if low[at - 2 : at] in (". ", "! ", "? ") and not text[at + 1 :].strip(" .!*\n"):  # "... only C coats the ulcer. C."
+        if low[at - 2 : at] in (". ", "! ", "? ") and not text[at + 1 :].strip(
+            " .!*\n"
+        ):  # "... only C coats the ulcer. C."
             return Found(text[at], text[at])
         point = None
         for point in _POINTED.finditer(low, max(0, at - 24), at):
@@ -294,7 +310,12 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             continue
         if _CONCLUDES.match(point[0]):
             begin = point.start()
-        if re.search(_NOT, low[max(begin, at - 40) : at]) or _WRONG_HEAD.search(low, begin, at) or _OTHERS_SAY.search(low, begin, at) or _IF.search(low[begin:at]):
+        if (
+            re.search(_NOT, low[max(begin, at - 40) : at])
+            or _WRONG_HEAD.search(low, begin, at)
+            or _OTHERS_SAY.search(low, begin, at)
+            or _IF.search(low[begin:at])
+        ):
             return None
         value = options.value_at(text, at)
         return Found(value.letter, value.written) if value else None
@@ -382,10 +403,19 @@ def _labels_of(
         if head and not close and not head[0][0].isalpha():  # 'A brief trial of ...'
             continue
         letter, done = named or (sentence[at], end)
-        before, after = low[max(begin, begin + start - 80) : begin + start], low[begin + done : min(stop, begin + done + 110)]
-        if (holds(before, _PASSING) and _PASSED.search(before)) or (holds(after, _TAKING_BACK) and _TAKEN_BACK.match(after)):
+        before, after = (
+            low[max(begin, begin + start - 80) : begin + start],
+            low[begin + done : min(stop, begin + done + 110)],
+        )
+        if (holds(before, _PASSING) and _PASSED.search(before)) or (
+            holds(after, _TAKING_BACK) and _TAKEN_BACK.match(after)
+        ):
             continue
-        if head and head[0][0] in "aA" and (_OTHERS_ANSWER.search(low, begin, begin + at) or _WRONG_TO.search(low, begin, begin + at)):
+        if (
+            head
+            and head[0][0] in "aA"
+            and (_OTHERS_ANSWER.search(low, begin, begin + at) or _WRONG_TO.search(low, begin, begin + at))
+        ):
             continue
         if holds(after, ("but", "however", "though")) and _MISTAKEN.match(after):
             continue

@@ -27,7 +27,9 @@ _ENDS = re.compile(r"[.!?;]\s")
 _DIGIT = re.compile(r"\d")
 _THOUSANDS = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 # Signs that may stand before a value: blanks, quotes, Markdown, brackets, LaTeX.
-OPEN = re.compile(r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡∴⇒#|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|\[|!|;|\")){0,12}+")
+OPEN = re.compile(
+    r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡∴⇒#|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|\[|!|;|\")){0,12}+"
+)
 _CLOSE = re.compile(r"[\s\"'”’`*_)\]}.:：,\-–—>|」』》$\\]{0,12}")
 # Letters that may not touch an option's letter. Chinese, Japanese, Korean, Thai, Arabic and Hindi letters may.
 _TOUCHING = r"0-9A-Za-z_\u00aa-\u02af\u0370-\u052f"
@@ -43,18 +45,26 @@ _JOIN = re.compile(
     r"und|oder|y|o|et|ou|e|и|или|أو|و|या|और|หรือ|และ|và|hoặc|ve|veya|ya da)(?=[\s\"'*(])|와|과|또는|및|이나|나|と|や|または|か|"
     r"或者|或|和|与|與|及)[\s\"'“‘*(\[]{0,5}(?:(?:option|choice|letter|either|both|as well as)\s)?[\s\"'“‘*(\[]{0,3}"
 )
-_OR = re.compile(r"or\b|to\b|vs|versus|\||nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|または|か|或|/")
+_OR = re.compile(
+    r"or\b|to\b|vs|versus|\||nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|または|か|或|/"
+)
 _OWN_CLAUSE = re.compile(
     r"[\s\"'”’*).]{0,5}\s(?:is|are|was|were|would|can|cannot|could|does|do|did|has|have|may|might|because|will|acts?|causes?)\b"
 )
-_DENIED_CLAUSE = re.compile(r"[\s\"'”’*).]{0,5}\s(?:is|would be|was)\s(?:not|wrong|incorrect|ruled|excluded|less|unlikely)\b")
+_DENIED_CLAUSE = re.compile(
+    r"[\s\"'”’*).]{0,5}\s(?:is|would be|was)\s(?:not|wrong|incorrect|ruled|excluded|less|unlikely)\b"
+)
 TAKEN_BACK = re.compile(
     r"[^.,;:\n]{0,60}?\s(?:(?:is|are|was|would be|seems?|can be|could be)\s(?:also\s|clearly\s|definitely\s)?(?:not|incorrect|wrong|"
     r"less|unlikely|excluded|eliminated|ruled|false|tempting)|isn['’]t|wouldn['’]t|does\snot|doesn['’]t|would\snot|cannot|can['’]t)\b",
     re.IGNORECASE,
 )
-_EVERY = re.compile(r"(?:all|each|every one) of (?:the above|these|those|them|the (?:options|choices|answers))|all (?:the )?above", re.I)
-_NO_ONE = re.compile(r"none(?: of (?:the above|these|those|them|the (?:options|choices|answers)))?|no(?:ne)? (?:of )?the above", re.I)
+_EVERY = re.compile(
+    r"(?:all|each|every one) of (?:the above|these|those|them|the (?:options|choices|answers))|all (?:the )?above", re.I
+)
+_NO_ONE = re.compile(
+    r"none(?: of (?:the above|these|those|them|the (?:options|choices|answers)))?|no(?:ne)? (?:of )?the above", re.I
+)
 _ALL = re.compile(r"all(?=[.!\s*]*(?:\Z|\n))", re.I)
 _PHRASE_ENDS = re.compile(r"\s*(?:[.!,;:)*\"'\n}\]]|\Z|\s(?:are|is|apply|applies|were)\b)")
 _BOTH = re.compile(r"(?:both\s)?\(?([A-Z])\)?(?:\s?(?:,|and|&|\+)\s?\(?([A-Z])\)?)+(?:\s(?:only|are correct))?", re.I)
@@ -127,7 +137,11 @@ class Options:
         if not self.every and not self.no_one:
             return None
         for letter, phrase in ((self.every, _EVERY), (self.no_one, _NO_ONE)):
-            if letter and (said := phrase.match(text, first.start()) or _ALL.match(text, first.start())) and _PHRASE_ENDS.match(text, said.end()):
+            if (
+                letter
+                and (said := phrase.match(text, first.start()) or _ALL.match(text, first.start()))
+                and _PHRASE_ENDS.match(text, said.end())
+            ):
                 return letter, said.end()
         return None
 
@@ -265,7 +279,9 @@ class Options:
         return {
             letter
             for option, letter in self.texts
-            if len(words := option.split()) > 1 and option.replace(" ", "").isalpha() and all(word[:5] in stems for word in words)
+            if len(words := option.split()) > 1
+            and option.replace(" ", "").isalpha()
+            and all(word[:5] in stems for word in words)
         }
 
 

@@ -37,12 +37,16 @@ class Statement(NamedTuple):
 
 
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
-_CUES = ("answer", "option", "choice", "letter", "boxed", "fbox", "choos", "select", "pick", "o with", "ing with", "o for", "vote for", "ans:", "ans.", "ans ", "final:", "leav", "left with")  # fmt: skip
-_BOX = re.compile(r"(?<=\\)f?box(?:ed)?\s?\{")
+_CUES = ("answer", "option", "choice", "letter", "box", "choos", "select", "pick", "o with", "ing with", "ans:", "final:", "leav")  # fmt: skip
+_BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
 _BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
-_CHOOSE = re.compile(r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o (?:with|for)|\bvote for|(?<=\bgo)ing with)\b(?!ed)")
-_LEAVES = re.compile(r"(?<!\w)(?:leav(?:es|ing)|left with)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
-_RANKED_HEAD = re.compile(r"(?<!\w)(?:correct|best|right|final|appropriate|closest|suitable|likely|selected|chosen|my)\s\Z")
+_CHOOSE = re.compile(
+    r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
+)
+_LEAVES = re.compile(r"(?<!\w)leav(?:es|ing)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
+_RANKED_HEAD = re.compile(
+    r"(?<!\w)(?:correct|best|right|final|appropriate|closest|suitable|likely|selected|chosen|my)\s\Z"
+)
 _LABEL = re.compile(
     r"(?:answers?|option|choice|letter|ans|final)\b(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
     r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?|\*\*\s(?=\S))|answer[\w_]{0,8}>"
@@ -91,10 +95,17 @@ _CIRCUMSTANCE = re.compile(
     r"\b(?:in|with|for|under|without|had)\s(?!this|these|those|the\s(?:given|above|present|current|case|end|question)|my|our|"
     r"conclusion|summary|short|view|light|general|order|addition|all|such|that|mind|any|fact|her|his|him|their|me|which)\w|\binstead\b"
 )
-_ASKED = re.compile(r"[\"'”*)\].\s]{0,4}\?|\s?吗|\s?か[?？]|[^.!\n]{0,60}\?\s{0,3}(?:no|not|hmm|perhaps|maybe|\Z|\n|but|let)")
+_ASKED = re.compile(
+    r"[\"'”*)\].\s]{0,4}\?|\s?吗|\s?か[?？]|[^.!\n]{0,60}\?\s{0,3}(?:no|not|hmm|perhaps|maybe|\Z|\n|but|let)"
+)
 _IF_BEHIND = re.compile(r"[^.!?\n]{0,24}?\b(?:if|unless|in case|provided)\b")
-_WHEN_BEHIND = re.compile(r"[\s\"'*)]{0,4}(?:(?:if|when|whenever|in case|only if)\b|(?:for|in)\b(?! (?:this|these|the|my|our|now)))")
-_SETTLED = re.compile(r"[\"'”*)\].\s]{0,4}\?[^\w\n]{0,6}(?:no|nope|not really|rather|wait|actually)\b[,.:;!\s—–-]{0,4}(?:wait,?\s|actually,?\s)?", re.I)
+_WHEN_BEHIND = re.compile(
+    r"[\s\"'*)]{0,4}(?:(?:if|when|whenever|in case|only if)\b|(?:for|in)\b(?! (?:this|these|the|my|our|now)))"
+)
+_SETTLED = re.compile(
+    r"[\"'”*)\].\s]{0,4}\?[^\w\n]{0,6}(?:no|nope|not really|rather|wait|actually)\b[,.:;!\s—–-]{0,4}(?:wait,?\s|actually,?\s)?",
+    re.I,
+)
 _BUT = re.compile(
     r"[^.!?\n]{0,60}?(?:[,;]?\s?\bbut(?:\srather|\sinstead)?|[,;]?\s?\brather|[,;]?\s?\binstead|;|,)\s(?:it['’]s\s|it is\s|it should be\s|the answer is\s|"
     r"is\s|rather\s|instead\s)?"
@@ -112,7 +123,9 @@ _PASSED = re.compile(
 _KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
 _KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
-_KEY_WORDS = _KEY_CORE | frozenset("new revised updated corrected final correct best right my the selected chosen model predicted idx index text key id your is".split())
+_KEY_WORDS = _KEY_CORE | frozenset(
+    "new revised updated corrected final correct best right my the selected chosen model predicted idx index text key id your is".split()
+)
 _FINAL_KEYS = frozenset(("final", "correct", "new", "revised", "updated", "corrected"))
 
 
@@ -308,26 +321,26 @@ def english(text: str, low: str, options: Options) -> Iterator[Statement]:
 
 
 def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Statement | None:
-    if cue in ("boxed", "fbox"):
+    if cue == "box":
         box = _BOX.match(low, at)
         return _boxed(text, box.end(), options) if box else None
-    if cue in ("choos", "select", "pick", "o with", "ing with", "o for", "vote for"):
+    if cue in ("choos", "select", "pick", "o with", "ing with"):
         return _choice(text, low, at, options)
-    if cue in ("leav", "left with"):
+    if cue == "leav":
         leaves = _LEAVES.match(low, at)
         value = _value(text, low, leaves.end(), options) if leaves else None
         if value is None or not value.letter or value.written is None:
             return None
         return Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, ""))
     before = low[at - 1 : at]
-    if before.isalnum() or (cue in ("ans:", "ans.", "ans ", "final:") and before not in ("", "\n", "*", "#", " ")):
+    if before.isalnum() or (cue in ("ans:", "final:") and before not in ("", "\n", "*", "#", " ")):
         return None
     if cue in ("option", "choice", "letter") and not _RANKED_HEAD.search(low, max(0, at - 14), at):
         return None
     label = _LABEL.match(low, at)
     if label and (label[0][-1] != ">" or before in "<_"):
         return _labelled(text, low, at, label.end(), options)
-    if cue in ("ans:", "ans.", "ans ", "final:"):
+    if cue in ("ans:", "final:"):
         return None
     if (changed := _CHANGED.match(low, at)) and _CHANGES.search(low, max(0, at - 24), at):
         value = _value(text, low, changed.end(), options)
@@ -393,7 +406,10 @@ def _sentence(text: str, low: str, at: int, sentence: re.Match[str], options: Op
     if value.letter and TAKEN_BACK.match(text, value.end):
         return Statement(at, value.end, value.letter, value.written, "stated", DENIED)
     return _settled(
-        text, low, Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, copula)), options
+        text,
+        low,
+        Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, copula)),
+        options,
     )
 
 
@@ -555,7 +571,9 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
         start -= 1
     value = options.value_at(text, start)
     begin = clause_begin(low, cue.start())
-    denied = rules.negation.search(between[0]) or rules.denied_head.search(low, max(begin, cue.start() - 8), cue.start())
+    denied = rules.negation.search(between[0]) or rules.denied_head.search(
+        low, max(begin, cue.start() - 8), cue.start()
+    )
     if value is None:
         line_end = low.find("\n", start)
         line_end = len(low) if line_end < 0 else line_end

@@ -41,7 +41,6 @@ _SPECIAL_CLOSE = (
             "<channel|>",
         ),
     ),
-
     ("】", ("【回答】", "【答案】", "【最终回答】", "【最终答案】")),
 )
 
@@ -68,7 +67,9 @@ _FINAL_TITLE = (
 _HEAD = r"\s{{0,9}}(?:#{{1,6}}\s{{0,3}}\**|\*\*){}\**\s{{0,2}}(?:[:：]|\n|\*\*)"
 _THINKING_HEAD = re.compile(_HEAD.format(_THINKING_TITLE), re.IGNORECASE)
 _REASONING_HEAD = re.compile(_HEAD.format(_REASONING_TITLE), re.IGNORECASE)
-_FINAL_HEAD = re.compile(rf"#(?!#)[ \t]{{0,3}}\**{_FINAL_TITLE}\**[ \t]*[:：]?\**(?![^\n]{{0,20}}\bis\b)", re.IGNORECASE)
+_FINAL_HEAD = re.compile(
+    rf"#(?!#)[ \t]{{0,3}}\**{_FINAL_TITLE}\**[ \t]*[:：]?\**(?![^\n]{{0,20}}\bis\b)", re.IGNORECASE
+)
 # After a heading of thinking, a heading of the answer.
 _BOLD_FINAL = re.compile(
     rf"(?:\*\*|#(?!#)\s?\**)(?:{_FINAL_TITLE}|answer|response|conclusion|回答|答案|回复)(?:\*\*\s?[:：]|[:：]\s?\*\*|\*\*|\s*\n)",

@@ -280,12 +280,9 @@ GOES_ON = frozenset(
     या और है नहीं क्योंकि होगा विकल्प و أو لأن هو هي ليس صحيح بل""".split()
 )
 """Words that may follow a bare letter which is an answer: "Answer: C because ...". Others follow an article or a name."""
-AFTER_ARTICLE = (
-    GOES_ON
-    - frozenset(
-        """given best rather only also over too that the this to in on with from i we it can may might could must
+AFTER_ARTICLE = GOES_ON - frozenset(
+    """given best rather only also over too that the this to in on with from i we it can may might could must
     de la le les i da correcta correcto correcte exacte corretta corretto korrekt y e o"""
-        """ option choice right wrong correct incorrect final answer note""".split()
-    )
+    """ option choice right wrong correct incorrect final answer note""".split()
 )
 AFTER_PRONOUN = frozenset("is because since due which as based or remains fits explains seems".split())

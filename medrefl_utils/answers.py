@@ -67,7 +67,7 @@ _RETRACTION_WORDS = (
     "wait", "mistake", "error", "wrong", "no,", "no.", "no:", "no;", "nope", "actually", "correct", "scratch", "rather,", "meant",
     "reconsider", "rethink", "edit", "update", "revised", "take", "mis", "second", "second thought", "reflection", "no longer", "sorry", "oops", "hold on", "not right", "cannot be", "can't be",
 )  # fmt: skip
-_DOUBTS = ("wait", "no, ", "no. ", "actually", "mistake", "wrong", "thought", "reflection", "correction", "oops", "i meant")
+_DOUBTS = ("wait", "no, ", "actually", "mistake", "wrong", "second thought", "correction", "oops", "no. ")
 _TAKES_BACK = re.compile(
     r"(?:(?:\A|[.!?…,\n—–-]\s{0,2}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
     r"(?:i(?:'ve| have)? (?:just )?(?:made|make) (?:an?|another|one) (?:\w+ )?(?:mistake|error)|i (?:was|am) (?:wrong|mistaken)|i'm wrong|"
@@ -240,7 +240,7 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
     letters = options.alone_in(text)
     if found := hints.lone(text, letters, options):
         return found, "lone"
-    if ":" in text and (found := hints.labelled(text, options)):
+    if (":" in text or low.startswith("ans")) and (found := hints.labelled(text, options)):
         return found, "stated"
     if letters:
         found, wrong = hints.verdicts(text, low, letters, reading.languages, options)
