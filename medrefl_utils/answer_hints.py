@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from medrefl_utils.answer_languages import Rules
 from medrefl_utils.answer_options import OPEN, Options
+from medrefl_utils.answer_text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
+from medrefl_utils.answer_verdicts import WRONG
 from medrefl_utils.answer_words import OTHERS
-from medrefl_utils.answer_statements import Rules, clause_begin, holds, is_hypothetical, lower
 
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(
@@ -22,37 +24,37 @@ _CHOOSES = re.compile(
     r"closest|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|"
     r"consistent with)\b"
 )
-_CHOICE_WORDS = (
-    "answer", "most ", "more ", "best", "correct", "closest", "therefore", "thus", "so,", "hence", "cho", "would be", "should be",
-    "is likely", "suggest", "indicate", "consistent with",
-)  # fmt: skip
+_CHOICE_WORDS = tuple(
+    (
+        "answer|most |more |best|correct|closest|therefore|thus|so,|hence|cho|would be|should be|is likely|suggest|"
+        "indicate|consistent with"
+    ).split("|")
+)
 _CHOSEN = re.compile(
     r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer)\b"
 )
-# What stands before an option that is passed over, and after one that is taken back.
-_NOT = (
-    r"(?:n['’]t|\b(?:not|no (?:sign|signs|evidence|indication|history) of|never|nor|neither|another|unlike|rather than|instead of|other than|opposed to|except|less likely|"
-    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|avoid (?:picking|choosing|selecting|option))\b|(?:cannot|can['’]t|unlikely to|hardly) be\s[\"'*(]{0,3}$)"
+_PASSING = tuple(
+    (
+        "n't|n’t|not|no |nor|never|neither|unlike|rather|instead|than|opposed|except|less|rul|exclud|eliminat|least|"
+        "avoid|hardly|cannot|while|although|though|whereas|unlikely"
+    ).split("|")
 )
-_PASSED = re.compile(
-    rf"{_NOT}[^.;:]{{0,60}}$|(?:^|[,;]\s)(?:while|although|though|whereas)\b[^.;:,]{{0,60}}$", re.IGNORECASE
+_TAKING_BACK = tuple(
+    ("not|n't|n’t|incorrect|wrong|less|unlikely|exclud|eliminat|ruled|tempting|false|cannot").split("|")
 )
-_PASSING = (
-    "n't", "n’t", "not", "no ", "nor", "never", "neither", "unlike", "rather", "instead", "than", "opposed", "except", "less",
-    "rul", "exclud", "eliminat", "least", "avoid", "hardly", "cannot", "while", "although", "though", "whereas", "unlikely",
-)  # fmt: skip
-_TAKING_BACK = (
-    "not", "n't", "n’t", "incorrect", "wrong", "less", "unlikely", "exclud", "eliminat", "ruled", "tempting", "false", "cannot",
-)  # fmt: skip
-_PASSED_CLAUSE = re.compile(rf"{_NOT}[^.;:,]{{0,80}}", re.IGNORECASE)
+_PASSED_CLAUSE = re.compile(rf"{NOT}[^.;:,]{{0,80}}", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
-    r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|therefore\s)?(?:not|incorrect|wrong|"
-    r"less|unlikely|excluded|eliminated|ruled|tempting|false)|isn['’]t|wouldn['’]t|does\snot|doesn['’]t|would\snot|cannot|can['’]t)\b",
+    r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|"
+    r"therefore\s)?(?:not|incorrect|wrong|"
+    r"less|unlikely|excluded|eliminated|ruled|tempting|false)|isn['’]t|wouldn['’]t|does\snot|doesn['’]t|would\snot|"
+    r"cannot|can['’]t)\b",
     re.IGNORECASE,
 )
 _BEFORE_NOT = re.compile(
-    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong|out\b(?! of))\b|"
-    r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|are not)\b",
+    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong|"
+    r"out\b(?! of))\b|"
+    r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|"
+    r"are not)\b",
     re.IGNORECASE,
 )
 _NEGATES = re.compile(r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out)\b")
@@ -65,7 +67,8 @@ _SENTENCE_END = re.compile(
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
 _IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
 _POINTED = re.compile(
-    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|left with|it['’]s|it is|it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
+    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|left with|it['’]s|it is|"
+    r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
@@ -79,7 +82,8 @@ _OTHERS_SAY = re.compile(
     r"\b(?:some|many|others|people|students?|one (?:could|might|may)|you (?:could|might|may))\b[^.;:]{0,30}\Z"
 )
 _OTHERS_ANSWER = re.compile(
-    r"\b(?:many|most|some|students?|people|others?|nobody|no one)\s(?:[\w']+\s){0,3}(?:answer|choose|pick|select|option)\s[\"'“‘*(]{0,4}\Z"
+    r"\b(?:many|most|some|students?|people|others?|nobody|no one)\s(?:[\w']+\s){0,3}(?:answer|choose|pick|select|"
+    r"option)\s[\"'“‘*(]{0,4}\Z"
 )
 _WRONG_HEAD = re.compile(r"\b(?:wrong|incorrect|false|mistaken?|trap|distractor|error)\b")
 _MISTAKEN = re.compile(
@@ -87,42 +91,29 @@ _MISTAKEN = re.compile(
 )
 _JOINED = re.compile(r"[\"'”’*).,\s]{0,6}(?:and|or|and/or|&|/)\s{0,2}")
 _ALSO = re.compile(
-    r"[\"'”’*)\]]{0,4}\s(?:is|are|would be)\salso\s(?:an?|the|crucial|important|necessary|needed|required|recommended)\b"
+    r"[\"'”’*)\]]{0,4}\s(?:is|are|would be)\salso\s(?:an?|the|crucial|important|necessary|needed|required|"
+    r"recommended)\b"
 )
 _NAMED_HEAD = re.compile(r"\b(?:option|choice|letter|answer)\s[\"'“‘*(]{0,4}\Z", re.IGNORECASE)
 _MARKS = "\"'“‘*(["
 _MARK_HEAD = re.compile(r"[\"'“‘*(\[]{1,4}\Z")
-_MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
 _LINE = re.compile(
-    r"(?:\d{1,2}[.)]\s)?[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|<\|\w{2,20}\|>)\s{0,2})\Z"
+    r"(?:\d{1,2}[.)]\s)?[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|"
+    r"<\|\w{2,20}\|>)\s{0,2})\Z"
 )
 _AROUND = " \t\n.!*_`\"')]}>$\\✅"
 _OPENING = re.compile(
-    r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|because|since)\b))"
+    r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|"
+    r"because|since)\b))"
 )
 _LINE_LABEL = re.compile(
-    rf"[\s*_#>-]{{0,8}}(?:(?:my|the|final|best|correct|right|chosen|selected)\s){{0,2}}(?:pick|correct|verdict|guess|selection|decision|"
-    rf"conclusion|result|solution|response|prediction|{OTHERS})[\s*_]{{0,4}}[:=]|[\s*_#>-]{{0,8}}ans\b[\s*_]{{0,4}}(?:[.:=]|[-–—]\s)"
+    rf"[\s*_#>-]{{0,8}}(?:(?:my|the|final|best|correct|right|chosen|selected)\s){{0,2}}(?:pick|correct|verdict|guess|"
+    rf"selection|decision|"
+    rf"conclusion|result|solution|response|prediction|{OTHERS})[\s*_]{{0,4}}[:=]|"
+    rf"[\s*_#>-]{{0,8}}ans\b[\s*_]{{0,4}}(?:[.:=]|[-–—]\s)"
 )
 _ITEM = re.compile(r"(?:\A|\n|[.;|]\s{1,3})[\s*_\"'(\[>#|•-]{0,8}(?:[Oo]ption\s)?([A-Z])[)\].:*\s]")
 _ENDED = re.compile(r"[.!?。！？।…)\]}\"'”’*`:$>✅❌✓✗|]\s*\Z")
-
-# Verdicts in English, after a letter and perhaps its text.
-_VERDICT_BETWEEN = re.compile(
-    r"(?:[\s*_\"'`)(\]\[|:.,—–=-]|→|=>|\b(?:is|was|seems|would be|stands out as|appears to be|appears|must be|has to be|should be|looks|remains|are|the|a|clearly|definitely|also|therefore|option|choice|"
-    r"answer|therefore|indeed|then|this|one|verdict|probably|quite)\b){0,12}+"
-)
-_WRONG = re.compile(
-    r"incorrect|wrong|false\b|no\b|not\b|n['’]t\b|cannot\b|can['’]t|unlikely|less\b|ruled out|excluded|eliminated|inappropriate|contraindicated|"
-    r"does(?:n['’]t| not)|would(?:n['’]t| not)|isn['’]t|implausible|irrelevant|❌|✗|✘|✖|×|🚫|least\b|least likely|unrelated|improbable|out\b"
-)
-_RIGHT = re.compile(
-    r"correct\b|right\b(?! (?:side|arm|ventric|atri|upper|lower|lung|heart|coronary|eye|ear|leg|bundle|hemi|colon|adrenal|kidney))|true\b|"
-    r"yes\b|fits\b|best\b|(?:most|more) (?:likely|appropriate|consistent|probable|suitable|plausible)|likely\b(?=\s*(?:[.;,)\n]|\Z))|"
-    r"only (?:option|choice|one|answer) (?:that|which|left)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
-    r"✅|✓|✔|☑|better\b|explains everything"
-)
-_IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
 
 
 class Found(NamedTuple):
@@ -163,7 +154,7 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
     later = pointed(text, lower(text), [other for other in letters if other > value.end], options)
     if later and later.letter != value.letter:
         return later
-    wrong = _WRONG.match(lower(text[: value.end + 20]), _MARK_TAIL.match(text, value.end).end())
+    wrong = WRONG.match(lower(text[: value.end + 20]), MARK_TAIL.match(text, value.end).end())
     wrong = wrong or re.match(
         r"[\s)\].:*—–-]{1,4}(?:in|not )?(?:wrong|incorrect|false|correct\b)", text[value.end : value.end + 16], re.I
     )
@@ -181,95 +172,6 @@ def labelled(text: str, options: Options) -> Found | None:
         if label and (value := options.value_at(line, label.end())) and value.written:
             return Found(value.letter, value.written)
     return None
-
-
-def verdicts(
-    text: str, low: str, letters: list[int], languages: list[Rules], options: Options
-) -> tuple[Found | None, set[str]]:
-    """The one option that the text calls right: "A is wrong. B is right.", "C: ✅", "C가 정답입니다".
-
-    Abstains where two are called right, and where the verdict stands under a condition or in a question. The second
-    value holds the letters that are called wrong, and not right elsewhere.
-    """
-    right: set[str] = set()
-    wrong: set[str] = set()
-    for at in letters:
-        judged = _judged(text, low, at, languages, options)
-        if judged is not None:
-            (right if judged else wrong).add(text[at])
-    found = Found(*right, *right) if len(right) == 1 else None
-    return found, wrong - right
-
-
-_IF = re.compile(r"\b(?:if|were|suppose|unless|when would|why not)\b")
-_THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
-_JOINED_HEAD = re.compile(
-    r"\b[a-z][\s)\"'*]{0,3}(?:,?\s(?:and|or)\s|&|/|\+)[\s(\"'*]{0,4}\Z|(?:options?|answers?|,)\s[(\"'*]{0,2}[a-z][)\"'*]{0,2},\s[(\"'*]{0,2}\Z"
-)
-
-
-def _judged(text: str, low: str, at: int, languages: list[Rules], options: Options) -> bool | None:
-    """Whether the words behind the letter at a position call it right or wrong; None where they do neither."""
-    letter, end = text[at], at + 1
-    for rules in languages:
-        if rules.spaced and letter in "AEIO" and not options.is_letter(text, at):
-            continue
-        named = options.text_at(text, end)
-        verdict = rules.verdict.match(low, named[1] if named else end)
-        if verdict is None:
-            continue
-        begin = clause_begin(low, at)
-        if is_hypothetical(low, begin, at, rules) or _asked(low, verdict.end()):
-            return None
-        denied = (
-            verdict["no"]
-            or rules.behind.match(low, verdict.end())
-            or rules.denied_head.search(low, max(begin, at - 8), at)
-        )
-        return bool(verdict["right"]) and not denied
-    named = options.text_at(text, _MARK_TAIL.match(text, end).end())
-    if named and named[0] != letter:
-        return None
-    between = _VERDICT_BETWEEN.match(low, named[1] if named else end).end()
-    if (right := _RIGHT.match(low, between)) is None and not _WRONG.match(low, between):
-        right = _IS_ANSWER.match(low, end) or _THIS_ONE.match(low, end)
-        if right is None:
-            return _judged_at_end(text, low, at, options)
-    if letter in "AEI" and not options.is_letter(text, at) and text[end : end + 2].strip() not in ("✅", "✓", "✔"):
-        return None
-    if _WRONG.match(low, between) or "tempting" in low[between : between + 20]:
-        return False
-    begin = clause_begin(low, at)
-    if _JOINED_HEAD.search(low, max(0, at - 12), at) or _IF.search(low[begin:at]) or _asked(low, right.end()):
-        return None
-    return None if _PASSED.search(low, max(begin, at - 50), at) else True
-
-
-_ITEM_HEAD = re.compile(r"(?:\A|\n)[\s*_\"'(\[>#|•-]{0,8}(?:option\s)?\Z")
-_LAST_WORD = re.compile(r"\b(?:(?P<right>yes|correct|right|true)|(?P<wrong>no|incorrect|wrong|false))\W{0,4}\Z")
-
-
-def _judged_at_end(text: str, low: str, at: int, options: Options) -> bool | None:
-    """The verdict that ends an item of a list: "C. Sucralfate: coats the ulcer, so yes." """
-    if not _ITEM_HEAD.search(low, max(0, at - 20), at):
-        return None
-    stop = low.find("\n", at)
-    stop = len(low) if stop < 0 else stop
-    if options.alone.search(text, at + 1, stop):
-        return None
-    last = _LAST_WORD.search(low, max(at + 1, stop - 14), stop)
-    if last is None or low[max(0, last.start() - 12) : last.start()].rstrip().endswith(("not", "n't", "be", "if")):
-        return None
-    return last["right"] is not None
-
-
-def _asked(low: str, at: int) -> bool:
-    stop = low.find("\n", at)
-    stop = min(len(low), at + 60) if stop < 0 else min(stop, at + 60)
-    rest = low[at:stop]
-    ends = [rest.find(sign) for sign in ".!?。"]
-    ends = [end for end in ends if end >= 0]
-    return bool(ends) and rest[min(ends)] == "?"
 
 
 def marked(text: str, low: str, letters: list[int], options: Options) -> Found | None:
@@ -295,7 +197,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
     """The last letter that a sentence points at: "Hence C.", "It must be D"."""
     for at in reversed(letters):
         begin = clause_begin(low, at)
-        if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(_NOT, low[begin:at]):
+        if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(NOT, low[begin:at]):
             return Found(text[at], text[at])
         if not _POINT_ENDS.match(text, at + 1):
             continue
@@ -303,18 +205,17 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             " .!*\n"
         ):  # "... only C coats the ulcer. C."
             return Found(text[at], text[at])
-        point = None
-        for point in _POINTED.finditer(low, max(0, at - 24), at):
-            pass
+        points = list(_POINTED.finditer(low, max(0, at - 24), at))
+        point = points[-1] if points else None
         if point is None or point.end() != at:
             continue
         if _CONCLUDES.match(point[0]):
             begin = point.start()
         if (
-            re.search(_NOT, low[max(begin, at - 40) : at])
+            re.search(NOT, low[max(begin, at - 40) : at])
             or _WRONG_HEAD.search(low, begin, at)
             or _OTHERS_SAY.search(low, begin, at)
-            or _IF.search(low[begin:at])
+            or IF.search(low[begin:at])
         ):
             return None
         value = options.value_at(text, at)
@@ -344,7 +245,7 @@ def _may_mark(final: str, at: int, options: Options) -> bool:
     """Whether a letter could be a label: a look at its neighbours spares most letters the look at their sentence."""
     if (at and final[at - 1] in _MARKS) or _NAMED_HEAD.search(final, max(0, at - 14), at):
         return True
-    end = _MARK_TAIL.match(final, at + 1).end()
+    end = MARK_TAIL.match(final, at + 1).end()
     return ":" in final[at + 1 : end] or bool(_IS_CHOSEN.match(final, end)) or options.text_at(final, end) is not None
 
 
@@ -384,7 +285,7 @@ def _labels_of(
 ) -> Iterator[tuple[Found, bool]]:
     """The labels of one sentence, in order."""
     sentence, cued_from = final[begin:stop], -1
-    if _IF.match(low, begin) or sentence.rstrip().endswith("?"):
+    if IF.match(low, begin) or sentence.rstrip().endswith("?"):
         return
     last, last_end, done = "", 0, 0
     for at in (at - begin for at in letters):
@@ -392,7 +293,7 @@ def _labels_of(
             continue
         head = _NAMED_HEAD.search(sentence, max(done, at - 14), at)
         head = head or _MARK_HEAD.search(sentence, max(done, at - 4), at)
-        start, close = head.start() if head else at, _MARK_TAIL.match(sentence, at + 1)[0]
+        start, close = head.start() if head else at, MARK_TAIL.match(sentence, at + 1)[0]
         end = at + 1 + len(close)
         named = options.text_at(sentence, end)
         if head is None and not named:
@@ -407,7 +308,7 @@ def _labels_of(
             low[max(begin, begin + start - 80) : begin + start],
             low[begin + done : min(stop, begin + done + 110)],
         )
-        if (holds(before, _PASSING) and _PASSED.search(before)) or (
+        if (holds(before, _PASSING) and PASSED.search(before)) or (
             holds(after, _TAKING_BACK) and _TAKEN_BACK.match(after)
         ):
             continue
@@ -451,7 +352,7 @@ def _kept(sentence: str) -> str:
     """A sentence without what it passes over; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
-    if stripped.endswith(("?", "？")) or _IF.match(low):
+    if stripped.endswith(("?", "？")) or IF.match(low):
         return ""
     if _NEGATES.search(low):
         sentence = _BEFORE_NOT.sub(" not ", sentence)
@@ -517,4 +418,4 @@ def _whole(text: str, letter: str, options: Options) -> bool:
 def denied_around(text: str, low: str, head: int, end: int) -> bool:
     """Whether the words before or behind a letter deny it: "not A", "A is wrong"."""
     begin = clause_begin(low, head)
-    return bool(re.search(rf"{_NOT}[^.;:,]{{0,30}}\Z", low[begin:head])) or bool(_TAKEN_BACK.match(text, end))
+    return bool(re.search(rf"{NOT}[^.;:,]{{0,30}}\Z", low[begin:head])) or bool(_TAKEN_BACK.match(text, end))

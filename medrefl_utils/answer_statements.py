@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from heapq import merge
 from typing import NamedTuple
 
 from medrefl_utils.answer_options import OPEN, TAKEN_BACK, Options, Value
-from medrefl_utils.answer_words import LANGUAGES, Language
+from medrefl_utils.answer_text import clause_begin, lower, sentence_end
 
 ASSERTED, DENIED, SUPPOSED, DOUBTFUL, UNREADABLE = "asserted", "denied", "supposed", "doubtful", "unreadable"
 
@@ -37,7 +34,7 @@ class Statement(NamedTuple):
 
 
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
-_CUES = ("answer", "option", "choice", "letter", "box", "choos", "select", "pick", "o with", "ing with", "ans:", "final:", "leav")  # fmt: skip
+_CUES = tuple(("answer|option|choice|letter|box|choos|select|pick|o with|ing with|ans:|final:|leav").split("|"))
 _BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
 _BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(
@@ -52,8 +49,10 @@ _LABEL = re.compile(
     r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?|\*\*\s(?=\S))|answer[\w_]{0,8}>"
 )
 _SENTENCE = re.compile(
-    r"\w{6}s?\b(?:,?\s(?!(?:is|isn't|not|cannot|can't|should|would|must|may|might|could)\b)[\w'’-]{1,24}){0,10}?(?:,?\s|(?='s))"
-    r"(?P<copula>(?:'s|is|isn['’]t|are|cannot|can['’]t|can|should|shouldn['’]t|would|wouldn['’]t|must|may|might|could|will)\b"
+    r"\w{6}s?\b(?:,?\s(?!(?:is|isn't|not|cannot|can't|should|would|must|may|might|"
+    r"could)\b)[\w'’-]{1,24}){0,10}?(?:,?\s|(?='s))"
+    r"(?P<copula>(?:'s|is|isn['’]t|are|cannot|can['’]t|can|should|shouldn['’]t|would|wouldn['’]t|must|may|might|"
+    r"could|will)\b"
     r"(?:\s(?:certainly|possibly|clearly|definitely|most|likely|probably|therefore|then|thus|also|surely))?"
     r"(?:\s(?:not|never))?(?:\sbe\b)?)"
 )
@@ -61,41 +60,54 @@ _CHANGED = re.compile(r"answer(?:\sfrom\s[^.\n]{1,40}?)?\sto\s")
 _CHANGES = re.compile(r"\b(?:chang|switch|revis|correct|updat|amend)\w{0,4}\s(?:my|the)\s(?:final\s|initial\s)?\Z")
 _HEADING = re.compile(r"[#*_\s>]{0,12}(?:the\s|my\s)?(?:final\s|correct\s|best\s)?\Z")
 _FILLER = re.compile(
-    r"(?:(?:the|an?(?=\s(?:option|choice|answer))|most|likely|probably|best|correct|right|final|answer|option|choice|letter|"
-    r"is|be|would|indeed|definitely|clearly|closest|therefore|thus|so|text|textbf|mathbf|mathrm|boxed|given|about|approximately|"
-    r"around|roughly|both|either|drug|statement|item|alternative|indicated by|as follows|number|stage(?=\s\())\b[\s\"'“”‘’`*_(\[{:,\\>]{1,6}){1,8}+"
+    r"(?:(?:the|an?(?=\s(?:option|choice|answer))|most|likely|probably|best|correct|right|final|answer|option|choice|"
+    r"letter|"
+    r"is|be|would|indeed|definitely|clearly|closest|therefore|thus|so|text|textbf|mathbf|mathrm|boxed|given|about|"
+    r"approximately|"
+    r"around|roughly|both|either|drug|statement|item|alternative|indicated by|as follows|number|"
+    r"stage(?=\s\())\b[\s\"'“”‘’`*_(\[{:,\\>]{1,6}){1,8}+"
 )
 _NOT_HERE = re.compile(
     r"\b(?:not|never|cannot|n['’]t|isn['’]t|can['’]t|shouldn['’]t|wouldn['’]t|hardly|unlikely|neither|nor|no longer|"
     r"anything but|other than|far from)\b"
 )
 _DENIED_HEAD = re.compile(
-    r"(?:\b(?:not|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|tempt\w*|"
-    r"rather than|instead of|worst)|n['’]t)\b(?:(?!\b(?:so|thus|therefore|hence|but|making|because|since|as)\b)[^,.;:!?\n]){0,40}\Z"
+    r"(?:\b(?:not|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|"
+    r"tempt\w*|"
+    r"rather than|instead of|worst)|n['’]t)\b(?:(?!\b(?:so|thus|therefore|hence|but|making|because|since|"
+    r"as)\b)[^,.;:!?\n]){0,40}\Z"
 )
 _EARLIER_HEAD = re.compile(
-    r"\b(?:first|initial|initially|original|previous|earlier|preliminary|alternative|alternate|other|second(?:[- ]best)?|next[- ]best|"
+    r"\b(?:first|initial|initially|original|previous|earlier|preliminary|alternative|alternate|other|"
+    r"second(?:[- ]best)?|next[- ]best|"
     r"rejected|wrong|incorrect|student'?s?|their|his|another)[\s_-]{1,2}(?:answer|choice)?\s?\Z"
 )
 OTHERS_HEAD = re.compile(
-    r"\b(?:nobody|no one|many|most|some|few|students?|people|others?|someone|candidates?|examinees?|they|clinicians|doctors|test[- ]takers?|"
-    r"one (?:might|may|could)|you (?:might|may|could)|tempt\w*|common\w*|easy to|error|mistake|trap|was going to|were to|"
+    r"\b(?:nobody|no one|many|most|some|few|students?|people|others?|someone|candidates?|examinees?|they|clinicians|"
+    r"doctors|test[- ]takers?|"
+    r"one (?:might|may|could)|you (?:might|may|could)|tempt\w*|common\w*|easy to|error|mistake|trap|was going to|"
+    r"were to|"
     r"initially|at first|first|almost|reason(?:s)? to|when to|how to|wrong to)\b[^.;:!?\n]{0,50}\Z"
 )
 _CHOOSER = re.compile(
-    r"(?:\b(?:i|we|i['’]d|i['’]ll|i['’]m|we['’]d|we['’]ll|we['’]re|let['’]s|let us|let me|should|must|will|would)\b[^.;:!?\n]{0,40}|"
-    r"(?:\A|[,:\n])\W{0,6}(?:so|thus|therefore|hence|then|now|finally|please|accordingly|step \d+)?[,:]?\s{0,2}(?:go?)?)\Z"
+    r"(?:\b(?:i|we|i['’]d|i['’]ll|i['’]m|we['’]d|we['’]ll|we['’]re|let['’]s|let us|let me|should|must|will|"
+    r"would)\b[^.;:!?\n]{0,40}|"
+    r"(?:\A|[,:\n])\W{0,6}(?:so|thus|therefore|hence|then|now|finally|please|accordingly|"
+    r"step \d+)?[,:]?\s{0,2}(?:go?)?)\Z"
 )
 _CONDITION = re.compile(
-    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|\A\W{0,6}(?:were|had|should|(?:could|might|would|is) (?:the|it)) |"
+    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|\A\W{0,6}(?:were|had|"
+    r"should|(?:could|might|would|is) (?:the|it)) |"
     r"\b(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let['’]s say|unless|provided that|hypothetically|why not|"
     r"when would)\b"
 )
 _CIRCUMSTANCE = re.compile(
-    r"\b(?:in|with|for|under|without|had)\s(?!this|these|those|the\s(?:given|above|present|current|case|end|question)|my|our|"
-    r"conclusion|summary|short|view|light|general|order|addition|all|such|that|mind|any|fact|her|his|him|their|me|which)\w|\binstead\b"
+    r"\b(?:in|with|for|under|without|had)\s(?!this|these|those|the\s(?:given|above|present|current|case|end|"
+    r"question)|my|our|"
+    r"conclusion|summary|short|view|light|general|order|addition|all|such|that|mind|any|fact|her|his|him|their|me|"
+    r"which)\w|\binstead\b"
 )
-_ASKED = re.compile(
+ASKED = re.compile(
     r"[\"'”*)\].\s]{0,4}\?|\s?吗|\s?か[?？]|[^.!\n]{0,60}\?\s{0,3}(?:no|not|hmm|perhaps|maybe|\Z|\n|but|let)"
 )
 _IF_BEHIND = re.compile(r"[^.!?\n]{0,24}?\b(?:if|unless|in case|provided)\b")
@@ -103,20 +115,24 @@ _WHEN_BEHIND = re.compile(
     r"[\s\"'*)]{0,4}(?:(?:if|when|whenever|in case|only if)\b|(?:for|in)\b(?! (?:this|these|the|my|our|now)))"
 )
 _SETTLED = re.compile(
-    r"[\"'”*)\].\s]{0,4}\?[^\w\n]{0,6}(?:no|nope|not really|rather|wait|actually)\b[,.:;!\s—–-]{0,4}(?:wait,?\s|actually,?\s)?",
+    r"[\"'”*)\].\s]{0,4}\?[^\w\n]{0,6}(?:no|nope|not really|rather|wait|actually)\b[,.:;!\s—–-]{0,4}(?:wait,?\s|"
+    r"actually,?\s)?",
     re.I,
 )
 _BUT = re.compile(
-    r"[^.!?\n]{0,60}?(?:[,;]?\s?\bbut(?:\srather|\sinstead)?|[,;]?\s?\brather|[,;]?\s?\binstead|;|,)\s(?:it['’]s\s|it is\s|it should be\s|the answer is\s|"
+    r"[^.!?\n]{0,60}?(?:[,;]?\s?\bbut(?:\srather|\sinstead)?|[,;]?\s?\brather|[,;]?\s?\binstead|;|,)\s(?:it['’]s\s|"
+    r"it is\s|it should be\s|the answer is\s|"
     r"is\s|rather\s|instead\s)?"
 )
 _POINTER = re.compile(
-    r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|so|therefore|hence|thus|has|namely|"
+    r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|so|therefore|hence|"
+    r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
 _LAST = re.compile(r"[,:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
 _PASSED = re.compile(
-    r"(?:\b(?:not|never|rules? out|ruled out|ruling out|exclud\w+|eliminat\w+|unlike|rather than|instead of|other than|no longer|"
+    r"(?:\b(?:not|never|rules? out|ruled out|ruling out|exclud\w+|eliminat\w+|unlike|rather than|instead of|"
+    r"other than|no longer|"
     r"nor|neither)|n['’]t)\b[^.,;:]{0,60}"
 )
 # --- JSON ---
@@ -124,45 +140,10 @@ _KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
 _KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
 _KEY_WORDS = _KEY_CORE | frozenset(
-    "new revised updated corrected final correct best right my the selected chosen model predicted idx index text key id your is".split()
+    "new revised updated corrected final correct best right my the selected chosen model predicted idx index text "
+    "key id your is".split()
 )
 _FINAL_KEYS = frozenset(("final", "correct", "new", "revised", "updated", "corrected"))
-
-
-def lower(text: str) -> str:
-    """The text in lower case, position by position."""
-    low = text.lower()
-    return low if len(low) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
-
-
-def holds(low: str, words: tuple[str, ...]) -> bool:
-    """Whether a text holds one of the words. A loop over ``rfind`` is several times faster than ``any`` and ``in``."""
-    rfind = low.rfind
-    for word in words:
-        if rfind(word) >= 0:
-            return True
-    return False
-
-
-def clause_begin(low: str, at: int) -> int:
-    """Where the sentence around a position begins, at most 220 characters before it."""
-    floor = max(0, at - 220)
-    begin = floor
-    for sign in ("\n", ". ", "? ", "! ", "。", "! ", "।"):
-        found = low.rfind(sign, begin, at)
-        if found >= 0:
-            begin = found + len(sign)
-    return begin
-
-
-def sentence_end(text: str, at: int) -> int:
-    """Where the sentence around a position ends, at most 300 characters after it."""
-    end = min(len(text), at + 300)
-    for sign in ("\n", ". ", "? ", "! ", "。", "।"):
-        found = text.find(sign, at, end)
-        if found >= 0:
-            end = found + 1
-    return end
 
 
 def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
@@ -224,7 +205,8 @@ def json_answers(text: str, options: Options) -> tuple[Statement | None, int, in
 
 
 _TURNS = re.compile(
-    r"n['’]t\b|\b(?:not|but|however|wait|although|though|while|whereas|instead|rather|first|initially|tempt\w*|if|unless|seems?|"
+    r"n['’]t\b|\b(?:not|but|however|wait|although|though|while|whereas|instead|rather|first|initially|tempt\w*|if|"
+    r"unless|seems?|"
     r"actually|mistake|wrong|incorrect|would|could|might|may be)\b"
 )
 
@@ -294,7 +276,7 @@ def _stance(low: str, at: int, end: int, copula: str) -> str:
     head = low[clause_begin(low, at) : at]
     if _DENIED_HEAD.search(head) or _EARLIER_HEAD.search(head):
         return DENIED
-    if _CONDITION.search(head) or _ASKED.match(low, end):
+    if _CONDITION.search(head) or ASKED.match(low, end):
         return SUPPOSED
     if ("would" in copula and _IF_BEHIND.match(low, end)) or (copula == "choose" and _WHEN_BEHIND.match(low, end)):
         return SUPPOSED
@@ -352,7 +334,7 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
 
 
 def _labelled(text: str, low: str, at: int, end: int, options: Options) -> Statement | None:
-    """ "Answer: B": its value, a phrase that chooses, or an answer that no rule reads."""
+    """Read "Answer: B": its value, a phrase that chooses, or an answer that no rule reads."""
     stance = _stance(low, at, end, "")
     if stance == DENIED:
         return None
@@ -375,17 +357,17 @@ def _labelled(text: str, low: str, at: int, end: int, options: Options) -> State
 
 
 def _settled(text: str, low: str, statement: Statement, options: Options) -> Statement:
-    """A statement, or what its own question settles on: "Answer: C? No, B." """
+    """A statement, or what its own question settles on ("Answer: C? No, B.")."""
     settled = _SETTLED.match(low, statement.end)
     if settled and (value := _value(text, low, settled.end(), options)):
         return statement._replace(end=value.end, letter=value.letter, written=value.written, stance=ASSERTED)
-    if settled or _ASKED.match(low, statement.end):
+    if settled or ASKED.match(low, statement.end):
         return statement._replace(stance=SUPPOSED)
     return statement
 
 
 def _sentence(text: str, low: str, at: int, sentence: re.Match[str], options: Options) -> Statement | None:
-    """ "The answer is B": the value behind the copula, or the only option that the rest of the sentence names."""
+    """Read "The answer is B": the value behind the copula, or the only option that the rest of the sentence names."""
     end, copula = sentence.end(), sentence["copula"]
     if options.letters and options.alone.search(text, at, sentence.start("copula")):
         return None  # "Answer A is an antiplatelet" is about A
@@ -414,7 +396,7 @@ def _sentence(text: str, low: str, at: int, sentence: re.Match[str], options: Op
 
 
 def _headed(text: str, low: str, at: int, options: Options) -> Statement | None:
-    """ "## Answer" on a line of its own, and the value on the next line that is not blank."""
+    """Read "## Answer" on a line of its own, and the value on the next line that is not blank."""
     line_end = low.find("\n", at)
     begin = low.rfind("\n", 0, at) + 1
     if line_end < 0 or low[at + 6 : line_end].strip("s*_# :\t") or not _HEADING.match(low[begin:at]):
@@ -424,7 +406,7 @@ def _headed(text: str, low: str, at: int, options: Options) -> Statement | None:
 
 
 def _choice(text: str, low: str, at: int, options: Options) -> Statement | None:
-    """ "I choose B", "let's go with B", "choose B" at a sentence's start; not "many choose B"."""
+    """Read "I choose B", "let's go with B", "choose B" at a sentence's start; not "many choose B"."""
     choose = _CHOOSE.match(low, at)
     if choose is None:
         return None
@@ -438,192 +420,3 @@ def _choice(text: str, low: str, at: int, options: Options) -> Statement | None:
         return None
     stance = _stance(low, at, value.end, "would" if "would" in head or "'d" in head else "choose")
     return Statement(at, value.end, value.letter, value.written, "stated", stance)
-
-
-# --- other languages ---
-_SPACED = frozenset(("es", "fr", "de", "pt", "it", "ru", "vi", "tr", "ar", "hi"))
-_NOT_BEHIND = frozenset(("ko", "ja", "hi", "tr", "th"))
-_PUNCTUATION = r"[\s\"'“”‘’`*_(\[\]){:=>«»–—「」『』【】<|→,-]"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The patterns of one language. ``cue``: what introduces an answer; ``between``: what may stand before its value."""
-
-    language: Language
-    spaced: bool
-    cue: re.Pattern[str]
-    between: re.Pattern[str]
-    negation: re.Pattern[str]
-    behind: re.Pattern[str]
-    but: re.Pattern[str]
-    condition: re.Pattern[str]
-    mood: re.Pattern[str] | None
-    denied_head: re.Pattern[str]
-    retraction: re.Pattern[str]
-    joins: re.Pattern[str]
-    verdict: re.Pattern[str]
-    chooses: re.Pattern[str]
-
-
-@lru_cache(maxsize=32)
-def rules_of(language: Language) -> Rules:
-    """The patterns of a language's row, compiled on first use."""
-    spaced = language.code in _SPACED
-    begin, end = (r"(?<![^\W_])", r"(?![^\W_])") if spaced else ("", "")
-
-    def word(alternatives: str) -> str:
-        return rf"{begin}(?:{alternatives}){end}"
-
-    row = language
-    apart = r"[\s\"'*]{0,3}"
-    negation = word(row.negation).replace("n'" + end, "n'") if row.code == "fr" else word(row.negation)
-    if row.code == "fr":
-        negation = rf"(?:(?<!\w)n'|{word('ne|pas|jamais|aucun')})"
-    joins = word(row.joins) if row.code not in ("fr", "it") else rf"(?:(?<!\w)l'|{word(row.joins)})"
-    behind = rf"[\s\"'*).,]{{0,4}}(?:{word(row.joins)}|{word(row.option)}){{0,2}}\s?{word(row.negation)}"
-    if row.code in ("ko", "ja"):
-        behind = rf"[\s\"'*)]{{0,4}}(?:은|는|이|가|で|は|では)?\s?(?:{row.negation})"
-    elif row.code == "tr":
-        behind = rf"[\s\"'*)]{{0,4}}(?:{row.option})?\s?(?:değil|olamaz)"
-    elif row.code == "hi":
-        behind = rf"[\s\"'*)]{{0,4}}(?:नहीं)"
-    verdict = (
-        rf"(?:{_PUNCTUATION}|[.、，。]|{joins}|{word(row.option)}|'d[ıi]r){{0,8}}?(?P<no>{negation})?(?:{_PUNCTUATION}|{joins}){{0,3}}?"
-        rf"(?:(?P<wrong>{word(row.wrong)})|(?P<right>{word(row.right)}|{word(row.choose)}|✅|✓|✔)|(?P<cross>❌|✗|✘))"
-    )
-    return Rules(
-        row,
-        spaced,
-        re.compile(rf"{word(row.choose)}|{word(row.answer)}|{word(row.option)}{apart}{word(row.right)}|{word(row.right)}{apart}{word(row.option)}"),
-        re.compile(rf"(?:{_PUNCTUATION}|{negation}|{joins}|{word(row.right)}|{word(row.option)}){{0,14}}+"),
-        re.compile(negation),
-        re.compile(behind),
-        re.compile(rf"[\s,、，;)\"'*]{{0,4}}(?:{word(row.negation)})?[\s,、，;]{{0,3}}(?:{word(row.but)})?(?:{_PUNCTUATION}|{joins}|{word(row.option)}){{0,6}}+"),
-        re.compile(word(row.condition)),
-        re.compile(_MOODS[row.code]) if row.code in _MOODS else None,
-        re.compile(rf"(?:{negation}|不|别|別)\W?\Z"),
-        re.compile(rf"(?:\A|(?<=[\s.,;:!?。,、…—।]))(?:{row.retraction})"),
-        re.compile(rf"(?:{joins}|:|c'est)(?:{_PUNCTUATION}|{joins}|{word(row.option)}){{0,6}}+"),
-        re.compile(verdict),
-        re.compile(rf"{word(row.right)}|{word(row.answer)}|{word(row.choose)}"),
-    )  # fmt: skip
-
-
-_MOODS = {
-    "es": r"\bsi\b.{0,150}\b(?:sería|habría|elegiría)|supongamos|suponiendo",
-    "fr": r"\bs[i'].{0,150}\b(?:serait|aurait|choisirais)|supposons",
-    "de": r"(?:\bwenn\b|\bfalls\b|\bwäre\b|\bhätte\b).{0,150}\b(?:wäre|würde|hätte)\b|angenommen",
-    "pt": r"\b(?:se|caso)\b.{0,150}\b(?:seria|teria|escolheria)|supond|suponha",
-    "it": r"\b(?:se|qualora)\b.{0,150}\b(?:sarebbe|sceglierei)|supponiamo",
-    "tr": r"\b(?:eğer|olsaydı|olurdu|varsayalım)\b",
-}
-
-
-def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
-    """Whether a sentence is hypothetical; where a language has a mood for it, the conjunction is not enough."""
-    if rules.mood:
-        return rules.mood.search(low[begin : sentence_end(low, at)]) is not None
-    return rules.condition.search(low, begin, at) is not None
-
-
-_LATIN_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) < "\u0250"]
-_OTHER_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) >= "\u0250"]
-
-
-_NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u0250"]
-
-
-def active(low: str) -> list[Rules]:
-    """The rules of the languages whose words occur in a text; an English text may end with a label in another language."""
-    if " the " in low:
-        end = low[-300:]
-        found = [row for noun, row in _NOUNS if noun in end]
-    else:
-        found = [row for probe, row in _LATIN_PROBES if probe in low]
-    if not low.isascii():
-        found += [row for probe, row in _OTHER_PROBES if probe in low]
-    return [rules_of(row) for row in dict.fromkeys(found)] if found else []
-
-
-def foreign(text: str, low: str, languages: list[Rules], options: Options) -> list[Statement]:
-    """The explicit statements in other languages than English, in no order."""
-    found: list[Statement] = []
-    signs = list(low)
-    for at in options.alone_in(text):  # a capital "A" is no Portuguese article
-        signs[at] = "\0"
-    low = "".join(signs)
-    for rules in languages:
-        end = 0
-        for cue in rules.cue.finditer(low):
-            if cue.start() < end:
-                continue
-            if statement := _foreign_at(text, low, cue, rules, options):
-                found.append(statement)
-                end = statement.end
-    return found
-
-
-def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: Options) -> Statement | None:
-    between = rules.between.match(low, cue.end())
-    start = between.end()
-    while start > cue.end() and text[start - 1] in "([{\"'*-<":
-        start -= 1
-    value = options.value_at(text, start)
-    begin = clause_begin(low, cue.start())
-    denied = rules.negation.search(between[0]) or rules.denied_head.search(
-        low, max(begin, cue.start() - 8), cue.start()
-    )
-    if value is None:
-        line_end = low.find("\n", start)
-        line_end = len(low) if line_end < 0 else line_end
-        is_label = ":" in between[0] and low[low.rfind("\n", 0, cue.start()) + 1 : cue.start()].strip(" *#_>") == ""
-        if not is_label or "\n" in between[0] or not text[start:line_end].strip(" *_"):
-            return None
-        said = prose(text, start, line_end, options)
-        if said is None:
-            return Statement(cue.start(), line_end, "", None, "stated", UNREADABLE, True)
-        return Statement(cue.start(), said.end, said.letter, said.written, "stated", label=True)
-    after = rules.behind.match(low, value.end) if rules.language.code in _NOT_BEHIND else None
-    if denied or after:
-        but = rules.but.match(low, after.end() if after else value.end)
-        turned = options.value_at(text, but.end()) if but else None
-        if turned is None or turned.letter == value.letter:
-            return Statement(cue.start(), after.end() if after else value.end, value.letter, None, "stated", DENIED)
-        return Statement(cue.start(), turned.end, turned.letter, turned.written, "stated")
-    judged = rules.verdict.match(low, value.end)
-    judged = judged if judged and "。" not in judged[0] and "." not in judged[0] else None
-    if judged and (judged["wrong"] or judged["no"] or judged["cross"]):
-        return Statement(cue.start(), value.end, value.letter, None, "stated", DENIED)
-    stance = ASSERTED
-    if is_hypothetical(low, begin, cue.start(), rules) or _ASKED.match(low, value.end):
-        stance = SUPPOSED
-    label = ":" in between[0] or "\n" in between[0]
-    return Statement(cue.start(), value.end, value.letter, value.written, "stated", stance, label)
-
-
-def statements(text: str, low: str, languages: list[Rules], options: Options) -> Iterator[Statement]:
-    """Every explicit statement of a text, last one first. Sentences inside a JSON object with an answer do not count."""
-    structured, begin, end, other = None, -1, -1, []
-    if ("{" in text or '"answer' in low or "'answer" in low) and ('":' in text or '" :' in text or "':" in text):
-        structured, begin, end, other = json_answers(text, options)
-        yield from other
-    streams = [english(text, low, options)]
-    if languages:
-        streams.append(sorted(foreign(text, low, languages, options), key=lambda s: -s.at))
-    every = merge(*streams, key=lambda statement: -statement.at) if len(streams) > 1 else streams[0]
-    if structured is None:
-        yield from every
-        return
-    told = False
-    for statement in every:
-        if statement.at >= end:
-            yield statement
-            continue
-        if not told:
-            told = True
-            yield structured
-        if statement.at < begin:
-            yield statement
-    if not told:
-        yield structured

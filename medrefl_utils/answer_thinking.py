@@ -54,14 +54,17 @@ _PLAIN = (
 _PLAIN_OPEN = tuple(begun for begun, _ in _PLAIN)
 
 _THINKING_TITLE = (
-    r"(?:(?:my |internal )?(?:thinking(?: process)?|thoughts?|thought process|monologue)|思考过程|思考過程|思考|思考プロセス|"
+    r"(?:(?:my |internal )?(?:thinking(?: process)?|thoughts?|thought process|monologue)|"
+    r"思考过程|思考過程|思考|思考プロセス|"
     r"사고 과정|생각)"
 )
 _REASONING_TITLE = rf"(?:{_THINKING_TITLE}|(?:my |internal )?reasoning|analysis|推理过程|推理|分析)"
 _FINAL_TITLE = (
-    r"(?:final (?:response|answer|reply|output)|my final answer|最终回复|最终回答|最终答案|最終回答|最終回覆|最終的な回答|最终答复|"
+    r"(?:final (?:response|answer|reply|output)|my final answer|"
+    r"最终回复|最终回答|最终答案|最終回答|最終回覆|最終的な回答|最终答复|"
     r"최종 답변|최종 응답|최종 답|respuesta final|réponse finale|endgültige antwort|finale antwort|resposta final|"
-    r"risposta finale|окончательный ответ|الإجابة النهائية|अंतिम उत्तर|คำตอบสุดท้าย|câu trả lời cuối cùng|đáp án cuối cùng|"
+    r"risposta finale|окончательный ответ|الإجابة النهائية|अंतिम उत्तर|คำตอบสุดท้าย|câu trả lời cuối cùng|"
+    r"đáp án cuối cùng|"
     r"nihai cevap)"
 )
 _HEAD = r"\s{{0,9}}(?:#{{1,6}}\s{{0,3}}\**|\*\*){}\**\s{{0,2}}(?:[:：]|\n|\*\*)"
@@ -72,7 +75,8 @@ _FINAL_HEAD = re.compile(
 )
 # After a heading of thinking, a heading of the answer.
 _BOLD_FINAL = re.compile(
-    rf"(?:\*\*|#(?!#)\s?\**)(?:{_FINAL_TITLE}|answer|response|conclusion|回答|答案|回复)(?:\*\*\s?[:：]|[:：]\s?\*\*|\*\*|\s*\n)",
+    rf"(?:\*\*|#(?!#)\s?\**)(?:{_FINAL_TITLE}|answer|response|conclusion|回答|答案|回复)(?:\*\*\s?[:：]|[:：]\s?\*\*|\*\*|"
+    rf"\s*\n)",
     re.IGNORECASE,
 )
 

@@ -55,7 +55,8 @@ LANGUAGES = (
         probe=("답", "선택", "정답", "올바른", "맞", "옳", "틀", "가장", "적절"),
         answer="정답|최종 답변|최종 답|답변|답안|해답|답",
         option="선택지|보기|선택|옵션|번",
-        right="정답|답(?!은|:)|맞습니다|맞다|옳습니다|옳다|올바른|올바릅니다|적절합니다|가장 적절|가장 적합|가장 가능성|맞아",
+        right="정답|답(?!은|:)|맞습니다|맞다|옳습니다|옳다|올바른|올바릅니다|"
+        "적절합니다|가장 적절|가장 적합|가장 가능성|맞아",
         wrong="틀렸|틀립|틀린|오답|옳지 않|맞지 않|적절하지 않|부적절|잘못",
         joins="은|는|이|가|을|를|입니다|올바른|최종|가장|적절한|적합한|바로|따라서|선택지|보기|옵션|답",
         negation="아닙|아니|아닌|않",
@@ -85,8 +86,10 @@ LANGUAGES = (
         option="opción|opcion|alternativa|letra|respuesta|inciso",
         right="correct[ao]|verdader[ao]|mejor|más probable|más adecuad[ao]|más apropiad[ao]|adecuad[ao]|indicad[ao]",
         wrong="incorrect[ao]|falsa?o?|errónea?o?|no es correct[ao]|descartad[ao]|descartamos|poco probable",
-        joins="correct[ao]|final|definitiva|más|probable|adecuad[ao]|apropiad[ao]|es|sería|debe ser|debería ser|será|la|el|a|"
-        "los|las|un|una|opción|opcion|alternativa|letra|por lo tanto|por tanto|entonces|pues|claramente|a la pregunta|mi|mejor",
+        joins="correct[ao]|final|definitiva|más|probable|adecuad[ao]|apropiad[ao]|es|sería|debe ser|debería ser|será|"
+        "la|el|a|"
+        "los|las|un|una|opción|opcion|alternativa|letra|por lo tanto|por tanto|entonces|pues|claramente|"
+        "a la pregunta|mi|mejor",
         negation="no|tampoco|nunca|jamás",
         but="sino|sino que es|pero",
         condition="si|en caso de|suponiendo|supongamos|hubiera|estuviera|fuera",
@@ -100,8 +103,10 @@ LANGUAGES = (
         option="option|proposition|lettre|réponse|choix|item",
         right="correcte?|juste|vraie?|exacte?|bonne|meilleure?|plus probable|plus appropriée?|appropriée?|indiquée?",
         wrong="incorrecte?|fausse|faux|inexacte?|pas correcte?|erronée?|exclue?|peu probable|à exclure|mauvaise",
-        joins="correcte?|finale?|définitive|bonne|meilleure|exacte|juste|est|serait|doit être|sera|donc|la|le|les|l'|un|une|"
-        "option|proposition|lettre|réponse|choix|bien|à cette question|à la question|ma|plus|probable|appropriée?|c'est",
+        joins="correcte?|finale?|définitive|bonne|meilleure|exacte|juste|est|serait|doit être|sera|donc|la|le|les|l'|"
+        "un|une|"
+        "option|proposition|lettre|réponse|choix|bien|à cette question|à la question|ma|plus|probable|appropriée?|"
+        "c'est",
         negation="ne|n'|pas|jamais|aucun",
         but="mais|mais plutôt|plutôt",
         condition="si|s'il|supposons|en cas de|dans le cas|était|serait-ce",
@@ -115,13 +120,17 @@ LANGUAGES = (
         option="option|antwort|antwortmöglichkeit|buchstabe|möglichkeit|aussage",
         right="richtige?|korrekte?|zutreffend|trifft zu|stimmt|beste|am besten geeignet\\w*|am wahrscheinlichsten|"
         "wahrscheinlichste\\w*|am ehesten|geeignetste\\w*",
-        wrong="falsch|inkorrekt|nicht richtig|nicht korrekt|unzutreffend|trifft nicht zu|ausgeschlossen|unwahrscheinlich",
-        joins="richtige?|korrekte?|endgültige?|finale|beste|ist|lautet|wäre|muss|sein|also|somit|daher|demnach|folglich|die|"
-        "der|das|den|ein|eine|option|antwort|antwortmöglichkeit|buchstabe|auf die frage|meine|hier|zutreffende?|möglichkeit",
+        wrong="falsch|inkorrekt|nicht richtig|nicht korrekt|unzutreffend|trifft nicht zu|ausgeschlossen|"
+        "unwahrscheinlich",
+        joins="richtige?|korrekte?|endgültige?|finale|beste|ist|lautet|wäre|muss|sein|also|somit|daher|demnach|"
+        "folglich|die|"
+        "der|das|den|ein|eine|option|antwort|antwortmöglichkeit|buchstabe|auf die frage|meine|hier|zutreffende?|"
+        "möglichkeit",
         negation="nicht|kein\\w*|niemals|nie|weder",
         but="sondern|vielmehr",
         condition="wenn|falls|wäre|angenommen|sofern|hätte",
-        retraction="moment|ich habe mich geirrt|ich habe mich vertan|korrektur|nein,|doch nicht|tatsächlich|warte|eigentlich|"
+        retraction="moment|ich habe mich geirrt|ich habe mich vertan|korrektur|nein,|doch nicht|tatsächlich|warte|"
+        "eigentlich|"
         "entschuldigung|besser gesagt|vielmehr|genauer überlegt|das ist falsch",
         choose="wählen|ich wähle|wähle ich|ich würde|ich entscheide mich für|wählen wir|nehme ich|ich nehme",
     ),
@@ -130,14 +139,16 @@ LANGUAGES = (
         probe=("resposta", "alternativa", " é ", "opção", "gabarito", "escolho", "não"),
         answer="resposta|gabarito|solução",
         option="alternativa|opção|opcao|letra|resposta|item",
-        right="corret[ao]|certa|verdadeir[ao]|melhor|mais provável|mais adequad[ao]|mais apropriad[ao]|adequad[ao]|indicad[ao]",
+        right="corret[ao]|certa|verdadeir[ao]|melhor|mais provável|mais adequad[ao]|mais apropriad[ao]|adequad[ao]|"
+        "indicad[ao]",
         wrong="incorret[ao]|errad[ao]|fals[ao]|não está corret[ao]|descartad[ao]|improvável|pouco provável",
         joins="corret[ao]|certa|final|definitiva|mais|adequad[ao]|provável|é|seria|deve ser|será|está|a|o|as|os|um|uma|"
         "alternativa|opção|opcao|letra|portanto|então|logo|à pergunta|da questão|minha|melhor",
         negation="não|nunca|jamais|nem",
         but="mas sim|e sim|mas|sim",
         condition="se|caso|supondo|suponha|estivesse|fosse|tivesse",
-        retraction="espere|espera|me enganei|enganei-me|na verdade|correção|desculpe|ou melhor|não,|um erro|pensando melhor",
+        retraction="espere|espera|me enganei|enganei-me|na verdade|correção|desculpe|ou melhor|não,|um erro|"
+        "pensando melhor",
         choose="escolho|seleciono|eu escolheria|opto por|fico com|marco|marcar|assinalo",
     ),
     Language(
@@ -145,15 +156,18 @@ LANGUAGES = (
         probe=("risposta", "opzione", " è ", "scelgo", "corrett"),
         answer="risposta|soluzione",
         option="opzione|alternativa|lettera|risposta|scelta",
-        right="corrett[ao]|esatt[ao]|giust[ao]|ver[ao]|migliore|più probabile|più indicat[ao]|più appropriat[ao]|più adatt[ao]",
+        right="corrett[ao]|esatt[ao]|giust[ao]|ver[ao]|migliore|più probabile|più indicat[ao]|più appropriat[ao]|"
+        "più adatt[ao]",
         wrong="sbagliat[ao]|errat[ao]|fals[ao]|scorrett[ao]|non corrett[ao]|non è corrett[ao]|esclus[ao]|improbabile|"
         "da escludere",
-        joins="corrett[ao]|esatt[ao]|giust[ao]|finale|definitiva|migliore|più|è|sarebbe|deve essere|dovrebbe essere|sarà|"
+        joins="corrett[ao]|esatt[ao]|giust[ao]|finale|definitiva|migliore|più|è|sarebbe|deve essere|dovrebbe essere|"
+        "sarà|"
         "quindi|dunque|pertanto|la|il|lo|l'|un|una|opzione|alternativa|lettera|alla domanda|mia|probabile|indicat[ao]",
         negation="non|mai|né",
         but="ma|bensì|ma piuttosto",
         condition="se|qualora|nel caso|supponiamo|fosse|avesse",
-        retraction="aspetta|aspetti|ho sbagliato|mi sono sbagliat[oa]|in realtà|mi correggo|correzione|scusa|no,|anzi|un errore",
+        retraction="aspetta|aspetti|ho sbagliato|mi sono sbagliat[oa]|in realtà|mi correggo|correzione|scusa|no,|"
+        "anzi|un errore",
         choose="scelgo|sceglierei|seleziono|opto per|scegliamo",
     ),
     Language(
@@ -161,16 +175,20 @@ LANGUAGES = (
         probe=("ответ", "вариант", "выбира", "верн", "правильн", "неверн", "подходящ", "вероятн"),
         answer="ответ(?:ом|а)?",
         option="вариант(?:ом|а)?|ответ|пункт|буква|опция",
-        right="верно|верен|верный|верна|правильн(?:о|ый|ым|ая)|правилен|наиболее вероят\\w+|наиболее подходящ\\w+|лучш\\w+|"
+        right="верно|верен|верный|верна|правильн(?:о|ый|ым|ая)|правилен|наиболее вероят\\w+|наиболее подходящ\\w+|"
+        "лучш\\w+|"
         "наиболее уместн\\w+",
         wrong="неверно|неверен|неверный|неверна|неправильн\\w+|ошибочн\\w+|не подходит|исключ[её]н\\w*|исключается|"
         "маловероят\\w+|не верно",
-        joins="правильн(?:ый|ым|ая)|верн(?:ый|ым)|окончательный|итоговый|мой|наиболее|вероятный|подходящий|это|есть|является|"
-        "будет|был бы|следовательно|значит|таким образом|вариант(?:ом|а)?|ответ(?:ом)?|под буквой|буква|на вопрос|на этот",
+        joins="правильн(?:ый|ым|ая)|верн(?:ый|ым)|окончательный|итоговый|мой|наиболее|вероятный|подходящий|это|есть|"
+        "является|"
+        "будет|был бы|следовательно|значит|таким образом|вариант(?:ом|а)?|ответ(?:ом)?|под буквой|буква|на вопрос|"
+        "на этот",
         negation="не|нельзя|никогда|ни",
         but="а|но",
         condition="если|предположим|допустим|в случае",
-        retraction="нет,|я ошиб(?:ся|лась)|ошибка|подожд\\w+|исправл\\w+|поправ\\w+|точнее|вернее|на самом деле|простите|извините",
+        retraction="нет,|я ошиб(?:ся|лась)|ошибка|подожд\\w+|исправл\\w+|поправ\\w+|точнее|вернее|на самом деле|"
+        "простите|извините",
         choose="я выбираю|выбираю|выберу|я бы выбрал|выбираем|остановлюсь на",
     ),
     Language(
@@ -180,7 +198,8 @@ LANGUAGES = (
         option="الخيار|خيار|الحرف|ال[إا]جابة|البديل",
         right="صحيحة?|صواب|الصحيحة?|الأنسب|الأرجح|الأكثر احتمال\\w*|الأفضل|هو الجواب",
         wrong="خاطئة?|خطأ|غير صحيحة?|مستبعدة?|غير مناسبة?|غير محتملة?",
-        joins="الصحيحة?|النهائية?|الأفضل|الأنسب|المناسبة?|هي|هو|ستكون|تكون|يكون|الخيار|الحرف|الإجابة|إذن|إذا|لذلك|بالتالي|"
+        joins="الصحيحة?|النهائية?|الأفضل|الأنسب|المناسبة?|هي|هو|ستكون|تكون|يكون|الخيار|الحرف|الإجابة|إذن|إذا|لذلك|"
+        "بالتالي|"
         "على السؤال|البديل|رقم|إذًا",
         negation="ليست?|لا|لن|غير|ليس",
         but="بل|وإنما|ولكن|لكن",
@@ -223,7 +242,8 @@ LANGUAGES = (
         option="đáp án|phương án|lựa chọn|câu|ý",
         right="đúng|chính xác|phù hợp nhất|đúng nhất|tốt nhất|nhiều khả năng nhất|khả năng nhất",
         wrong="sai|không đúng|không chính xác|không phù hợp|loại trừ|bị loại",
-        joins="đúng nhất|đúng|chính xác|cuối cùng|phù hợp nhất|tốt nhất|là|sẽ là|phải là|nên là|của tôi|cho câu hỏi này|"
+        joins="đúng nhất|đúng|chính xác|cuối cùng|phù hợp nhất|tốt nhất|là|sẽ là|phải là|nên là|của tôi|"
+        "cho câu hỏi này|"
         "phương án|lựa chọn|đáp án|câu|ý|chọn|vì vậy|do đó|thì",
         negation="không phải|không|chẳng|chưa",
         but="mà là|mà|nhưng",
@@ -238,7 +258,8 @@ LANGUAGES = (
         option="şıkkı|şık|seçeneği|seçenek|seçeneğini|şıkkını",
         right="doğru(?:dur)?|en uygun|en olası|en iyi|en muhtemel",
         wrong="yanlış(?:tır)?|hatalı(?:dır)?|uygun değil|doğru değil|olası değil|elenir",
-        joins="doğru|nihai|en|uygun|olası|iyi|kesin|seçenek|seçeneği|şıkkı|şık|bu nedenle|dolayısıyla|olarak|olmalı|son|sorunun|"
+        joins="doğru|nihai|en|uygun|olası|iyi|kesin|seçenek|seçeneği|şıkkı|şık|bu nedenle|dolayısıyla|olarak|olmalı|"
+        "son|sorunun|"
         "cevap|yanıt|benim",
         negation="değil(?:dir)?|olamaz|hayır",
         but="aksine|fakat|ama",
@@ -249,7 +270,8 @@ LANGUAGES = (
 )
 
 OTHERS = (
-    "antwoord|svar|svaret|vastaus|odpowiedź|odpověď|odpoveď|απάντηση|תשובה|התשובה|jawaban|jawapan|răspuns|răspunsul|válasz|"
+    "antwoord|svar|svaret|vastaus|odpowiedź|odpověď|odpoveď|απάντηση|תשובה|התשובה|jawaban|jawapan|răspuns|răspunsul|"
+    "válasz|"
     "відповідь|پاسخ|উত্তর|পதில்|பதில்|సమాధానం|جواب|jibu|sagot|atsakymas|atbilde|vastus|odgovor|отговор|одговор"
 )
 """The word "answer" in further languages, for the label alone ("Antwoord: C")."""
@@ -260,29 +282,34 @@ EPITHETS = frozenset(
     "tropicalis immitis burnetii fragilis burgdorferi anthracis cereus pertussis parapertussis henselae quintana "
     "melitensis abortus suis pseudomallei cepacia dermatitidis recurrentis baumannii fumigatus flavus lumbricoides "
     "actinomycetemcomitans israelii duodenale hydrophila phagocytophilum latum medinensis corrodens chaffeensis "
-    "floccosum lamblia vaginalis intestinalis influenzae ducreyi pylori capsulatum belli scapularis tularensis necrophorum "
+    "floccosum lamblia vaginalis intestinalis influenzae ducreyi pylori capsulatum belli scapularis tularensis "
+    "necrophorum "
     "nucleatum gondii aureus epidermidis".split()
 )
 """Species names that follow a genus initial: the "E" of "E. coli" is no option's letter."""
 
 GOES_ON = frozenset(
-    """unless despite after before until being having among between during under without via through namely is was are because since as due for which and or nor not rather given based would will should must but if in from
-    with where when by on per to the this that it here has fits explains seems remains represents best although though
+    """unless despite after before until being having among between during under without via through namely is was are
+    because since as due for which and or nor not rather given based would will should must but if in from with
+    where when by on per to the this that it here has fits explains seems remains represents best although though
     while whereas so then indeed according considering instead over only alone too also can cannot could may might
-    describes matches corresponds appears makes provides being who whose hence therefore thus i we does
-    es porque ya pues por y o no debido sería que est car parce puisque et ou ist weil da denn wählen nehmen und oder richtig wäre
-    é pois já e está è perché poiché sarà korrekt correcta correcto correcte exacte corretta corretto
-    так потому и или не а верно поскольку это является является, vì là và hoặc do đúng sai mà çünkü ve veya değil şıkkı
-    şıkkıdır seçeneği seçeneğidir seçeneğini şıkkını doğru sino sondern ma mais mas
-    explanation reason reasoning rationale justification note confidence option choice right wrong correct incorrect
-    falsch n fausse faux juste vraie incorreta incorrecta falsa errada certa sbagliata errata giusta esatta yanlış неверно верна
-    неверен ошибочно गलत सही no non não pas
-    या और है नहीं क्योंकि होगा विकल्प و أو لأن هو هي ليس صحيح بل""".split()
+    describes matches corresponds appears makes provides being who whose hence therefore thus i we does es porque ya
+    pues por y o no debido sería que est car parce puisque et ou ist weil da denn wählen nehmen und oder richtig
+    wäre é pois já e está è perché poiché sarà korrekt correcta correcto correcte exacte corretta corretto так
+    потому и или не а верно поскольку это является является, vì là và hoặc do đúng sai mà çünkü ve veya değil şıkkı
+    şıkkıdır seçeneği seçeneğidir seçeneğini şıkkını doğru sino sondern ma mais mas explanation reason reasoning
+    rationale justification note confidence option choice right wrong correct incorrect falsch n fausse faux juste
+    vraie incorreta incorrecta falsa errada certa sbagliata errata giusta esatta yanlış неверно верна неверен
+    ошибочно गलत सही no non não pas या और है नहीं क्योंकि होगा विकल्प و أو لأن هو هي ليس صحيح بل""".split()
 )
-"""Words that may follow a bare letter which is an answer: "Answer: C because ...". Others follow an article or a name."""
+"""Words that may follow a bare letter which is an answer ("Answer: C because ..."), and not an article or a name."""
+
 AFTER_ARTICLE = GOES_ON - frozenset(
-    """given best rather only also over too that the this to in on with from i we it can may might could must
-    de la le les i da correcta correcto correcte exacte corretta corretto korrekt y e o"""
-    """ option choice right wrong correct incorrect final answer note""".split()
+    """given best rather only also over too that the this to in on with from i we it can may might could must de la le
+    les i da correcta correcto correcte exacte corretta corretto korrekt y e o option choice right wrong correct incorrect
+    final answer note reason reasoning justification rationale confidence""".split()
 )
+"""The same behind "A", which may be an article."""
+
 AFTER_PRONOUN = frozenset("is because since due which as based or remains fits explains seems".split())
+"""The same behind "I", which may be a pronoun."""
