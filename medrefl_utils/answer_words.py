@@ -306,8 +306,8 @@ GOES_ON = frozenset(
 
 AFTER_ARTICLE = GOES_ON - frozenset(
     """given best rather only also over too that the this to in on with from i we it can may might could must de la le
-    les i da correcta correcto correcte exacte corretta corretto korrekt y e o option choice right wrong correct incorrect
-    final answer note reason reasoning justification rationale confidence""".split()
+    les i da correcta correcto correcte exacte corretta corretto korrekt y e o option choice right wrong correct
+    incorrect final answer note reason reasoning justification rationale confidence""".split()
 )
 """The same behind "A", which may be an article."""
 

@@ -51,6 +51,11 @@ _HEAD, _TAIL = 4_000, 8_000
 
 _CLOSERS = " \n.!*\"')]}$_`"
 _CONCLUSION = re.compile(r"#(?!#)\s{0,3}\**(?:conclusion|answer|solution)\**[^\w\n]*\n", re.IGNORECASE)
+_ANSWER_HEAD = re.compile(
+    r"(?:#|\*\*)[^\n]{0,20}(?:answer|response|reply|答案|回复|回答|답변|답|respuesta|réponse|antwort|resposta|risposta|ответ|"
+    r"الإجابة|उत्तर|คำตอบ|trả lời|đáp án|cevap)[^\w\n]{0,6}\Z",
+    re.IGNORECASE,
+)
 _STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
 
 
@@ -213,16 +218,16 @@ def _options(options: Mapping[str, str]) -> Options | None:
     return _prepared(tuple(options.items())) if options else None
 
 
-def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool]]:
-    """(A text to read, whether it is told to the user), narrowest first."""
-    _, told = split_thinking(response, thinking_open=thinking_open)
+def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, bool]]:
+    """(A text to read, whether it is told to the user, whether a heading of an answer precedes), narrowest first."""
+    thinking, told = split_thinking(response, thinking_open=thinking_open)
     told = plain(told.strip())
     if not told:
-        yield _within(plain(response)), False
+        yield _within(plain(response)), False, False
         return
     if "#" in told and (headings := list(_CONCLUSION.finditer(told))):
-        yield _within(told[headings[-1].start() :]), True
-    yield _within(told), True
+        yield _within(told[headings[-1].start() :]), True, False
+    yield _within(told), True, bool(thinking) and _ANSWER_HEAD.search(thinking, max(0, len(thinking) - 50)) is not None
 
 
 def _within(text: str) -> str:
@@ -250,7 +255,7 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
     prepared = _options(options)
     if prepared is None:
         return Answer(None, "none")
-    for text, told in _texts(response, thinking_open):
+    for text, told, headed in _texts(response, thinking_open):
         low = lower(text)
         reading = _Reading(text, low, active(low), prepared)
         read = _read(reading, told, not told)
@@ -259,6 +264,7 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
         found, rule = read
         if not found.letter:
             return Answer(None, "several" if rule != "none" else "none", found.written)
+        rule = "stated" if headed and rule == "lone" else rule
         return Answer(found.letter, rule, found.written, found.written not in (None, found.letter))
     return Answer(None, "none")
 
