@@ -35,7 +35,7 @@ _CHOSEN = re.compile(
 )
 _PASSING = tuple(
     (
-        "n't|n’t|not|no |nor|never|neither|unlike|rather|instead|than|opposed|except|less|rul|exclud|eliminat|least|"
+        "n't|not|no |nor|never|neither|unlike|rather|instead|than|opposed|except|less|rul|exclud|eliminat|least|"
         "avoid|hardly|cannot|while|although|though|whereas|unlikely"
     ).split("|")
 )
@@ -187,10 +187,16 @@ def marked(text: str, low: str, letters: list[int], options: Options) -> Found |
     return seen.popitem()[1] if len(seen) == 1 and is_complete(text) else None
 
 
+def chosen(text: str, low: str, letters: list[int], options: Options) -> Found | None:
+    """The last marked letter in a sentence that chooses; None where letters are joined."""
+    label = next((label for label, chooses in _labels(text, low, letters, options) if chooses), None)
+    return label if label and label.letter else None
+
+
 def settled_later(text: str, low: str, options: Options) -> Found | None:
     """The last marked letter in a sentence that chooses, after a statement that named several."""
     labels = _labels(text, low, options.alone_in(text), options)
-    return next((label for label, chosen in labels if chosen and label.letter), None)
+    return next((label for label, chooses in labels if chooses and label.letter), None)
 
 
 def pointed(text: str, low: str, letters: list[int], options: Options) -> Found | None:

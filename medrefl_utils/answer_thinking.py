@@ -84,7 +84,7 @@ _BOLD_FINAL = re.compile(
 def _last_close(response: str) -> int:
     """Where the last mark that closes a thinking ends, -1 without one."""
     end = -1
-    if ("<" in response and ("</" in response or "<|/" in response)) or "[/" in response or "◁/" in response:
+    if ("<" in response and "/" in response) or "[/" in response or "◁/" in response:
         for mark in _TAG_CLOSE.finditer(response):
             end = mark.end()
     if response.startswith(_PLAIN_OPEN):
@@ -115,7 +115,8 @@ def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, 
         (thinking, told). ``told`` is what follows the last closing mark or final heading. It is "" where a thinking is
         open at the end, because the token limit cut it. A response without any mark is all told.
     """
-    end = _last_close(response)
+    marked = "<" in response or "[" in response or "◁" in response or "】" in response
+    end = _last_close(response) if marked or response.startswith(_PLAIN_OPEN) else -1
     if "#" in response:
         for heading in _FINAL_HEAD.finditer(response):
             end = max(end, heading.end())
@@ -124,7 +125,7 @@ def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, 
         if begun and (head := _REASONING_HEAD.match(response)) and (final := _BOLD_FINAL.search(response, head.end())):
             return response[: final.end()], response[final.end() :]
         plain = response.startswith(_PLAIN_OPEN) and not response.startswith("analysis ")
-        open_at_end = thinking_open or plain or (begun and _THINKING_HEAD.match(response)) or _opens(response)
+        open_at_end = thinking_open or plain or (begun and _THINKING_HEAD.match(response)) or (marked and _opens(response))
         return (response, "") if open_at_end else ("", response)
     told = response[end:]
-    return (response, "") if _opens(told) else (response[:end], told)
+    return (response, "") if marked and _opens(told) else (response[:end], told)

@@ -192,6 +192,8 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
         return found, "lone"
     if (":" in text or low.startswith("ans")) and (found := hints.labelled(text, options)):
         return found, "stated"
+    if len(letters) == 1 and not reading.languages and (found := hints.chosen(text, low, letters, options)):
+        return found, "label"
     if letters:
         right, wrong = verdicts(text, low, letters, reading.languages, options)
         if right:
