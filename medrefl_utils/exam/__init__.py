@@ -1,8 +1,8 @@
-"""Exam questions: where they come from, how they are asked, and how an answer is read.
+"""Exam questions: where they come from, how they are asked, how a text is cut into steps, how an answer is read.
 
 In: a file, a benchmark's name, a hub dataset or the built-in clinic. Out: ``Question`` records, the prompts that ask
-them, and the letter that a response states (``extract_answer``). ``lint_questions`` checks an exam and
-``find_overlaps`` compares two. No model runs here.
+them, the steps of a text (``split_into_steps``), and the letter that a response states (``extract_answer``).
+``lint_questions`` checks an exam and ``find_overlaps`` compares two. No model runs here.
 """
 
 import lazy_loader
@@ -33,7 +33,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "lint": ["LintFinding", "content_key", "lint_questions", "stem_key"],
         "contamination": ["find_overlaps", "remove_overlaps"],
-        "answers": ["extract_answer"],
-        "prompts": ["STEP_BOUNDARY", "Messages", "split_steps", "states_answer"],
+        "answers": ["extract_answer", "split_thinking", "states_answer"],
+        "steps": ["STEP_KINDS", "split_into_steps", "step_end"],
+        "prompts": ["STEP_BOUNDARY", "Messages", "split_steps"],
     },
 )

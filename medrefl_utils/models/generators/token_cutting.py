@@ -114,6 +114,3 @@ def opens_thinking(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(_OPEN.search(prompt.rpartition(question)[2]))
 
 
-_OPEN = re.compile(
-    r"<\|?think(?:ing)?\|?>\s*$|\[THINK\]\s*$|◁think▷\s*$|<\|channel\|>analysis<\|message\|>\s*$", re.IGNORECASE
-)
