@@ -82,7 +82,7 @@ def test_what_a_request_holds(monkeypatch):
         generator = EndpointGenerator(server.url, "student")
         prefix = Prefix(prompts.exam(QUESTIONS[0]), (), "Step 1: no.\n")
         sampling = Sampling(0.7, 0.9, 60, repetition_penalty=1.1)
-        generator.expand([prefix], 3, "\n", sampling, [[2**40 + 5, 1, 2]])
+        generator.expand([prefix], 3, "line", sampling, [[2**40 + 5, 1, 2]])
         body = server.requests[-1]
     assert body["messages"] == [*prefix.messages, {"role": "assistant", "content": "Step 1: no.\n"}]
     assert body["continue_final_message"] is True and body["add_generation_prompt"] is False
@@ -94,7 +94,7 @@ def test_what_a_request_holds(monkeypatch):
 def test_where_the_turn_is_not_continued_the_model_is_asked_to_go_on():
     with serving(prefill=False) as server:
         generator = EndpointGenerator(server.url, "student")
-        generator.expand([Prefix(prompts.exam(QUESTIONS[0]), (), "Step 1: no.\n")], 1, "\n", SAMPLING, [[1]])
+        generator.expand([Prefix(prompts.exam(QUESTIONS[0]), (), "Step 1: no.\n")], 1, "line", SAMPLING, [[1]])
         roles = [message["role"] for message in server.requests[-1]["messages"]]
     assert roles == ["user", "assistant", "user"] and "continue_final_message" not in server.requests[-1]
 
@@ -131,7 +131,7 @@ def test_what_fails_in_passing_is_tried_again_when_the_server_says():
         ([(404, {}, "no such model")] * 9, r"model student: HTTP 404: .*no such model", 1),
         (
             [(500, {}, "on fire")] * 9,
-            r"HTTP 500: .*on fire.* \(3 tries\); what was received is kept in .*calls: run the same again$",
+            r"HTTP 500: .*on fire.* \(3 tries\); the replies so far are kept in .*calls: run the same again$",
             3,
         ),
     ],
@@ -211,7 +211,7 @@ def test_a_log_whose_last_line_was_cut_is_taken_up(tmp_path):
 def test_a_chain_is_cut_into_the_lines_it_has():
     generator = EndpointGenerator("http://localhost/v1", "m")
     chain = Continuation("\na b\n\nc\nAnswer: A", (), -1.0, "end", 17)
-    steps = generator.steps(chain, "\n")
+    steps = generator.cut(chain, "line")
     assert [(step.text, step.stop) for step in steps] == [
         ("\na b\n", "boundary"),
         ("\nc\n", "boundary"),

@@ -69,7 +69,7 @@ def test_what_does_not_pass_is_given_up_with_one_line_and_what_was_received_is_k
             chats(server, tmp_path / "calls", timeout=1.0, retries=1)
         message = str(raised.value)
         assert message.startswith(f"endpoint {server.url}, model m: {TOLD[fault]}") and "\n" not in message
-        assert message.endswith(f"; what was received is kept in {tmp_path / 'calls'}: run the same again")
+        assert message.endswith(f"; the replies so far are kept in {tmp_path / 'calls'}: run the same again")
         assert len(server.refused) == 2
         server.failures, before = [], len(server.requests)
         texts, generator = chats(server, tmp_path / "calls")

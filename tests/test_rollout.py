@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from medrefl_utils.core import STEPS, Continuation, MedReflError, Question, Sampling, read_table, table_notes
-from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.exam import clinic
 from medrefl_utils.models import Budget, LocalGenerator, derive_seed
 from medrefl_utils.trees import SearchSettings, grow_trees, roll_out, screen_questions, step_values, value_table
 
@@ -18,11 +18,13 @@ SAMPLING = Sampling(1.0, 1.0, 50)
 class Script:
     """A generator that says what a table says: text so far -> the texts of its children, in turn."""
 
+    thinking_open = False
+
     def __init__(self, children: Mapping[str, list[str]], stops: Mapping[str, str] | None = None):
         self.children, self.stops, self.seeds = children, stops or {}, []
 
-    def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
-        assert stop == prompts.STEP_BOUNDARY
+    def expand(self, prefixes, k, steps, sampling, seeds, progress=None):
+        assert steps == "line"
         self.seeds += [seed for row in seeds for seed in row]
         out = []
         for prefix in prefixes:
@@ -73,7 +75,7 @@ def test_identical_siblings_are_one_row_whose_leaves_count_for_all():
     ("children", "stops", "growth", "stop"),
     [
         ({"": ["no idea"]}, {}, {}, "unreadable"),
-        ({"": ["Answer: none\n"]}, {}, {}, "unreadable"),
+        ({"": ["Answer: none\n"], "Answer: none\n": [""]}, {}, {}, "unreadable"),
         ({"": ["on and on"]}, {"on and on": "length"}, {}, "tokens"),
         ({"": ["a\n"], "a\n": ["a\n"]}, {}, {}, "repeat"),
         ({"": ["a\n"], "a\n": ["b\n"]}, {}, {"max_depth": 2}, "depth"),
@@ -102,7 +104,7 @@ def test_a_path_without_an_answer_is_asked_for_one():
             row = super()._written(text)
             return Continuation(text, (*row.token_ids, 0), -1.0, "end") if row.stop == "end" else row
 
-    script = Ending({"": ["a\n", "hm"], "a\n": [""], "hm\nAnswer:": [" B"], "a\nAnswer:": [" A"]})
+    script = Ending({"": ["so\n", "hm"], "so\n": [""], "hm\nAnswer:": [" B"], "so\nAnswer:": [" A"]})
     steps = tree(script, branching=(2, 1), force_answer=True)
     leaves = steps[steps.kind == "leaf"].set_index("text")
     assert leaves.answer.to_dict() == {"\nAnswer: B": "B", "Answer: A": "A"}
@@ -196,13 +198,13 @@ def test_endings_are_counted_by_reason():
 class Chains(Script):
     """Whole chains in turn for each prefix, and their lines as steps."""
 
-    def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
-        assert stop is None
+    def expand(self, prefixes, k, steps, sampling, seeds, progress=None):
+        assert steps is None
         self.seeds += [seed for row in seeds for seed in row]
         rows = [self.children["".join(map(chr, p.token_ids))] for p in prefixes]
         return [[Continuation(t, tuple(map(ord, t)), -1.0, "end") for t in row[:k]] for row in rows]
 
-    def steps(self, chain, stop):
+    def cut(self, chain, steps):
         lines = chain.text.splitlines(keepends=True)
         return [
             Continuation(t, tuple(map(ord, t)), -1.0, "end" if n == len(lines) else "boundary")
@@ -256,7 +258,7 @@ def test_full_path_draws_the_steps_it_branches_from_and_keeps_the_limits():
 
 
 def test_full_path_needs_to_know_where_to_branch():
-    with pytest.raises(MedReflError, match="max_frontier is 0, but mode full-path needs"):
+    with pytest.raises(MedReflError, match="max_frontier is 0, but search_mode full-path needs"):
         SearchSettings((3, 2), search_mode="full-path")
 
 

@@ -31,7 +31,7 @@ class Engine:
         return [self._output(row["prompt_token_ids"], way) for row, way in zip(rows, ways, strict=True)]
 
     def _output(self, prompt: list[int], way: SimpleNamespace) -> SimpleNamespace:
-        text = f"Step {len(prompt)}: seed {way.seed}\n"
+        text = f"Step {len(prompt)}: seed {way.seed}" + ("\n" if way.seed != 99 else "")
         ids = self.tokenizer(text if way.stop else text + "Answer: A\n", add_special_tokens=False).input_ids
         logprobs = [{token: SimpleNamespace(logprob=-0.5)} for token in ids]
         why = dict(finish_reason="stop", stop_reason=way.stop[0] if way.stop else None)
@@ -68,10 +68,10 @@ def test_rows_come_back_in_the_prefixes_order_with_seeds_and_reasons(engine, tin
     generator = open_generator(tiny_student, engine="vllm")
     begun = generator.encode("Step 1: a\n")
     prefixes = [Prefix(PROMPTS[0]), Prefix(PROMPTS[1], begun)]
-    rows = generator.expand(prefixes, 2, "\n", SAMPLING, [[1, 2], [3, 99]])
+    rows = generator.expand(prefixes, 2, "line", SAMPLING, [[1, 2], [3, 99]])
     [(asked, ways)] = engine.asked
     assert asked[0] == asked[1] and asked[3]["prompt_token_ids"][-len(begun) :] == list(begun)
-    assert [row.text.split("seed ")[1] for pair in rows for row in pair] == ["1\n", "2\n", "3\n", "99\n"]
+    assert [row.text.split("seed ")[1] for pair in rows for row in pair] == ["1\n", "2\n", "3\n", "99"]
     assert [row.stop for pair in rows for row in pair] == ["boundary", "boundary", "boundary", "length"]
     assert {(w.temperature, w.top_p, w.max_tokens, w.include_stop_str_in_output) for w in ways} == {
         (0.7, 0.9, 40, True)
@@ -85,7 +85,7 @@ def test_a_chain_is_cut_at_its_steps(engine, tiny_student):
     generator = open_generator(tiny_student, engine="vllm")
     [chain] = generator.chat(PROMPTS[:1], SAMPLING, [7])
     assert chain.stop == "end" and chain.text.count("\n") == 2
-    steps = generator.steps(chain, "\n")
+    steps = generator.cut(chain, "line")
     assert "".join(step.text for step in steps) == chain.text
     assert [step.stop for step in steps] == ["boundary", "end"] and steps[1].text.startswith("Answer")
     assert sum(step.logprob for step in steps) == pytest.approx(chain.logprob)

@@ -19,12 +19,12 @@ Messages = list[dict[str, str]]
 STEP_BOUNDARY = "\n"
 """A step is one line."""
 
-_ANSWER_LINE = re.compile(r"^\W*(?:final\s+)?answer\b", re.IGNORECASE)
+_NUMBERED_STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
 
 
-def states_answer(step: str) -> bool:
-    """Whether a step is the last line of a chain, "Answer: X"."""
-    return _ANSWER_LINE.match(step) is not None
+def is_numbered_step(line: str) -> bool:
+    """Say whether a line begins with the number of a step, as in "Step 4: ..."."""
+    return _NUMBERED_STEP.match(line) is not None
 
 
 def split_steps(chain: str) -> list[str]:

@@ -112,5 +112,3 @@ def opens_thinking(tokenizer: PreTrainedTokenizerBase) -> bool:
     turn = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     return bool(_OPEN.search(prompt.rpartition(question)[2]))
-
-
