@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -89,6 +89,31 @@ def test_what_a_request_holds(monkeypatch):
     assert (body["n"], body["stop"], body["seed"], body["max_tokens"]) == (3, ["\n"], (2**40 + 5) % 2**31, 60)
     assert (body["temperature"], body["top_p"], body["repetition_penalty"]) == (0.7, 0.9, 1.1)
     assert server.keys == {"Bearer a-key"}
+
+
+HEADED = "\n## Thinking\n\nIt is oral.\n\n**Answer:**\nC. Warfarin"
+
+
+@pytest.mark.parametrize("manners", [{}, {"stop_reason": False}, {"choices": False}, {"stop": False}])
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ("line", ["\n## Thinking\n\nIt is oral.\n", "\n**Answer:**\nC. Warfarin"]),
+        ("paragraph", ["\n## Thinking\n\nIt is oral.\n\n", "**Answer:**\nC. Warfarin"]),
+    ],
+)
+def test_a_step_that_the_server_cut_too_early_is_written_again(manners, steps, expected):
+    """A stop at a line end would cut at the blank line that the turn begins with, and after each heading."""
+    question = replace(QUESTIONS[0], options={"A": "Aspirin", "B": "Heparin", "C": "Warfarin"}, gold="C")
+    with serving(texts=[HEADED], **manners) as server:
+        generator = EndpointGenerator(server.url, "student")
+        growth = SearchSettings((2,), steps=steps)
+        tree = grow_trees([question], generator, growth=growth, sampling=SAMPLING, seed=0)
+        sent = [body.get("stop") for body in server.requests[1:]]
+    # A server that does not say why it stopped may have stopped at the end: the stop is then added to the text.
+    assert [text.rstrip() for text in tree.text] == [text.rstrip() for text in ["", *expected]]
+    assert tree.stop.dropna().tolist() == ["answer"] and tree.weight.tolist() == [1, 2, 2]
+    assert {"line": ["\n"], "paragraph": ["\n\n"]}[steps] in sent
 
 
 def test_where_the_turn_is_not_continued_the_model_is_asked_to_go_on():

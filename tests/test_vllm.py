@@ -81,6 +81,37 @@ def test_rows_come_back_in_the_prefixes_order_with_seeds_and_reasons(engine, tin
     assert generator.usage.calls == 4 and generator.usage.completion_tokens == sum(r.length for p in rows for r in p)
 
 
+def test_a_row_that_stops_too_early_goes_on_in_another_round(engine, tiny_student):
+    """vLLM stops at every line end; a step ends where its line says something."""
+    generator = open_generator(tiny_student, engine="vllm")
+    [whole] = [generator.encode("\n## Thinking\n\nIt is oral.\nAnswer: C\n")]
+    generate, prompt = engine.generate, len(generator._prompt_ids(PROMPTS[0]))
+
+    def up_to_a_line_end(rows, ways, use_tqdm):
+        engine.asked.append((rows, ways))
+        outputs = []
+        for row, way in zip(rows, ways, strict=True):
+            left = whole[len(row["prompt_token_ids"]) - prompt :]
+            n = next(n for n in range(1, len(left) + 1) if "\n" in engine.tokenizer.decode(left[:n]))
+            ids = left[: min(n, way.max_tokens)]
+            why = dict(finish_reason="stop", stop_reason="\n") if n <= way.max_tokens else dict(finish_reason="length")
+            logprobs = [{token: SimpleNamespace(logprob=-0.5)} for token in ids]
+            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=logprobs, **why)]))
+        return outputs
+
+    engine.generate = up_to_a_line_end
+    [[step]] = generator.expand([Prefix(PROMPTS[0])], 1, "line", SAMPLING, [[5]])
+    assert (step.text, step.stop) == ("\n## Thinking\n\nIt is oral.\n", "boundary")
+    assert step.logprob == pytest.approx(-0.5 * step.length) and generator.usage.completion_tokens == step.length
+    seeds = [way.seed for _, ways in engine.asked for way in ways]
+    left = [way.max_tokens for _, ways in engine.asked for way in ways]
+    assert len(seeds) > 2 and seeds == list(range(5, 5 + len(seeds))) and left == sorted(left, reverse=True)
+    assert generator.usage.calls == generator.spent.calls == 1
+    [[cut]] = generator.expand([Prefix(PROMPTS[0])], 1, "line", Sampling(0.7, 0.9, 4), [[5]])
+    assert (cut.stop, cut.length) == ("length", 4)
+    engine.generate = generate
+
+
 def test_a_chain_is_cut_at_its_steps(engine, tiny_student):
     generator = open_generator(tiny_student, engine="vllm")
     [chain] = generator.chat(PROMPTS[:1], SAMPLING, [7])

@@ -82,7 +82,7 @@ def step_end(text: str, steps: str) -> int | None:
     told = ""
     for begin, end in _lines(text):
         line = text[begin:end]
-        if steps == "sentence" and (found := _sentence_end(line)) is not None:
+        if steps == "sentence" and (found := _sentence_end(line, told)) is not None:
             return begin + found if found >= 0 else None
         if not line.endswith("\n"):
             return None
@@ -169,9 +169,11 @@ def _paragraph_end(text: str) -> int | None:
     return None
 
 
-def _sentence_end(line: str) -> int | None:
+def _sentence_end(line: str, heading: str) -> int | None:
     """Return where a line's first sentence ends; None where none ends yet, -1 where the next word decides it."""
     for found in _SENTENCE_END.finditer(line):
+        if not is_content(line[: found.end("latin") if found["latin"] else found.end()], heading):
+            continue
         if found["latin"] is None:
             return found.end()
         if found["next"].islower() or ("." in found["latin"] and len(found["latin"].rstrip("\"'”’»)]*_")) > 1):

@@ -212,7 +212,8 @@ class EndpointGenerator(Generator):
         if reply.usage is not None:
             self.usage.prompt_tokens += reply.usage.prompt_tokens
             self.usage.completion_tokens += reply.usage.completion_tokens
-        return [_read(reply, choice, request, stop) for choice in reply.choices[: request.n]]
+        repeats = not (self._features.prefill and self._features.stop)
+        return [_read(reply, choice, request, stop, repeats) for choice in reply.choices[: request.n]]
 
     def _body(self, request: _Request, stop: str | None) -> dict[str, Any]:
         can, sampling = self._features, request.sampling
@@ -338,8 +339,13 @@ class _Garbled(Exception):
     """An invalid reply; another try may succeed."""
 
 
-def _read(reply: ChatCompletion, choice: Any, request: _Request, stop: str | None) -> Continuation | None:
-    """Return a choice as a continuation; None where ``stop`` cut it before its step was complete."""
+def _read(
+    reply: ChatCompletion, choice: Any, request: _Request, stop: str | None, repeats: bool
+) -> Continuation | None:
+    """Return a choice as a continuation; None where ``stop`` cut it before its step was complete.
+
+    ``repeats``: the reply to a turn that ends with a line end may repeat that line end.
+    """
     text = choice.message.content or ""
     content = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
     share = len(text) / max(1, sum(len(other.message.content or "") for other in reply.choices))
@@ -351,7 +357,7 @@ def _read(reply: ChatCompletion, choice: Any, request: _Request, stop: str | Non
         len(content) or round(share * reply.usage.completion_tokens if reply.usage else 0),
     )
     if request.text:
-        whole = replace(whole, text=_joined(request, text))
+        whole = replace(whole, text=_joined(request, text, repeats))
     if request.steps is None:
         return whole
     end = step_end(whole.text, request.steps)
@@ -371,11 +377,11 @@ def _may_be_stopped(choice: Any, stop: str) -> bool:
     return isinstance(reason, str) and (reason in (stop, "unknown") or "stop" in reason.lower())
 
 
-def _joined(request: _Request, text: str) -> str:
+def _joined(request: _Request, text: str, repeats: bool) -> str:
     """Return a reply as it continues the turn so far."""
     if request.text.endswith(prompts.STEP_BOUNDARY):
         # A template that strips the turn, or a model that was asked to go on, repeats the line end.
-        return text.lstrip(prompts.STEP_BOUNDARY)
+        return text.lstrip(prompts.STEP_BOUNDARY) if repeats else text
     # A sentence ends before the space that follows it; some servers strip that space.
     last = request.text[-1:]
     return (
