@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from medrefl_utils.answer_options import OPEN, TAKEN_BACK, Options, Value
-from medrefl_utils.answer_text import clause_begin, lower, sentence_end
+from medrefl_utils.answer_text import clause_begin, holds, lower, sentence_end
 
 ASSERTED, DENIED, SUPPOSED, DOUBTFUL, UNREADABLE = "asserted", "denied", "supposed", "doubtful", "unreadable"
 
@@ -41,9 +41,19 @@ _CHOOSE = re.compile(
     r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
 )
 _LEAVES = re.compile(r"(?<!\w)leav(?:es|ing)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
-_RANKED_HEAD = re.compile(
-    r"(?<!\w)(?:correct|best|right|final|appropriate|closest|suitable|likely|selected|chosen|my)\s\Z"
+_RANKED = tuple(
+    f"{word} "
+    for word in ("correct", "best", "right", "final", "appropriate", "closest", "suitable", "likely", "selected", "chosen", "my")
 )
+_INCORRECT = ("incorrect ", "inappropriate ", "unsuitable ", "unlikely ")
+_DENYING = tuple(
+    (
+        "not|n't|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|tempt|rather|"
+        "instead|worst"
+    ).split("|")
+)
+_OPENS_CONDITION = re.compile(r"\W{0,6}(?:were|had|should|(?:could|might|would|is) (?:the|it)) ")
+_CONDITIONAL = ("if", "suppos", "assum", "imagin", "let's say", "unless", "provided", "hypothet", "why not", "when would")
 _LABEL = re.compile(
     r"(?:answers?|option|choice|letter|ans|final)\b(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
     r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?|\*\*\s(?=\S))|answer[\w_]{0,8}>"
@@ -96,8 +106,7 @@ _CHOOSER = re.compile(
     r"step \d+)?[,:]?\s{0,2}(?:go?)?)\Z"
 )
 _CONDITION = re.compile(
-    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|\A\W{0,6}(?:were|had|"
-    r"should|(?:could|might|would|is) (?:the|it)) |"
+    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|"
     r"\b(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let['’]s say|unless|provided that|hypothetically|why not|"
     r"when would)\b"
 )
@@ -271,12 +280,22 @@ def _turned(text: str, low: str, end: int, options: Options) -> Value | None:
     return _value(text, low, but.end(), options) if but else None
 
 
+def _is_ranked(head: str) -> bool:
+    return head.endswith(_RANKED) and not head.endswith(_INCORRECT)
+
+
+def _is_asked(low: str, end: int) -> bool:
+    near = low[end : end + 66]
+    return holds(near, ("?", "吗", "か")) and ASKED.match(near) is not None
+
+
 def _stance(low: str, at: int, end: int, copula: str) -> str:
     """The stance of a statement at a position, by its sentence."""
     head = low[clause_begin(low, at) : at]
-    if _DENIED_HEAD.search(head) or _EARLIER_HEAD.search(head):
+    near = head[-64:]
+    if (holds(near, _DENYING) and _DENIED_HEAD.search(near)) or _EARLIER_HEAD.search(near[-32:]):
         return DENIED
-    if _CONDITION.search(head) or ASKED.match(low, end):
+    if (holds(head, _CONDITIONAL) and _CONDITION.search(head)) or _OPENS_CONDITION.match(head) or _is_asked(low, end):
         return SUPPOSED
     if ("would" in copula and _IF_BEHIND.match(low, end)) or (copula == "choose" and _WHEN_BEHIND.match(low, end)):
         return SUPPOSED
@@ -317,7 +336,7 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
     before = low[at - 1 : at]
     if before.isalnum() or (cue in ("ans:", "final:") and before not in ("", "\n", "*", "#", " ")):
         return None
-    if cue in ("option", "choice", "letter") and not _RANKED_HEAD.search(low, max(0, at - 14), at):
+    if cue in ("option", "choice", "letter") and not _is_ranked(low[max(0, at - 14) : at]):
         return None
     label = _LABEL.match(low, at)
     if label and (label[0][-1] != ">" or before in "<_"):
@@ -361,7 +380,7 @@ def _settled(text: str, low: str, statement: Statement, options: Options) -> Sta
     settled = _SETTLED.match(low, statement.end)
     if settled and (value := _value(text, low, settled.end(), options)):
         return statement._replace(end=value.end, letter=value.letter, written=value.written, stance=ASSERTED)
-    if settled or ASKED.match(low, statement.end):
+    if settled or _is_asked(low, statement.end):
         return statement._replace(stance=SUPPOSED)
     return statement
 

@@ -220,16 +220,16 @@ def _options(options: Mapping[str, str]) -> Options | None:
     return _prepared(tuple(options.items())) if options else None
 
 
-def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, bool]]:
-    """(A text to read, whether it is told to the user, whether a heading of an answer precedes), narrowest first."""
+def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]]:
+    """(A text to read, whether it is told to the user, what precedes it), narrowest first."""
     thinking, told = split_thinking(response, thinking_open=thinking_open)
     told = plain(told.strip())
     if not told:
-        yield _within(plain(response)), False, False
+        yield _within(plain(response)), False, ""
         return
     if "#" in told and (headings := list(_CONCLUSION.finditer(told))):
-        yield _within(told[headings[-1].start() :]), True, False
-    yield _within(told), True, bool(thinking) and _ANSWER_HEAD.search(thinking, max(0, len(thinking) - 50)) is not None
+        yield _within(told[headings[-1].start() :]), True, ""
+    yield _within(told), True, thinking[-50:]
 
 
 def _within(text: str) -> str:
@@ -257,7 +257,7 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
     prepared = _options(options)
     if prepared is None:
         return Answer(None, "none")
-    for text, told, headed in _texts(response, thinking_open):
+    for text, told, before in _texts(response, thinking_open):
         low = lower(text)
         reading = _Reading(text, low, active(low), prepared)
         read = _read(reading, told, not told)
@@ -266,7 +266,8 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
         found, rule = read
         if not found.letter:
             return Answer(None, "several" if rule != "none" else "none", found.written)
-        rule = "stated" if headed and rule == "lone" else rule
+        if rule == "lone" and before and _ANSWER_HEAD.search(before):
+            rule = "stated"
         return Answer(found.letter, rule, found.written, found.written not in (None, found.letter))
     return Answer(None, "none")
 
