@@ -33,14 +33,12 @@ _CHOICE_WORDS = tuple(
 _CHOSEN = re.compile(
     r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer)\b"
 )
-_PASSING = tuple(
+# A sentence without these words passes over nothing and takes nothing back.
+_TURNS = tuple(
     (
-        "n't|not|no |nor|never|neither|unlike|rather|instead|than|opposed|except|less|rul|exclud|eliminat|least|"
-        "avoid|hardly|cannot|while|although|though|whereas|unlikely"
+        "not|n't|no |nor|never|neither|unlike|rather|instead|than|oppos|except|less|rul|exclud|eliminat|least|avoid|hardly|while|"
+        "though|whereas|wrong|incorrect|tempting|false|but|however"
     ).split("|")
-)
-_TAKING_BACK = tuple(
-    ("not|n't|n’t|incorrect|wrong|less|unlikely|exclud|eliminat|ruled|tempting|false|cannot").split("|")
 )
 _PASSED_CLAUSE = re.compile(rf"{NOT}[^.;:,]{{0,80}}", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
@@ -67,13 +65,13 @@ _SENTENCE_END = re.compile(
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
 _IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
 _POINTED = re.compile(
-    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|left with|it['’]s|it is|"
+    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|left with|leaves|leaving|final:|it['’]s|it is|"
     r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
-_CONCLUDES = re.compile(r"(?:so|hence|therefore|thus)\b")
-_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z))")
+_CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
+_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z)|\sas\sthe\s)")
 _BLANKS = " \n\"'“‘*([#>-•"
 # "Option B is for hyperglycemia" is a sentence about B and chooses nothing.
 _GOES_ON = re.compile(r"[\"'”’*)\]]{0,4}\s\(?[a-z]")
@@ -286,6 +284,11 @@ def _chooses_from(low: str, begin: int, stop: int) -> int:
     return first
 
 
+def _is_passed(before: str, after: str) -> bool:
+    """Whether the words before an option pass over it, or the words behind it take it back."""
+    return bool(PASSED.search(before) or _TAKEN_BACK.match(after) or _MISTAKEN.match(after))
+
+
 def _labels_of(
     final: str, low: str, begin: int, stop: int, letters: list[int], options: Options
 ) -> Iterator[tuple[Found, bool]]:
@@ -293,6 +296,7 @@ def _labels_of(
     sentence, cued_from = final[begin:stop], -1
     if IF.match(low, begin) or sentence.rstrip().endswith("?"):
         return
+    turns = holds(low[begin:stop], _TURNS)
     last, last_end, done = "", 0, 0
     for at in (at - begin for at in letters):
         if at < done:  # inside the text of the option before it
@@ -310,21 +314,13 @@ def _labels_of(
         if head and not close and not head[0][0].isalpha():  # 'A brief trial of ...'
             continue
         letter, done = named or (sentence[at], end)
-        before, after = (
-            low[max(begin, begin + start - 80) : begin + start],
-            low[begin + done : min(stop, begin + done + 110)],
-        )
-        if (holds(before, _PASSING) and PASSED.search(before)) or (
-            holds(after, _TAKING_BACK) and _TAKEN_BACK.match(after)
-        ):
+        if turns and _is_passed(low[max(begin, begin + start - 80) : begin + start], low[begin + done : stop]):
             continue
         if (
             head
             and head[0][0] in "aA"
             and (_OTHERS_ANSWER.search(low, begin, begin + at) or _WRONG_TO.search(low, begin, begin + at))
         ):
-            continue
-        if holds(after, ("but", "however", "though")) and _MISTAKEN.match(after):
             continue
         if cued_from < 0:
             cued_from = _chooses_from(low, begin, stop) - begin

@@ -112,8 +112,8 @@ _NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u025
 def active(low: str) -> list[Rules]:
     """The rules of the languages whose words occur in a text. An English text may end with a label in another one."""
     if " the " in low:
-        end = low[-300:]
-        found = [row for noun, row in _NOUNS if noun in end]
+        near = max(0, len(low) - 300)
+        found = [row for noun, row in _NOUNS if low.find(noun, near) >= 0]
     else:
         found = [row for probe, row in _LATIN_PROBES if probe in low]
     if not low.isascii():

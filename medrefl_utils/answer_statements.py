@@ -34,16 +34,27 @@ class Statement(NamedTuple):
 
 
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
-_CUES = tuple(("answer|option|choice|letter|box|choos|select|pick|o with|ing with|ans:|final:|leav").split("|"))
+_CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with")
 _BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
 _BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(
     r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
 )
-_LEAVES = re.compile(r"(?<!\w)leav(?:es|ing)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
 _RANKED = tuple(
     f"{word} "
-    for word in ("correct", "best", "right", "final", "appropriate", "closest", "suitable", "likely", "selected", "chosen", "my")
+    for word in (
+        "correct",
+        "best",
+        "right",
+        "final",
+        "appropriate",
+        "closest",
+        "suitable",
+        "likely",
+        "selected",
+        "chosen",
+        "my",
+    )
 )
 _INCORRECT = ("incorrect ", "inappropriate ", "unsuitable ", "unlikely ")
 _DENYING = tuple(
@@ -53,7 +64,18 @@ _DENYING = tuple(
     ).split("|")
 )
 _OPENS_CONDITION = re.compile(r"\W{0,6}(?:were|had|should|(?:could|might|would|is) (?:the|it)) ")
-_CONDITIONAL = ("if", "suppos", "assum", "imagin", "let's say", "unless", "provided", "hypothet", "why not", "when would")
+_CONDITIONAL = (
+    "if",
+    "suppos",
+    "assum",
+    "imagin",
+    "let's say",
+    "unless",
+    "provided",
+    "hypothet",
+    "why not",
+    "when would",
+)
 _LABEL = re.compile(
     r"(?:answers?|option|choice|letter|ans|final)\b(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
     r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?|\*\*\s(?=\S))|answer[\w_]{0,8}>"
@@ -220,6 +242,14 @@ _TURNS = re.compile(
 )
 
 
+_TURNING = tuple(
+    (
+        "n't|not|but|however|wait|though|while|whereas|instead|rather|first|initially|tempt|if|unless|seem|actually|mistake|"
+        "wrong|incorrect|would|could|might|may be"
+    ).split("|")
+)
+
+
 def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statement:
     """A bare letter in JSON, read with the reason before it in the same object, which are one statement.
 
@@ -229,8 +259,10 @@ def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statem
     reason = text[begin : answer.at]
     if answer.stance != ASSERTED or answer.written != answer.letter or not reason.strip(' {\n"'):
         return answer
+    if holds(low := lower(reason), _TURNING) and _TURNS.search(low):
+        return answer
     named = options.named_in(reason)
-    if len(named) != 1 or named[0] == answer.letter or _TURNS.search(lower(reason)):
+    if len(named) != 1 or named[0] == answer.letter:
         return answer
     if answer.letter in options.named_in(text) or any(reason[at] == named[0] for at in options.alone_in(reason)):
         return answer
@@ -327,22 +359,14 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
         return _boxed(text, box.end(), options) if box else None
     if cue in ("choos", "select", "pick", "o with", "ing with"):
         return _choice(text, low, at, options)
-    if cue == "leav":
-        leaves = _LEAVES.match(low, at)
-        value = _value(text, low, leaves.end(), options) if leaves else None
-        if value is None or not value.letter or value.written is None:
-            return None
-        return Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, ""))
     before = low[at - 1 : at]
-    if before.isalnum() or (cue in ("ans:", "final:") and before not in ("", "\n", "*", "#", " ")):
+    if before.isalnum():
         return None
-    if cue in ("option", "choice", "letter") and not _is_ranked(low[max(0, at - 14) : at]):
+    if cue != "answer" and not _is_ranked(low[max(0, at - 14) : at]):
         return None
     label = _LABEL.match(low, at)
     if label and (label[0][-1] != ">" or before in "<_"):
         return _labelled(text, low, at, label.end(), options)
-    if cue in ("ans:", "final:"):
-        return None
     if (changed := _CHANGED.match(low, at)) and _CHANGES.search(low, max(0, at - 24), at):
         value = _value(text, low, changed.end(), options)
         return Statement(at, value.end, value.letter, value.written, "stated") if value else None

@@ -41,19 +41,19 @@ def plain(text: str) -> str:
     """Full-width signs, curly quotes, escaped quotes and struck-out text in their plain form."""
     if not text.isascii():
         text = _CYRILLIC.sub(lambda letter: "A" if letter[0] == "А" else "C", text.translate(_FOLDED))
-    if "~~" in text:
+    if "~" in text:
         text = _STRUCK.sub(" ", text)
     if "option " in text:
         text = _SMALL_OPTION.sub(lambda small: f"option {small[1].upper()}", text)
     if "<" in text:
         text = _HTML.sub(lambda tag: "\n" if tag[1][0] in "bp" and tag[1] != "b" else "", text)
-    if "&nbsp;" in text:
+    if "&" in text:
         text = text.replace("&nbsp;", " ")
     if len(text) < 60:
         text = _SMALL_ALONE.sub(lambda small: small[0][:-1] + small[0][-1].upper(), text)
     if "%" in text:
         text = _PERCENT.sub("%", text)
-    if '\\"' in text:
+    if "\\" in text:
         text = text.replace('\\"', '"')
     return text
 

@@ -125,7 +125,9 @@ def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, 
         if begun and (head := _REASONING_HEAD.match(response)) and (final := _BOLD_FINAL.search(response, head.end())):
             return response[: final.end()], response[final.end() :]
         plain = response.startswith(_PLAIN_OPEN) and not response.startswith("analysis ")
-        open_at_end = thinking_open or plain or (begun and _THINKING_HEAD.match(response)) or (marked and _opens(response))
+        open_at_end = (
+            thinking_open or plain or (begun and _THINKING_HEAD.match(response)) or (marked and _opens(response))
+        )
         return (response, "") if open_at_end else ("", response)
     told = response[end:]
     return (response, "") if marked and _opens(told) else (response[:end], told)

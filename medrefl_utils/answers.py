@@ -72,7 +72,9 @@ def _statements(text: str, low: str, languages: list[Rules], options: Options) -
     if structured is None:
         yield from every
         return
-    told = False
+    told = end >= len(text)
+    if told:  # nothing behind the object
+        yield structured
     for statement in every:
         if statement.at >= end:
             yield statement
