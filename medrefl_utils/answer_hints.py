@@ -16,7 +16,7 @@ from medrefl_utils.answer_languages import Rules
 from medrefl_utils.answer_options import OPEN, Options
 from medrefl_utils.answer_text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
 from medrefl_utils.answer_verdicts import WRONG
-from medrefl_utils.answer_words import OTHERS
+from medrefl_utils.answer_words import BARE, OTHERS
 
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(
@@ -36,11 +36,12 @@ _CHOSEN = re.compile(
 # A sentence without these words passes over nothing and takes nothing back.
 _TURNS = tuple(
     (
-        "not|n't|no |nor|never|neither|unlike|rather|instead|than|oppos|except|less|rul|exclud|eliminat|least|avoid|hardly|while|"
+        "not|n't|no |nor|never|neither|unlike|rather|instead|than|oppos|except|less|rul|exclud|eliminat|least|avoid|"
+        "hardly|while|"
         "though|whereas|wrong|incorrect|tempting|false|but|however"
     ).split("|")
 )
-_PASSED_CLAUSE = re.compile(rf"{NOT}[^.;:,]{{0,80}}", re.IGNORECASE)
+_PASSED_CLAUSE = re.compile(rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|"
     r"therefore\s)?(?:not|incorrect|wrong|"
@@ -65,11 +66,13 @@ _SENTENCE_END = re.compile(
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
 _IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
 _POINTED = re.compile(
-    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|left with|leaves|leaving|final:|it['’]s|it is|"
+    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
+    r"left with|leaves|leaving|final:|it['’]s|it is|"
     r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
+_DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
 _CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
 _POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z)|\sas\sthe\s)")
 _BLANKS = " \n\"'“‘*([#>-•"
@@ -99,10 +102,10 @@ _LINE = re.compile(
     r"(?:\d{1,2}[.)]\s)?[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|"
     r"<\|\w{2,20}\|>)\s{0,2})\Z"
 )
-_AROUND = " \t\n.!*_`\"')]}>$\\✅"
+_AROUND = " \t\n.!。*_`\"')]}>$\\✅"
 _OPENING = re.compile(
     r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|"
-    r"because|since)\b))"
+    r"because|since)\b)|,\s(?=(?:because|since|given|as)\b))"
 )
 _LINE_LABEL = re.compile(
     rf"[\s*_#>-]{{0,8}}(?:(?:my|the|final|best|correct|right|chosen|selected)\s){{0,2}}(?:pick|correct|verdict|guess|"
@@ -110,6 +113,8 @@ _LINE_LABEL = re.compile(
     rf"conclusion|result|solution|response|prediction|{OTHERS})[\s*_]{{0,4}}[:=]|"
     rf"[\s*_#>-]{{0,8}}ans\b[\s*_]{{0,4}}(?:[.:=]|[-–—]\s)"
 )
+_BRACKET_ITEM = re.compile(r"[(\s]([A-Z])[).]\s")
+_DENIES = re.compile(r"\b(?:no|not|non|nicht|pas|ne|não|не|nie|kein\w*|değil|không|never|n't)\b|n't|[?？]")
 _ITEM = re.compile(r"(?:\A|\n|[.;|]\s{1,3})[\s*_\"'(\[>#|•-]{0,8}(?:[Oo]ption\s)?([A-Z])[)\].:*\s]")
 _ENDED = re.compile(r"[.!?。！？।…)\]}\"'”’*`:$>✅❌✓✗|]\s*\Z")
 
@@ -142,11 +147,15 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
     opening = _OPENING.match(text)
     if len(text) < 40 and not text[(at := OPEN.match(text).end()) + 1 :].strip(_AROUND) and options.letter_at(text, at):
         return Found(text[at].upper(), text[at].upper())
+    if opening is None and len(text) < 60 and len(letters) == 1 and _is_bare(text, letters[0]):
+        return Found(text[letters[0]], text[letters[0]])
     if opening is None or options.letter_at(text, opening.start(1)) is None:
         return None
     at = opening.start(1)
     value = options.one_at(text, at)
     if value is None or len({item[1] for item in _ITEM.finditer(text)} & set(options.letters)) > 1:
+        return None
+    if len({item[1] for item in _BRACKET_ITEM.finditer(text)}) > 2:
         return None
     turn = value.written == "A" and text[at + 1 : at + 2] == ":" and options.text_at(text, at + 2) is None
     later = pointed(text, lower(text), [other for other in letters if other > value.end], options)
@@ -157,6 +166,16 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
         r"[\s)\].:*—–-]{1,4}(?:in|not )?(?:wrong|incorrect|false|correct\b)", text[value.end : value.end + 16], re.I
     )
     return None if turn or wrong or _TAKEN_BACK.match(text, value.end) else Found(value.letter, value.written)
+
+
+def _is_bare(text: str, at: int) -> bool:
+    """Whether a short text is an option's letter behind words that say nothing else: "La D.", "C'est D.", "..., D."."""
+    if text[at + 1 :].strip(_AROUND):
+        return False
+    words = lower(text[:at]).split()
+    if text[:at].endswith(", "):
+        return 0 < len(words) < 7 and not _DENIES.search(lower(text))
+    return 0 < len(words) < 4 and all(word.strip("*\"'(") in BARE for word in words)
 
 
 def labelled(text: str, options: Options) -> Found | None:
@@ -213,6 +232,8 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
         point = points[-1] if points else None
         if point is None or point.end() != at:
             continue
+        if _DEPENDS.search(low[begin : at + 40]):
+            return None
         if _CONCLUDES.match(point[0]):
             begin = point.start()
         if (

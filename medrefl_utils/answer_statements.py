@@ -36,7 +36,7 @@ class Statement(NamedTuple):
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
 _CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with")
 _BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
-_BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
+_BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)?[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(
     r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
 )
@@ -59,8 +59,9 @@ _RANKED = tuple(
 _INCORRECT = ("incorrect ", "inappropriate ", "unsuitable ", "unlikely ")
 _DENYING = tuple(
     (
-        "not|n't|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|tempt|rather|"
-        "instead|worst"
+        "not|n't|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|"
+        "tempt|rather|"
+        "instead|worst|hard to"
     ).split("|")
 )
 _OPENS_CONDITION = re.compile(r"\W{0,6}(?:were|had|should|(?:could|might|would|is) (?:the|it)) ")
@@ -77,7 +78,7 @@ _CONDITIONAL = (
     "when would",
 )
 _LABEL = re.compile(
-    r"(?:answers?|option|choice|letter|ans|final)\b(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
+    r"(?:answers?|option|choice|letter|ans|final)(?![^\W_])(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
     r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?|\*\*\s(?=\S))|answer[\w_]{0,8}>"
 )
 _SENTENCE = re.compile(
@@ -106,7 +107,8 @@ _NOT_HERE = re.compile(
 _DENIED_HEAD = re.compile(
     r"(?:\b(?:not|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|"
     r"tempt\w*|"
-    r"rather than|instead of|worst)|n['’]t)\b(?:(?!\b(?:so|thus|therefore|hence|but|making|because|since|"
+    r"rather than|instead of|worst|hard to see|hard to believe)|n['’]t)\b(?:(?!\b(?:so|thus|therefore|hence|but|"
+    r"making|because|since|"
     r"as)\b)[^,.;:!?\n]){0,40}\Z"
 )
 _EARLIER_HEAD = re.compile(
@@ -142,6 +144,7 @@ ASKED = re.compile(
     r"[\"'”*)\].\s]{0,4}\?|\s?吗|\s?か[?？]|[^.!\n]{0,60}\?\s{0,3}(?:no|not|hmm|perhaps|maybe|\Z|\n|but|let)"
 )
 _IF_BEHIND = re.compile(r"[^.!?\n]{0,24}?\b(?:if|unless|in case|provided)\b")
+_WHEN_HEAD = re.compile(r"\W{0,6}(?:when|whenever|in case)\b(?! (?:we|i|you)\b)")
 _WHEN_BEHIND = re.compile(
     r"[\s\"'*)]{0,4}(?:(?:if|when|whenever|in case|only if)\b|(?:for|in)\b(?! (?:this|these|the|my|our|now)))"
 )
@@ -156,11 +159,15 @@ _BUT = re.compile(
     r"is\s|rather\s|instead\s)?"
 )
 _POINTER = re.compile(
-    r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|so|therefore|hence|"
+    r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|certainly|definitely|"
+    r"clearly|probably|surely|so|therefore|hence|"
     r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
 _LAST = re.compile(r"[,:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
+_CALLED_BEST = re.compile(
+    r"\b[a-z](?=\s(?:is|would be|seems|fits)\s(?:the\s)?(?:best|correct|right|most|answer|appropriate)\b)"
+)
 _PASSED = re.compile(
     r"(?:\b(?:not|never|rules? out|ruled out|ruling out|exclud\w+|eliminat\w+|unlike|rather than|instead of|"
     r"other than|no longer|"
@@ -171,10 +178,10 @@ _KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
 _KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
 _KEY_WORDS = _KEY_CORE | frozenset(
-    "new revised updated corrected final correct best right my the selected chosen model predicted idx index text "
+    "good new revised updated corrected final correct best right my the selected chosen model predicted idx index text "
     "key id your is".split()
 )
-_FINAL_KEYS = frozenset(("final", "correct", "new", "revised", "updated", "corrected"))
+_FINAL_KEYS = frozenset(("good", "final", "correct", "new", "revised", "updated", "corrected"))
 
 
 def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
@@ -193,6 +200,9 @@ def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
         return found._replace(end=begin + found.end)
     if (last := _LAST.search(phrase)) and options.letter_at(phrase, last.start(1)):
         return Value(last[1], last[1], begin + last.end(1))
+    for judged in _CALLED_BEST.finditer(kept):
+        if options.alone.match(phrase, judged.start()):
+            return Value(phrase[judged.start()], phrase[judged.start()], begin + judged.end())
     named = options.named_in(kept)
     if named:
         return Value(named[0] if len(named) == 1 else options.joined(named), None, end)
@@ -244,7 +254,8 @@ _TURNS = re.compile(
 
 _TURNING = tuple(
     (
-        "n't|not|but|however|wait|though|while|whereas|instead|rather|first|initially|tempt|if|unless|seem|actually|mistake|"
+        "n't|not|but|however|wait|though|while|whereas|instead|rather|first|initially|tempt|if|unless|seem|actually|"
+        "mistake|"
         "wrong|incorrect|would|could|might|may be"
     ).split("|")
 )
@@ -392,7 +403,7 @@ def _labelled(text: str, low: str, at: int, end: int, options: Options) -> State
             return None  # nothing stands behind the label
         stop = min(stop, start + 300)
         negated = _NOT_HERE.match(low, start)
-        value = _turned(text, low, negated.end(), options) if negated else prose(text, start, stop, options)
+        value = _turned(text, low, negated.end(), options) if negated else prose(text, end, stop, options)
         if value is None:
             return Statement(at, stop, "", None, "stated", UNREADABLE, True)
         return Statement(at, value.end, value.letter, value.written, "stated", label=True)
@@ -455,6 +466,8 @@ def _choice(text: str, low: str, at: int, options: Options) -> Statement | None:
         return None
     head = low[clause_begin(low, at) : at]
     if OTHERS_HEAD.search(head) or not _CHOOSER.search(head):
+        return None
+    if _WHEN_HEAD.match(head):
         return None
     if choose[0].endswith("ing") and not head.strip():  # "Choosing A would be an error."
         return None

@@ -16,6 +16,7 @@ _SMALL_ALONE = re.compile(
     r"was)\s(?:correct|right|the)|[.!]?\s*\Z)"
 )
 _PERCENT = re.compile(r"(?<=\d)(?:\s?\\%|\s%)")
+_TEXT_JOIN = re.compile(r"\\text\{\s*(or|and|,|/)\s*\}")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 
 # What stands before an option that is passed over, and after one that is taken back.
@@ -54,6 +55,7 @@ def plain(text: str) -> str:
     if "%" in text:
         text = _PERCENT.sub("%", text)
     if "\\" in text:
+        text = _TEXT_JOIN.sub(r" \1 ", text)
         text = text.replace('\\"', '"')
     return text
 
