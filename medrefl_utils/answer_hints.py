@@ -21,27 +21,37 @@ from medrefl_utils.answer_words import BARE, OTHERS
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
-    r"closest|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|"
+    r"closest|safest|preferred|leaving|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|"
     r"consistent with)\b"
 )
 _CHOICE_WORDS = tuple(
     (
-        "answer|most |more |best|correct|closest|therefore|thus|so,|hence|cho|would be|should be|is likely|suggest|"
+        "answer|most |more |best|correct|closest|safest|preferred|leaving|therefore|thus|so,|hence|cho|would be|should be|is likely|suggest|"
         "indicate|consistent with"
     ).split("|")
 )
 _CHOSEN = re.compile(
-    r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer)\b"
+    r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|safest|superior)\b"
 )
 # A sentence without these words passes over nothing and takes nothing back.
 _TURNS = tuple(
     (
+        "prefer|better|superior|safer|"
         "not|n't|no |nor|never|neither|unlike|rather|instead|than|oppos|except|less|rul|exclud|eliminat|least|avoid|"
         "hardly|while|"
         "though|whereas|wrong|incorrect|tempting|false|but|however"
     ).split("|")
 )
-_PASSED_CLAUSE = re.compile(rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}", re.IGNORECASE)
+_PASSED_CLAUSE = re.compile(
+    rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}|"
+    r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}",
+    re.IGNORECASE,
+)
+# A sentence that begins with an option and goes on with a verb describes it ("Ibuprofen is an NSAID").
+_SUBJECT = re.compile(r"\W{0,6}(?:(?:step\s?)?\d{1,2}\s?[:.)]\s?)?\W{0,4}(?:the\s|an?\s)?", re.IGNORECASE)
+_DESCRIBED = re.compile(r"[\"')*\]]{0,4}\s(?!(?:because|since|given|as|for|due|explains|fits|matches|accounts)\b)[a-z]")
+_WENT_WRONG = re.compile(r"\b(?:went wrong|wrongly|by mistake|mistakenly)\b")
+_REGRETS = re.compile(r"\b(?:wrong|mistake|error|overlook\w*|incorrect\w*)\b")
 _TAKEN_BACK = re.compile(
     r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|"
     r"therefore\s)?(?:not|incorrect|wrong|"
@@ -50,13 +60,15 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _BEFORE_NOT = re.compile(
-    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong|"
+    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|contraindicated|harmful|excluded|eliminated|unlikely|incorrect|wrong|"
     r"out\b(?! of))\b|"
     r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|"
     r"are not)\b",
     re.IGNORECASE,
 )
-_NEGATES = re.compile(r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out)\b")
+_NEGATES = re.compile(
+    r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out|contraindicated|harmful)\b"
+)
 # A sentence's last character, or the line feeds after one. "is: E. Citalopram" is one sentence, and so is "The answer
 # is:" with the line that follows it.
 _SENTENCE_END = re.compile(
@@ -64,14 +76,17 @@ _SENTENCE_END = re.compile(
     r"[\"'”’*]{0,3}\s+(?=[A-Z\"'“‘*{(]))|[。！？।]"
 )
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
-_IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
+_IS_CHOSEN = re.compile(
+    r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|safest|superior)\b"
+)
 _POINTED = re.compile(
     r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
-    r"left with|leaves|leaving|final:|it['’]s|it is|"
+    r"left with|toward|towards|guess:|pick:|leaves|leaving|final:|it['’]s|it is|"
     r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
+_UNSURE = re.compile(r"\b(?:could|might|may|perhaps|possibly|maybe)\b")
 _DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
 _CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
 _POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z)|\sas\sthe\s)")
@@ -105,7 +120,7 @@ _LINE = re.compile(
 _AROUND = " \t\n.!。*_`\"')]}>$\\✅"
 _OPENING = re.compile(
     r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|"
-    r"because|since)\b)|,\s(?=(?:because|since|given|as)\b))"
+    r"because|since)\b)|,\s(?=(?:because|since|given|as|I (?:think|believe|guess))\b))"
 )
 _LINE_LABEL = re.compile(
     rf"[\s*_#>-]{{0,8}}(?:(?:my|the|final|best|correct|right|chosen|selected)\s){{0,2}}(?:pick|correct|verdict|guess|"
@@ -232,7 +247,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
         point = points[-1] if points else None
         if point is None or point.end() != at:
             continue
-        if _DEPENDS.search(low[begin : at + 40]):
+        if _DEPENDS.search(low[begin : at + 40]) or _UNSURE.search(low, begin, at):
             return None
         if _CONCLUDES.match(point[0]):
             begin = point.start()
@@ -375,7 +390,7 @@ def _kept(sentence: str) -> str:
     """A sentence without what it passes over; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
-    if stripped.endswith(("?", "？")) or IF.match(low):
+    if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low):
         return ""
     if _NEGATES.search(low):
         sentence = _BEFORE_NOT.sub(" not ", sentence)
@@ -418,7 +433,8 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
             return Found(letters[0]), "text"
     everywhere = named(" ".join(map(_kept, _sentences(text)))) if len(text) < 12_001 else []
     if everywhere:
-        return (Found(everywhere[0]), "text") if len(everywhere) == 1 and is_complete(text) else None
+        settled = len(everywhere) == 1 and is_complete(text) and _is_settled(text, options)
+        return (Found(everywhere[0]), "text") if settled else None
     if ends := _ENDS_WITH.search(text[-60:]):
         value = options.value_at(text[-60:], ends.end())
         if value and value.letter and not text[-60:][value.end :].strip(" .!*$\n"):
@@ -442,3 +458,14 @@ def denied_around(text: str, low: str, head: int, end: int) -> bool:
     """Whether the words before or behind a letter deny it: "not A", "A is wrong"."""
     begin = clause_begin(low, head)
     return bool(re.search(rf"{NOT}[^.;:,]{{0,30}}\Z", low[begin:head])) or bool(_TAKEN_BACK.match(text, end))
+
+
+def _is_settled(text: str, options: Options) -> bool:
+    """Whether a text does more than describe the option that it names: "Ibuprofen is an NSAID" chooses nothing."""
+    for sentence in map(_kept, _sentences(text)):
+        if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
+            continue
+        subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
+        if subject is None or not _DESCRIBED.match(sentence, subject[1]):
+            return True
+    return False

@@ -23,14 +23,14 @@ _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 NOT = (
     r"(?:n['’]t|\b(?:not|no (?:sign|signs|evidence|indication|history) of|never|nor|neither|another|unlike|"
     r"rather than|instead of|other than|opposed to|except|less likely|"
-    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|avoid (?:picking|choosing|selecting|option))\b|(?:cannot|"
+    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|(?:preferred|better|superior|safer) (?:over|than|to)|avoid (?:picking|choosing|selecting|option))\b|(?:cannot|"
     r"can['’]t|unlikely to|hardly) be\s[\"'*(]{0,3}$)"
 )
 PASSED = re.compile(
     rf"{NOT}[^.;:]{{0,60}}$|(?:^|[,;]\s)(?:while|although|though|whereas)\b[^.;:,]{{0,60}}$", re.IGNORECASE
 )
 MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
-IF = re.compile(r"\b(?:if|were|suppose|unless|when would|why not)\b")
+IF = re.compile(r"\b(?:if(?! i had to)|were|suppose|unless|when would|why not)\b")
 
 
 def straight(text: str) -> str:

@@ -277,9 +277,9 @@ OTHERS = (
 """The word "answer" in further languages, for the label alone ("Antwoord: C")."""
 
 BARE = frozenset(
-    """la el le il lo les es est c'est ist è é a o letra lettre lettera opción option opzione opção alternativa respuesta
-    richtig correct correcta correcte corretta buchstabe верно вариант буква ответ es die das der also donc quindi logo luego
-    seçenek şık cevap ý câu chọn""".split()
+    """la el le il lo les es est c'est ist è é a o letra lettre lettera opción option opzione opção alternativa
+    respuesta richtig correct correcta correcte corretta buchstabe верно вариант буква ответ es die das der also donc quindi logo
+    luego seçenek şık cevap ý câu chọn""".split()
 )
 """Words that may precede the letter of a short answer ("La D.", "C'est D.")."""
 
