@@ -21,17 +21,20 @@ from medrefl_utils.answer_words import BARE, OTHERS
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
-    r"closest|safest|preferred|leaving|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|"
+    r"closest|safest|preferred|leaving|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|"
+    r"suggests?|indicates?|"
     r"consistent with)\b"
 )
 _CHOICE_WORDS = tuple(
     (
-        "answer|most |more |best|correct|closest|safest|preferred|leaving|therefore|thus|so,|hence|cho|would be|should be|is likely|suggest|"
+        "answer|most |more |best|correct|closest|safest|preferred|leaving|therefore|thus|so,|hence|cho|would be|"
+        "should be|is likely|suggest|"
         "indicate|consistent with"
     ).split("|")
 )
 _CHOSEN = re.compile(
-    r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|safest|superior)\b"
+    r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|"
+    r"safest|superior)\b"
 )
 # A sentence without these words passes over nothing and takes nothing back.
 _TURNS = tuple(
@@ -60,7 +63,8 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _BEFORE_NOT = re.compile(
-    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|contraindicated|harmful|excluded|eliminated|unlikely|incorrect|wrong|"
+    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|contraindicated|harmful|excluded|eliminated|"
+    r"unlikely|incorrect|wrong|"
     r"out\b(?! of))\b|"
     r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|"
     r"are not)\b",

@@ -47,7 +47,8 @@ _JOIN = re.compile(
     r"и|или|أو|و|或|和)?|(?:and/or|and|or|nor|plus|then|followed by|through|to|vs\.?|versus|"
     r"und|oder|y|o|et|ou|e|и|или|أو|و|या|और|หรือ|และ|và|hoặc|ve|veya|ya da)"
     r"(?=[\s\"'*(])|와|과|또는|및|이나|나|と|や|または|か|"
-    r"或者|或|和|与|與|及)[\s\"'“‘*(\[]{0,5}(?:(?:option|choice|letter|either|both|maybe|perhaps|possibly)\s)?[\s\"'“‘*(\[]{0,3}"
+    r"或者|或|和|与|與|及)[\s\"'“‘*(\[]{0,5}(?:(?:option|choice|letter|either|both|maybe|perhaps|"
+    r"possibly)\s)?[\s\"'“‘*(\[]{0,3}"
 )
 _OR = re.compile(
     r"or\b|to\b|through|→|->|=|vs|versus|\||nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|"

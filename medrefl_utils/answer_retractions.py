@@ -9,7 +9,8 @@ from medrefl_utils.answer_text import holds
 
 _RETRACTION_WORDS = tuple(
     (
-        "wait|change|switch|mistake|error|wrong|no,|no.|no:|no;|nope|actually|correct|scratch|rather,|meant|reconsider|rethink|"
+        "wait|change|switch|mistake|error|wrong|no,|no.|no:|no;|nope|actually|correct|scratch|rather,|meant|"
+        "reconsider|rethink|"
         "edit|update|revised|take|mis|second|second thought|reflection|no longer|sorry|oops|hold on|not right|"
         "cannot be|can't be"
     ).split("|")

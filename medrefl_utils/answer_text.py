@@ -23,7 +23,8 @@ _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 NOT = (
     r"(?:n['’]t|\b(?:not|no (?:sign|signs|evidence|indication|history) of|never|nor|neither|another|unlike|"
     r"rather than|instead of|other than|opposed to|except|less likely|"
-    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|(?:preferred|better|superior|safer) (?:over|than|to)|avoid (?:picking|choosing|selecting|option))\b|(?:cannot|"
+    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|(?:preferred|better|superior|safer) (?:over|than|to)|"
+    r"avoid (?:picking|choosing|selecting|option))\b|(?:cannot|"
     r"can['’]t|unlikely to|hardly) be\s[\"'*(]{0,3}$)"
 )
 PASSED = re.compile(

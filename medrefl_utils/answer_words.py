@@ -278,8 +278,8 @@ OTHERS = (
 
 BARE = frozenset(
     """la el le il lo les es est c'est ist è é a o letra lettre lettera opción option opzione opção alternativa
-    respuesta richtig correct correcta correcte corretta buchstabe верно вариант буква ответ es die das der also donc quindi logo
-    luego seçenek şık cevap ý câu chọn""".split()
+    respuesta richtig correct correcta correcte corretta верно вариант буква ответ es die das der also donc quindi
+    logo luego seçenek şık cevap ý câu chọn""".split()
 )
 """Words that may precede the letter of a short answer ("La D.", "C'est D.")."""
 

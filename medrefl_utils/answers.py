@@ -268,6 +268,8 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
         found, rule = read
         if not found.letter:
             return Answer(None, "several" if rule != "none" else "none", found.written)
+        if response in ("a\n", "i\n"):  # a line that goes on: the first word of a step
+            return Answer(None, "none")
         if rule == "lone" and before and _ANSWER_HEAD.search(before):
             rule = "stated"
         return Answer(found.letter, rule, found.written, found.written not in (None, found.letter))
