@@ -1,4 +1,4 @@
-"""Reads an answer that is not stated in so many words: verdicts, a lone letter, a marked letter, an option's text.
+"""Reads an answer that is not stated in so many words: a lone letter, a marked letter, an option's text.
 
 These rules count only where no explicit statement stands (``answer_statements``), or after one that was taken back.
 Each abstains where it would have to choose between two options.

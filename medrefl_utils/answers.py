@@ -7,8 +7,9 @@ Better none than wrong: a response that names no option clearly, or several, has
 3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``answer_statements``). Denials, hypotheticals and
    answers of others do not count. A statement that no rule can read ends the search: nothing before it is read.
 4. Look for a retraction after it ("wait, that's wrong"): then the answer is what follows the retraction, or none.
-5. Without an explicit statement, read in this order (``answer_hints``): ``lone`` letter, ``verdict`` ("B is correct"),
-   ``label`` (a marked letter in a sentence that chooses), ``text`` (an option's text), ``misspelled``.
+5. Without an explicit statement, read in this order (``answer_hints``, ``answer_verdicts``): a ``lone`` letter, a
+   ``verdict`` ("A is wrong. B is right."), a ``label`` (a marked letter in a sentence that chooses), an option's
+   ``text``, a ``misspelled`` text. A text that was cut in mid-sentence, or that only describes an option, chooses none.
 
 ``several``: the answer names two options, and no option says both. ``none``: no rule reads an answer.
 """
