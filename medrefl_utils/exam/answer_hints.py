@@ -1,4 +1,4 @@
-"""Reads an answer that is not stated in so many words: verdicts, a lone letter, a marked letter, an option's text.
+"""Reads an answer that is not stated in so many words: a lone letter, a marked letter, an option's text.
 
 These rules count only where no explicit statement stands (``answer_statements``), or after one that was taken back.
 Each abstains where it would have to choose between two options.
@@ -16,33 +16,45 @@ from medrefl_utils.exam.answer_languages import Rules
 from medrefl_utils.exam.answer_options import OPEN, Options
 from medrefl_utils.exam.answer_text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
 from medrefl_utils.exam.answer_verdicts import WRONG
-from medrefl_utils.exam.answer_words import OTHERS
+from medrefl_utils.exam.answer_words import BARE, OTHERS
 
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
-    r"closest|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|"
+    r"closest|safest|preferred|leaving|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|"
+    r"suggests?|indicates?|"
     r"consistent with)\b"
 )
 _CHOICE_WORDS = tuple(
     (
-        "answer|most |more |best|correct|closest|therefore|thus|so,|hence|cho|would be|should be|is likely|suggest|"
+        "answer|most |more |best|correct|closest|safest|preferred|leaving|therefore|thus|so,|hence|cho|would be|"
+        "should be|is likely|suggest|"
         "indicate|consistent with"
     ).split("|")
 )
 _CHOSEN = re.compile(
-    r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer)\b"
+    r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|"
+    r"safest|superior)\b"
 )
-_PASSING = tuple(
+# A sentence without these words passes over nothing and takes nothing back.
+_TURNS = tuple(
     (
-        "n't|not|no |nor|never|neither|unlike|rather|instead|than|opposed|except|less|rul|exclud|eliminat|least|"
-        "avoid|hardly|cannot|while|although|though|whereas|unlikely"
+        "prefer|better|superior|safer|"
+        "not|n't|no |nor|never|neither|unlike|rather|instead|than|oppos|except|less|rul|exclud|eliminat|least|avoid|"
+        "hardly|while|"
+        "though|whereas|wrong|incorrect|tempting|false|but|however"
     ).split("|")
 )
-_TAKING_BACK = tuple(
-    ("not|n't|n’t|incorrect|wrong|less|unlikely|exclud|eliminat|ruled|tempting|false|cannot").split("|")
+_PASSED_CLAUSE = re.compile(
+    rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}|"
+    r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}",
+    re.IGNORECASE,
 )
-_PASSED_CLAUSE = re.compile(rf"{NOT}[^.;:,]{{0,80}}", re.IGNORECASE)
+# A sentence that begins with an option and goes on with a verb describes it ("Ibuprofen is an NSAID").
+_SUBJECT = re.compile(r"\W{0,6}(?:(?:step\s?)?\d{1,2}\s?[:.)]\s?)?\W{0,4}(?:the\s|an?\s)?", re.IGNORECASE)
+_DESCRIBED = re.compile(r"[\"')*\]]{0,4}\s(?!(?:because|since|given|as|for|due|explains|fits|matches|accounts)\b)[a-z]")
+_WENT_WRONG = re.compile(r"\b(?:went wrong|wrongly|by mistake|mistakenly)\b")
+_REGRETS = re.compile(r"\b(?:wrong|mistake|error|overlook\w*|incorrect\w*)\b")
 _TAKEN_BACK = re.compile(
     r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|"
     r"therefore\s)?(?:not|incorrect|wrong|"
@@ -51,13 +63,16 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _BEFORE_NOT = re.compile(
-    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|excluded|eliminated|unlikely|incorrect|wrong|"
+    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|contraindicated|harmful|excluded|eliminated|"
+    r"unlikely|incorrect|wrong|"
     r"out\b(?! of))\b|"
     r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|"
     r"are not)\b",
     re.IGNORECASE,
 )
-_NEGATES = re.compile(r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out)\b")
+_NEGATES = re.compile(
+    r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out|contraindicated|harmful)\b"
+)
 # A sentence's last character, or the line feeds after one. "is: E. Citalopram" is one sentence, and so is "The answer
 # is:" with the line that follows it.
 _SENTENCE_END = re.compile(
@@ -65,15 +80,20 @@ _SENTENCE_END = re.compile(
     r"[\"'”’*]{0,3}\s+(?=[A-Z\"'“‘*{(]))|[。！？।]"
 )
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
-_IS_CHOSEN = re.compile(r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer)\b")
+_IS_CHOSEN = re.compile(
+    r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|safest|superior)\b"
+)
 _POINTED = re.compile(
-    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|left with|it['’]s|it is|"
+    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
+    r"left with|toward|towards|guess:|pick:|leaves|leaving|final:|it['’]s|it is|"
     r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
-_CONCLUDES = re.compile(r"(?:so|hence|therefore|thus)\b")
-_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z))")
+_UNSURE = re.compile(r"\b(?:could|might|may|perhaps|possibly|maybe)\b")
+_DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
+_CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
+_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z)|\sas\sthe\s)")
 _BLANKS = " \n\"'“‘*([#>-•"
 # "Option B is for hyperglycemia" is a sentence about B and chooses nothing.
 _GOES_ON = re.compile(r"[\"'”’*)\]]{0,4}\s\(?[a-z]")
@@ -101,10 +121,10 @@ _LINE = re.compile(
     r"(?:\d{1,2}[.)]\s)?[\s*_\"'(\[{#>$✅✔→`=-]{0,8}[A-Za-z](?:[\s*_\"')\]}.,:!$`]{0,8}|\s{0,2}(?:</?s>|"
     r"<\|\w{2,20}\|>)\s{0,2})\Z"
 )
-_AROUND = " \t\n.!*_`\"')]}>$\\✅"
+_AROUND = " \t\n.!。*_`\"')]}>$\\✅"
 _OPENING = re.compile(
     r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|"
-    r"because|since)\b))"
+    r"because|since)\b)|,\s(?=(?:because|since|given|as|I (?:think|believe|guess))\b))"
 )
 _LINE_LABEL = re.compile(
     rf"[\s*_#>-]{{0,8}}(?:(?:my|the|final|best|correct|right|chosen|selected)\s){{0,2}}(?:pick|correct|verdict|guess|"
@@ -112,6 +132,8 @@ _LINE_LABEL = re.compile(
     rf"conclusion|result|solution|response|prediction|{OTHERS})[\s*_]{{0,4}}[:=]|"
     rf"[\s*_#>-]{{0,8}}ans\b[\s*_]{{0,4}}(?:[.:=]|[-–—]\s)"
 )
+_BRACKET_ITEM = re.compile(r"[(\s]([A-Z])[).]\s")
+_DENIES = re.compile(r"\b(?:no|not|non|nicht|pas|ne|não|не|nie|kein\w*|değil|không|never|n't)\b|n't|[?？]")
 _ITEM = re.compile(r"(?:\A|\n|[.;|]\s{1,3})[\s*_\"'(\[>#|•-]{0,8}(?:[Oo]ption\s)?([A-Z])[)\].:*\s]")
 _ENDED = re.compile(r"[.!?。！？।…)\]}\"'”’*`:$>✅❌✓✗|]\s*\Z")
 
@@ -144,11 +166,15 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
     opening = _OPENING.match(text)
     if len(text) < 40 and not text[(at := OPEN.match(text).end()) + 1 :].strip(_AROUND) and options.letter_at(text, at):
         return Found(text[at].upper(), text[at].upper())
+    if opening is None and len(text) < 60 and len(letters) == 1 and _is_bare(text, letters[0]):
+        return Found(text[letters[0]], text[letters[0]])
     if opening is None or options.letter_at(text, opening.start(1)) is None:
         return None
     at = opening.start(1)
     value = options.one_at(text, at)
     if value is None or len({item[1] for item in _ITEM.finditer(text)} & set(options.letters)) > 1:
+        return None
+    if len({item[1] for item in _BRACKET_ITEM.finditer(text)}) > 2:
         return None
     turn = value.written == "A" and text[at + 1 : at + 2] == ":" and options.text_at(text, at + 2) is None
     later = pointed(text, lower(text), [other for other in letters if other > value.end], options)
@@ -159,6 +185,16 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
         r"[\s)\].:*—–-]{1,4}(?:in|not )?(?:wrong|incorrect|false|correct\b)", text[value.end : value.end + 16], re.I
     )
     return None if turn or wrong or _TAKEN_BACK.match(text, value.end) else Found(value.letter, value.written)
+
+
+def _is_bare(text: str, at: int) -> bool:
+    """Whether a short text is an option's letter behind words that say nothing else: "La D.", "C'est D.", "..., D."."""
+    if text[at + 1 :].strip(_AROUND):
+        return False
+    words = lower(text[:at]).split()
+    if text[:at].endswith(", "):
+        return 0 < len(words) < 7 and not _DENIES.search(lower(text))
+    return 0 < len(words) < 4 and all(word.strip("*\"'(") in BARE for word in words)
 
 
 def labelled(text: str, options: Options) -> Found | None:
@@ -215,6 +251,8 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
         point = points[-1] if points else None
         if point is None or point.end() != at:
             continue
+        if _DEPENDS.search(low[begin : at + 40]) or _UNSURE.search(low, begin, at):
+            return None
         if _CONCLUDES.match(point[0]):
             begin = point.start()
         if (
@@ -286,6 +324,11 @@ def _chooses_from(low: str, begin: int, stop: int) -> int:
     return first
 
 
+def _is_passed(before: str, after: str) -> bool:
+    """Whether the words before an option pass over it, or the words behind it take it back."""
+    return bool(PASSED.search(before) or _TAKEN_BACK.match(after) or _MISTAKEN.match(after))
+
+
 def _labels_of(
     final: str, low: str, begin: int, stop: int, letters: list[int], options: Options
 ) -> Iterator[tuple[Found, bool]]:
@@ -293,6 +336,7 @@ def _labels_of(
     sentence, cued_from = final[begin:stop], -1
     if IF.match(low, begin) or sentence.rstrip().endswith("?"):
         return
+    turns = holds(low[begin:stop], _TURNS)
     last, last_end, done = "", 0, 0
     for at in (at - begin for at in letters):
         if at < done:  # inside the text of the option before it
@@ -310,21 +354,13 @@ def _labels_of(
         if head and not close and not head[0][0].isalpha():  # 'A brief trial of ...'
             continue
         letter, done = named or (sentence[at], end)
-        before, after = (
-            low[max(begin, begin + start - 80) : begin + start],
-            low[begin + done : min(stop, begin + done + 110)],
-        )
-        if (holds(before, _PASSING) and PASSED.search(before)) or (
-            holds(after, _TAKING_BACK) and _TAKEN_BACK.match(after)
-        ):
+        if turns and _is_passed(low[max(begin, begin + start - 80) : begin + start], low[begin + done : stop]):
             continue
         if (
             head
             and head[0][0] in "aA"
             and (_OTHERS_ANSWER.search(low, begin, begin + at) or _WRONG_TO.search(low, begin, begin + at))
         ):
-            continue
-        if holds(after, ("but", "however", "though")) and _MISTAKEN.match(after):
             continue
         if cued_from < 0:
             cued_from = _chooses_from(low, begin, stop) - begin
@@ -358,7 +394,7 @@ def _kept(sentence: str) -> str:
     """A sentence without what it passes over; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
-    if stripped.endswith(("?", "？")) or IF.match(low):
+    if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low):
         return ""
     if _NEGATES.search(low):
         sentence = _BEFORE_NOT.sub(" not ", sentence)
@@ -401,7 +437,8 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
             return Found(letters[0]), "text"
     everywhere = named(" ".join(map(_kept, _sentences(text)))) if len(text) < 12_001 else []
     if everywhere:
-        return (Found(everywhere[0]), "text") if len(everywhere) == 1 and is_complete(text) else None
+        settled = len(everywhere) == 1 and is_complete(text) and _is_settled(text, options)
+        return (Found(everywhere[0]), "text") if settled else None
     if ends := _ENDS_WITH.search(text[-60:]):
         value = options.value_at(text[-60:], ends.end())
         if value and value.letter and not text[-60:][value.end :].strip(" .!*$\n"):
@@ -425,3 +462,14 @@ def denied_around(text: str, low: str, head: int, end: int) -> bool:
     """Whether the words before or behind a letter deny it: "not A", "A is wrong"."""
     begin = clause_begin(low, head)
     return bool(re.search(rf"{NOT}[^.;:,]{{0,30}}\Z", low[begin:head])) or bool(_TAKEN_BACK.match(text, end))
+
+
+def _is_settled(text: str, options: Options) -> bool:
+    """Whether a text does more than describe the option that it names: "Ibuprofen is an NSAID" chooses nothing."""
+    for sentence in map(_kept, _sentences(text)):
+        if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
+            continue
+        subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
+        if subject is None or not _DESCRIBED.match(sentence, subject[1]):
+            return True
+    return False

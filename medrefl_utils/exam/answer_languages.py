@@ -67,24 +67,47 @@ def rules_of(language: Language) -> Rules:
         rf"{joins}){{0,3}}?"
         rf"(?:(?P<wrong>{word(row.wrong)})|(?P<right>{word(row.right)}|{word(row.choose)}|✅|✓|✔)|(?P<cross>❌|✗|✘))"
     )
+    right, option, between = word(row.right), word(row.option), rf"{_PUNCTUATION}|{joins}"
+    cues = (
+        _CONTRAST.get(row.code, r"(?!)"),
+        rf"{right}(?=\s(?:es|est|ist|é|è|—)\s)",
+        word(row.choose),
+        word(row.answer),
+        rf"{option}{apart}{right}",
+        rf"{right}{apart}{option}",
+    )
     return Rules(
-        row,
-        spaced,
-        re.compile(rf"{word(row.choose)}|{word(row.answer)}|{word(row.option)}{apart}{word(row.right)}|{word(row.right)}{apart}{word(row.option)}"),
-        re.compile(rf"(?:{_PUNCTUATION}|{negation}|{joins}|{word(row.right)}|{word(row.option)}){{0,14}}+"),
-        re.compile(negation),
-        re.compile(behind),
-        re.compile(rf"[\s,、，;)\"'*]{{0,4}}(?:{word(row.negation)})?[\s,、，;]{{0,3}}(?:{word(row.but)})?(?:{_PUNCTUATION}|{joins}|{word(row.option)}){{0,6}}+"),
-        re.compile(word(row.condition)),
-        re.compile(_MOODS[row.code]) if row.code in _MOODS else None,
-        re.compile(rf"(?:{negation}|不|别|別)\W?\Z"),
-        re.compile(rf"(?:\A|(?<=[\s.,;:!?。,、…—।]))(?:{row.retraction})"),
-        re.compile(rf"(?:{joins}|:|c'est)(?:{_PUNCTUATION}|{joins}|{word(row.option)}){{0,6}}+"),
-        re.compile(verdict),
-        re.compile(rf"{word(row.right)}|{word(row.answer)}|{word(row.choose)}"),
-    )  # fmt: skip
+        language=row,
+        spaced=spaced,
+        cue=re.compile("|".join(cues)),
+        between=re.compile(rf"(?:{_PUNCTUATION}|{negation}|{joins}|{right}|{option}){{0,14}}+"),
+        negation=re.compile(negation),
+        behind=re.compile(behind),
+        but=re.compile(
+            rf"[\s,、，;)\"'*]{{0,4}}(?:{word(row.negation)})?[\s,、，;]{{0,3}}(?:{word(row.but)})?"
+            rf"(?:{between}|{option}){{0,6}}+"
+        ),
+        condition=re.compile(word(row.condition)),
+        mood=re.compile(_MOODS[row.code]) if row.code in _MOODS else None,
+        denied_head=re.compile(rf"(?:{negation}|不|别|別)\W?\Z"),
+        retraction=re.compile(rf"(?:\A|(?<=[\s.,;:!?。,、…—।]))(?:{row.retraction})"),
+        joins=re.compile(rf"(?:{joins}|:|c'est)(?:{between}|{option}){{0,6}}+"),
+        verdict=re.compile(verdict),
+        chooses=re.compile(rf"{right}|{word(row.answer)}|{word(row.choose)}"),
+    )
 
 
+# Words that begin the second half of "not A but C", where they have no other use.
+# Then "it is" before an option, whose letter is masked.
+_CONTRAST = {
+    "zh": "而是",
+    "es": r"\bsino\b|\bes (?:la )?(?=\0)",
+    "fr": r"\bc'est (?:la |l'option |la réponse )?(?=\0)",
+    "de": r"\bsondern\b|\bes ist (?=\0)",
+    "it": r"\bbensì\b|\bè (?:la )?(?=\0)",
+    "pt": r"\bmas sim\b|\bé (?:a )?(?=\0)",
+    "vi": "mà là",
+}
 _MOODS = {
     "es": r"\bsi\b.{0,150}\b(?:sería|habría|elegiría)|supongamos|suponiendo",
     "fr": r"\bs[i'].{0,150}\b(?:serait|aurait|choisirais)|supposons",
@@ -112,8 +135,8 @@ _NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u025
 def active(low: str) -> list[Rules]:
     """The rules of the languages whose words occur in a text. An English text may end with a label in another one."""
     if " the " in low:
-        end = low[-300:]
-        found = [row for noun, row in _NOUNS if noun in end]
+        near = max(0, len(low) - 300)
+        found = [row for noun, row in _NOUNS if low.find(noun, near) >= 0]
     else:
         found = [row for probe, row in _LATIN_PROBES if probe in low]
     if not low.isascii():

@@ -37,22 +37,27 @@ _TOUCHING = r"0-9A-Za-z_\u00aa-\u02af\u0370-\u052f"
 _WORD_AFTER = re.compile(r"[ \t]+([^\W\d_]+)")
 _INITIAL = re.compile(r"\.\s?[A-Z]\.")
 _SPECIES = re.compile(r"\.?\s([a-z]{3,})")
-_FORMULA = re.compile(r"\s?(?:[=>≥≤≈±×^]|<(?![/|]))|\s?[+]\s?\d")
+_FORMULA = re.compile(r"\s?(?:[=>≥≤≈±×]\s?[\d\\.-]|\^|<(?![/|]))|\s?[+]\s?\d")
 _ARTICLE_NUMBER = re.compile(r"[ \t]\d")
 _BEST_VERB = re.compile(r"[ \t]+best\s(?:matches|fits|explains|describes|answers|represents|accounts)\b")
 _PART_OF_MORE = re.compile(r"[-–/]\w|[.,:]\d|%")
 _JOIN = re.compile(
-    r"[\s\"'”’*)\].]{0,6}(?P<join>[,;、/&+|]\s{0,2}(?:possibly|maybe|perhaps|then|and/or|and|or|und|oder|y|o|et|ou|e|"
-    r"и|или|أو|و|或|和)?|(?:and/or|and|or|nor|plus|then|followed by|to|vs\.?|versus|"
+    r"[\s\"'”’*)\].]{0,6}(?P<join>→\s?|->\s?|[,;、/&+|=]\s{0,2}(?:possibly|maybe|perhaps|then|and/or|and|or|und|oder|"
+    r"y|o|et|ou|e|"
+    r"и|или|أو|و|或|和)?|(?:and/or|and|or|nor|plus|then|followed by|through|to|vs\.?|versus|"
     r"und|oder|y|o|et|ou|e|и|или|أو|و|या|और|หรือ|และ|và|hoặc|ve|veya|ya da)"
     r"(?=[\s\"'*(])|와|과|또는|및|이나|나|と|や|または|か|"
-    r"或者|或|和|与|與|及)[\s\"'“‘*(\[]{0,5}(?:(?:option|choice|letter|either|both|as well as)\s)?[\s\"'“‘*(\[]{0,3}"
+    r"或者|或|和|与|與|及)[\s\"'“‘*(\[]{0,5}(?:(?:option|choice|letter|either|both|maybe|perhaps|"
+    r"possibly)\s)?[\s\"'“‘*(\[]{0,3}"
 )
 _OR = re.compile(
-    r"or\b|to\b|vs|versus|\||nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|または|か|或|/"
+    r"or\b|to\b|through|→|->|=|vs|versus|\||nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|"
+    r"または|か|"
+    r"或|/"
 )
 _OWN_CLAUSE = re.compile(
-    r"[\s\"'”’*).]{0,5}\s(?:is|are|was|were|would|can|cannot|could|does|do|did|has|have|may|might|because|will|acts?|"
+    r"[\s\"'”’*).]{0,5}\s(?:is|are|was|were|being|would|can|cannot|could|does|do|did|has|have|may|might|because|will|"
+    r"acts?|"
     r"causes?)\b"
 )
 _DENIED_CLAUSE = re.compile(
@@ -65,6 +70,8 @@ TAKEN_BACK = re.compile(
     r"cannot|can['’]t)\b",
     re.IGNORECASE,
 )
+_BOUND = re.compile(r"[<>≥≤]\s?\Z")
+_NUMERAL = re.compile(r"[ivxlc]+[a-e]?|.*\d.*")
 _EVERY = re.compile(
     r"(?:all|each|every one) of (?:the above|these|those|them|the (?:options|choices|answers))|all (?:the )?above", re.I
 )
@@ -91,6 +98,13 @@ def _normal(token: str) -> str:
     if "," in token and _THOUSANDS.fullmatch(token):
         token = token.replace(",", "")
     return f"0{token}" if token.startswith(".") else token
+
+
+def _bounded(folded: str, option: str) -> int:
+    """How often a text names an option as a bound or a part of a ratio ("> 20", "5 mg/kg"), and so not itself."""
+    if not option[1].isdigit():
+        return 0
+    return folded.count(f"{option}/ ") + sum(folded.count(f" {sign}{option}") for sign in "<>≥≤")
 
 
 def fold(text: str) -> str:
@@ -211,7 +225,9 @@ class Options:
         written = text[at].upper()
         closed = _CLOSE.match(text, end).end()
         named = self.text_at(text, closed)
-        if named is None or (named[0] != written and TAKEN_BACK.match(text, named[1])):
+        if named is None or (
+            named[0] != written and (_OWN_CLAUSE.match(text, named[1]) or TAKEN_BACK.match(text, named[1]))
+        ):
             return Value(written, written, end)
         return Value(named[0], written, named[1])
 
@@ -222,7 +238,7 @@ class Options:
         """
         at = OPEN.match(text, at).end()
         first = self.one_at(text, at)
-        if first is None:
+        if first is None or (first.written is None and text[at : at + 1].isdigit() and _BOUND.search(text, at - 3, at)):
             return None
         letters, end, all_hold = [first.letter], first.end, True
         while (join := _JOIN.match(text, end)) and len(letters) < 26:
@@ -250,7 +266,7 @@ class Options:
         if self.texts:
             folded = fold(text)
             for option, letter in self.texts:
-                if option in folded and folded.count(option) > folded.count(f"{option}/ "):
+                if option in folded and folded.count(option) > _bounded(folded, option):
                     named.append(letter)
                     folded = folded.replace(option, " \0 ")
         for option, letter in self.unspaced:
@@ -272,7 +288,10 @@ class Options:
             if len(option) < 8 or len(words) < (n := len(option.split())):
                 continue
             matcher = difflib.SequenceMatcher(None, "", option.strip(), autojunk=False)
+            fixed = [i for i, word in enumerate(option.split()) if len(word) < 4 or _NUMERAL.fullmatch(word)]
             for i in range(len(words) - n + 1):
+                if any(words[i + k] != option.split()[k] for k in fixed):  # "factor ix" is not nearly "factor x"
+                    continue
                 matcher.set_seq1(" ".join(words[i : i + n]))
                 if min(matcher.real_quick_ratio(), matcher.quick_ratio()) > 0.85 and matcher.ratio() > 0.85:
                     found.add(letter)
@@ -295,7 +314,8 @@ class Options:
 def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
     return {
         "alone": re.compile(
-            rf"(?<![{_TOUCHING}.-])[{letters}](?![{_TOUCHING}]|['’](?!(?:d[ıiuü]r|t[ıiuü]r)\b)[A-Za-z]|[-–]\w|\.\w\w)"
+            rf"(?<![{_TOUCHING}.-])[{letters}](?![{_TOUCHING}]|['’](?!(?:d[ıiuü]r|t[ıiuü]r|s\s(?:wrong|right|correct|"
+            rf"incorrect|out|not|the))\b)[A-Za-z]|[-–]\w|\.\w\w)"
         ),
         "small": re.compile(
             rf"(?<![{_TOUCHING}.-])[{letters.lower()}](?:\.(?!\w)|(?=[)\]:}}\"'*,;<]|\s*(?:\n|\Z)|\s+(?:because|"

@@ -9,7 +9,8 @@ from medrefl_utils.exam.answer_text import holds
 
 _RETRACTION_WORDS = tuple(
     (
-        "wait|mistake|error|wrong|no,|no.|no:|no;|nope|actually|correct|scratch|rather,|meant|reconsider|rethink|"
+        "wait|change|switch|mistake|error|wrong|no,|no.|no:|no;|nope|actually|correct|scratch|rather,|meant|"
+        "reconsider|rethink|"
         "edit|update|revised|take|mis|second|second thought|reflection|no longer|sorry|oops|hold on|not right|"
         "cannot be|can't be"
     ).split("|")
@@ -35,7 +36,7 @@ _PAUSES = re.compile(
     r"(?:\A|[.!?…,;:\n—–(>-]\s{0,2}|\bhmm+[,.]?\s)[\"'*]{0,2}(?:wait\b|actually\b|hold on|"
     r"on (?:second thought|reflection|reconsideration)|let me (?:reconsider|re-?think|re-?check|correct|re-?examine|"
     r"re-?evaluate)|"
-    r"no[,.;:!—–]|no wait|nope\b|rather,)"
+    r"no[,.;:!—–]|no wait|nope\b|rather,|i (?:now |would now )?(?:change|switch)\b)"
 )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from medrefl_utils.exam.answer_options import OPEN, TAKEN_BACK, Options, Value
-from medrefl_utils.exam.answer_text import clause_begin, lower, sentence_end
+from medrefl_utils.exam.answer_text import clause_begin, holds, lower, sentence_end
 
 ASSERTED, DENIED, SUPPOSED, DOUBTFUL, UNREADABLE = "asserted", "denied", "supposed", "doubtful", "unreadable"
 
@@ -34,18 +34,51 @@ class Statement(NamedTuple):
 
 
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
-_CUES = tuple(("answer|option|choice|letter|box|choos|select|pick|o with|ing with|ans:|final:|leav").split("|"))
+_CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with")
 _BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
-_BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
+_BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)?[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(
     r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
 )
-_LEAVES = re.compile(r"(?<!\w)leav(?:es|ing)\b(?:\sus)?(?:\swith)?(?:\sonly)?\s")
-_RANKED_HEAD = re.compile(
-    r"(?<!\w)(?:correct|best|right|final|appropriate|closest|suitable|likely|selected|chosen|my)\s\Z"
+_RANKED = tuple(
+    f"{word} "
+    for word in (
+        "correct",
+        "best",
+        "right",
+        "final",
+        "appropriate",
+        "closest",
+        "suitable",
+        "likely",
+        "selected",
+        "chosen",
+        "my",
+    )
+)
+_INCORRECT = ("incorrect ", "inappropriate ", "unsuitable ", "unlikely ")
+_DENYING = tuple(
+    (
+        "not|n't|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|"
+        "tempt|rather|"
+        "instead|worst|hard to"
+    ).split("|")
+)
+_OPENS_CONDITION = re.compile(r"\W{0,6}(?:were|had|should|(?:could|might|would|is) (?:the|it)) ")
+_CONDITIONAL = (
+    "if",
+    "suppos",
+    "assum",
+    "imagin",
+    "let's say",
+    "unless",
+    "provided",
+    "hypothet",
+    "why not",
+    "when would",
 )
 _LABEL = re.compile(
-    r"(?:answers?|option|choice|letter|ans|final)\b(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
+    r"(?:answers?|option|choice|letter|ans|final)(?![^\W_])(?:\s(?:choice|option|letter))?(?:\s?\([^()\n]{1,24}\))?"
     r"(?:[\"'”*_`\]\s]{0,4}(?:[:=→]|[-–—]\s|\.\s(?<=ns\.\s))|[\"'”*_`]{0,3}\]\s?:?|\*\*\s(?=\S))|answer[\w_]{0,8}>"
 )
 _SENTENCE = re.compile(
@@ -74,7 +107,8 @@ _NOT_HERE = re.compile(
 _DENIED_HEAD = re.compile(
     r"(?:\b(?:not|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|"
     r"tempt\w*|"
-    r"rather than|instead of|worst)|n['’]t)\b(?:(?!\b(?:so|thus|therefore|hence|but|making|because|since|"
+    r"rather than|instead of|worst|hard to see|hard to believe)|n['’]t)\b(?:(?!\b(?:so|thus|therefore|hence|but|"
+    r"making|because|since|"
     r"as)\b)[^,.;:!?\n]){0,40}\Z"
 )
 _EARLIER_HEAD = re.compile(
@@ -96,8 +130,7 @@ _CHOOSER = re.compile(
     r"step \d+)?[,:]?\s{0,2}(?:go?)?)\Z"
 )
 _CONDITION = re.compile(
-    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|\A\W{0,6}(?:were|had|"
-    r"should|(?:could|might|would|is) (?:the|it)) |"
+    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|"
     r"\b(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let['’]s say|unless|provided that|hypothetically|why not|"
     r"when would)\b"
 )
@@ -111,6 +144,7 @@ ASKED = re.compile(
     r"[\"'”*)\].\s]{0,4}\?|\s?吗|\s?か[?？]|[^.!\n]{0,60}\?\s{0,3}(?:no|not|hmm|perhaps|maybe|\Z|\n|but|let)"
 )
 _IF_BEHIND = re.compile(r"[^.!?\n]{0,24}?\b(?:if|unless|in case|provided)\b")
+_WHEN_HEAD = re.compile(r"\W{0,6}(?:when|whenever|in case)\b(?! (?:we|i|you)\b)")
 _WHEN_BEHIND = re.compile(
     r"[\s\"'*)]{0,4}(?:(?:if|when|whenever|in case|only if)\b|(?:for|in)\b(?! (?:this|these|the|my|our|now)))"
 )
@@ -125,11 +159,15 @@ _BUT = re.compile(
     r"is\s|rather\s|instead\s)?"
 )
 _POINTER = re.compile(
-    r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|so|therefore|hence|"
+    r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|certainly|definitely|"
+    r"clearly|probably|surely|so|therefore|hence|"
     r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
 _LAST = re.compile(r"[,:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
+_CALLED_BEST = re.compile(
+    r"\b[a-z](?=\s(?:is|would be|seems|fits)\s(?:the\s)?(?:best|correct|right|most|answer|appropriate)\b)"
+)
 _PASSED = re.compile(
     r"(?:\b(?:not|never|rules? out|ruled out|ruling out|exclud\w+|eliminat\w+|unlike|rather than|instead of|"
     r"other than|no longer|"
@@ -140,10 +178,10 @@ _KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
 _KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
 _KEY_WORDS = _KEY_CORE | frozenset(
-    "new revised updated corrected final correct best right my the selected chosen model predicted idx index text "
+    "good new revised updated corrected final correct best right my the selected chosen model predicted idx index text "
     "key id your is".split()
 )
-_FINAL_KEYS = frozenset(("final", "correct", "new", "revised", "updated", "corrected"))
+_FINAL_KEYS = frozenset(("good", "final", "correct", "new", "revised", "updated", "corrected"))
 
 
 def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
@@ -162,6 +200,9 @@ def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
         return found._replace(end=begin + found.end)
     if (last := _LAST.search(phrase)) and options.letter_at(phrase, last.start(1)):
         return Value(last[1], last[1], begin + last.end(1))
+    for judged in _CALLED_BEST.finditer(kept):
+        if options.alone.match(phrase, judged.start()):
+            return Value(phrase[judged.start()], phrase[judged.start()], begin + judged.end())
     named = options.named_in(kept)
     if named:
         return Value(named[0] if len(named) == 1 else options.joined(named), None, end)
@@ -211,6 +252,15 @@ _TURNS = re.compile(
 )
 
 
+_TURNING = tuple(
+    (
+        "n't|not|but|however|wait|though|while|whereas|instead|rather|first|initially|tempt|if|unless|seem|actually|"
+        "mistake|"
+        "wrong|incorrect|would|could|might|may be"
+    ).split("|")
+)
+
+
 def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statement:
     """A bare letter in JSON, read with the reason before it in the same object, which are one statement.
 
@@ -220,8 +270,10 @@ def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statem
     reason = text[begin : answer.at]
     if answer.stance != ASSERTED or answer.written != answer.letter or not reason.strip(' {\n"'):
         return answer
+    if holds(low := lower(reason), _TURNING) and _TURNS.search(low):
+        return answer
     named = options.named_in(reason)
-    if len(named) != 1 or named[0] == answer.letter or _TURNS.search(lower(reason)):
+    if len(named) != 1 or named[0] == answer.letter:
         return answer
     if answer.letter in options.named_in(text) or any(reason[at] == named[0] for at in options.alone_in(reason)):
         return answer
@@ -271,12 +323,22 @@ def _turned(text: str, low: str, end: int, options: Options) -> Value | None:
     return _value(text, low, but.end(), options) if but else None
 
 
+def _is_ranked(head: str) -> bool:
+    return head.endswith(_RANKED) and not head.endswith(_INCORRECT)
+
+
+def _is_asked(low: str, end: int) -> bool:
+    near = low[end : end + 66]
+    return holds(near, ("?", "吗", "か")) and ASKED.match(near) is not None
+
+
 def _stance(low: str, at: int, end: int, copula: str) -> str:
     """The stance of a statement at a position, by its sentence."""
     head = low[clause_begin(low, at) : at]
-    if _DENIED_HEAD.search(head) or _EARLIER_HEAD.search(head):
+    near = head[-64:]
+    if (holds(near, _DENYING) and _DENIED_HEAD.search(near)) or _EARLIER_HEAD.search(near[-32:]):
         return DENIED
-    if _CONDITION.search(head) or ASKED.match(low, end):
+    if (holds(head, _CONDITIONAL) and _CONDITION.search(head)) or _OPENS_CONDITION.match(head) or _is_asked(low, end):
         return SUPPOSED
     if ("would" in copula and _IF_BEHIND.match(low, end)) or (copula == "choose" and _WHEN_BEHIND.match(low, end)):
         return SUPPOSED
@@ -308,22 +370,14 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
         return _boxed(text, box.end(), options) if box else None
     if cue in ("choos", "select", "pick", "o with", "ing with"):
         return _choice(text, low, at, options)
-    if cue == "leav":
-        leaves = _LEAVES.match(low, at)
-        value = _value(text, low, leaves.end(), options) if leaves else None
-        if value is None or not value.letter or value.written is None:
-            return None
-        return Statement(at, value.end, value.letter, value.written, "stated", _stance(low, at, value.end, ""))
     before = low[at - 1 : at]
-    if before.isalnum() or (cue in ("ans:", "final:") and before not in ("", "\n", "*", "#", " ")):
+    if before.isalnum():
         return None
-    if cue in ("option", "choice", "letter") and not _RANKED_HEAD.search(low, max(0, at - 14), at):
+    if cue != "answer" and not _is_ranked(low[max(0, at - 14) : at]):
         return None
     label = _LABEL.match(low, at)
     if label and (label[0][-1] != ">" or before in "<_"):
         return _labelled(text, low, at, label.end(), options)
-    if cue in ("ans:", "final:"):
-        return None
     if (changed := _CHANGED.match(low, at)) and _CHANGES.search(low, max(0, at - 24), at):
         value = _value(text, low, changed.end(), options)
         return Statement(at, value.end, value.letter, value.written, "stated") if value else None
@@ -349,7 +403,7 @@ def _labelled(text: str, low: str, at: int, end: int, options: Options) -> State
             return None  # nothing stands behind the label
         stop = min(stop, start + 300)
         negated = _NOT_HERE.match(low, start)
-        value = _turned(text, low, negated.end(), options) if negated else prose(text, start, stop, options)
+        value = _turned(text, low, negated.end(), options) if negated else prose(text, end, stop, options)
         if value is None:
             return Statement(at, stop, "", None, "stated", UNREADABLE, True)
         return Statement(at, value.end, value.letter, value.written, "stated", label=True)
@@ -361,7 +415,7 @@ def _settled(text: str, low: str, statement: Statement, options: Options) -> Sta
     settled = _SETTLED.match(low, statement.end)
     if settled and (value := _value(text, low, settled.end(), options)):
         return statement._replace(end=value.end, letter=value.letter, written=value.written, stance=ASSERTED)
-    if settled or ASKED.match(low, statement.end):
+    if settled or _is_asked(low, statement.end):
         return statement._replace(stance=SUPPOSED)
     return statement
 
@@ -412,6 +466,8 @@ def _choice(text: str, low: str, at: int, options: Options) -> Statement | None:
         return None
     head = low[clause_begin(low, at) : at]
     if OTHERS_HEAD.search(head) or not _CHOOSER.search(head):
+        return None
+    if _WHEN_HEAD.match(head):
         return None
     if choose[0].endswith("ing") and not head.strip():  # "Choosing A would be an error."
         return None

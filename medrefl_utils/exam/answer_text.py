@@ -16,20 +16,22 @@ _SMALL_ALONE = re.compile(
     r"was)\s(?:correct|right|the)|[.!]?\s*\Z)"
 )
 _PERCENT = re.compile(r"(?<=\d)(?:\s?\\%|\s%)")
+_TEXT_JOIN = re.compile(r"\\text\{\s*(or|and|,|/)\s*\}")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 
 # What stands before an option that is passed over, and after one that is taken back.
 NOT = (
     r"(?:n['’]t|\b(?:not|no (?:sign|signs|evidence|indication|history) of|never|nor|neither|another|unlike|"
     r"rather than|instead of|other than|opposed to|except|less likely|"
-    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|avoid (?:picking|choosing|selecting|option))\b|(?:cannot|"
+    r"rule[sd]? out|ruling out|exclud\w+|eliminat\w+|least|(?:preferred|better|superior|safer) (?:over|than|to)|"
+    r"avoid (?:picking|choosing|selecting|option))\b|(?:cannot|"
     r"can['’]t|unlikely to|hardly) be\s[\"'*(]{0,3}$)"
 )
 PASSED = re.compile(
     rf"{NOT}[^.;:]{{0,60}}$|(?:^|[,;]\s)(?:while|although|though|whereas)\b[^.;:,]{{0,60}}$", re.IGNORECASE
 )
 MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
-IF = re.compile(r"\b(?:if|were|suppose|unless|when would|why not)\b")
+IF = re.compile(r"\b(?:if(?! i had to)|were|suppose|unless|when would|why not)\b")
 
 
 def straight(text: str) -> str:
@@ -41,19 +43,20 @@ def plain(text: str) -> str:
     """Full-width signs, curly quotes, escaped quotes and struck-out text in their plain form."""
     if not text.isascii():
         text = _CYRILLIC.sub(lambda letter: "A" if letter[0] == "А" else "C", text.translate(_FOLDED))
-    if "~~" in text:
+    if "~" in text:
         text = _STRUCK.sub(" ", text)
     if "option " in text:
         text = _SMALL_OPTION.sub(lambda small: f"option {small[1].upper()}", text)
     if "<" in text:
         text = _HTML.sub(lambda tag: "\n" if tag[1][0] in "bp" and tag[1] != "b" else "", text)
-    if "&nbsp;" in text:
+    if "&" in text:
         text = text.replace("&nbsp;", " ")
     if len(text) < 60:
         text = _SMALL_ALONE.sub(lambda small: small[0][:-1] + small[0][-1].upper(), text)
     if "%" in text:
         text = _PERCENT.sub("%", text)
-    if '\\"' in text:
+    if "\\" in text:
+        text = _TEXT_JOIN.sub(r" \1 ", text)
         text = text.replace('\\"', '"')
     return text
 

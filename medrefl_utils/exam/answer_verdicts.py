@@ -10,13 +10,13 @@ from medrefl_utils.exam.answer_text import IF, MARK_TAIL, PASSED, clause_begin
 
 # Verdicts in English, after a letter and perhaps its text.
 _VERDICT_BETWEEN = re.compile(
-    r"(?:[\s*_\"'`)(\]\[|:.,—–=-]|→|=>|\b(?:is|was|seems|would be|stands out as|appears to be|appears|must be|"
+    r"(?:'s\b|[\s*_\"'`)(\]\[|:.,—–=-]|→|=>|\b(?:is|was|seems|would be|stands out as|appears to be|appears|must be|"
     r"has to be|should be|looks|remains|are|the|a|clearly|definitely|also|therefore|option|choice|"
     r"answer|therefore|indeed|then|this|one|verdict|probably|quite)\b){0,12}+"
 )
 WRONG = re.compile(
     r"incorrect|wrong|false\b|no\b|not\b|n['’]t\b|cannot\b|can['’]t|unlikely|less\b|ruled out|excluded|eliminated|"
-    r"inappropriate|contraindicated|"
+    r"inappropriate|contraindicated|too\b|"
     r"does(?:n['’]t| not)|would(?:n['’]t| not)|isn['’]t|implausible|irrelevant|❌|✗|✘|✖|×|🚫|least\b|least likely|"
     r"unrelated|improbable|out\b"
 )
@@ -26,7 +26,7 @@ _RIGHT = re.compile(
     r"yes\b|fits\b|best\b|(?:most|more) (?:likely|appropriate|consistent|probable|suitable|plausible)|"
     r"likely\b(?=\s*(?:[.;,)\n]|\Z))|"
     r"only (?:option|choice|one|answer) (?:that|which|left)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
-    r"✅|✓|✔|☑|better\b|explains everything"
+    r"✅|✓|✔|☑|better\b|appropriate\b|explains everything"
 )
 _IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
 

@@ -37,12 +37,12 @@ class Language:
 LANGUAGES = (
     Language(
         code="zh",
-        probe=("答", "选", "選", "正确", "正確", "最", "错误", "不对"),
+        probe=("答", "不是", "选", "選", "正确", "正確", "最", "错误", "不对"),
         answer="答案|答复|回答|答",
         option="选项|選項|选择|選擇",
-        right="正确|正確|对的|最佳|最好|最合适|最適合|最可能|最恰当|最符合|最有可能|成立",
+        right="正确|正確|对的|最佳|最好|最合适|最適合|最可能|最恰当|最符合|最有可能|成立|对(?![于比照症应称])",
         wrong="不正确|不正確|错误|錯誤|不对|不對|错|不符合|不成立|不合适|可以排除|排除",
-        joins="应该是|應該是|应当是|应为|應為|应是|就是|则是|是|为|為|乃|即|的|应该|应|應該|應|最终|最後|最后|正确|正確|最佳|"
+        joins="很可能是|可能是|可能|大概是|应该是|應該是|应当是|应为|應為|应是|就是|则是|是|为|為|乃|即|的|应该|应|應該|應|最终|最後|最后|正确|正確|最佳|"
         "最合适|最可能|标准|参考|因此|所以|我的|选择|选|選|选项|選項|项|項",
         negation="不是|并非|並非|不选|不可能是|不应该是|不应该|不应|不能|不会是|不选|非",
         but="而是|应选|应该选|应该是|而应",
@@ -67,7 +67,7 @@ LANGUAGES = (
     ),
     Language(
         code="ja",
-        probe=("答", "正", "選", "最も", "誤", "不適"),
+        probe=("答", "不是", "正", "選", "最も", "誤", "不適"),
         answer="答え|答|解答|回答|正解|正答",
         option="選択肢|番|選択",
         right="正解|答え(?!は)|正しい|正答|適切|最も適切|最も考えられる|最も可能性|最適",
@@ -81,7 +81,7 @@ LANGUAGES = (
     ),
     Language(
         code="es",
-        probe=("respuesta", "opci", " es ", "elijo", "escojo", "elegir", "sería"),
+        probe=("respuesta", "opci", " es ", " sino ", "seleccion", "elijo", "escojo", "elegir", "sería"),
         answer="respuesta|solución",
         option="opción|opcion|alternativa|letra|respuesta|inciso",
         right="correct[ao]|verdader[ao]|mejor|más probable|más adecuad[ao]|más apropiad[ao]|adecuad[ao]|indicad[ao]",
@@ -115,7 +115,7 @@ LANGUAGES = (
     ),
     Language(
         code="de",
-        probe=("antwort", " ist ", "lösung", "loesung", "wähle", "lautet", "somit", "richtig"),
+        probe=("antwort", " ist ", " sondern ", "lösung", "loesung", "wähle", "lautet", "somit", "richtig"),
         answer="antwort|lösung|loesung|antwortmöglichkeit|antwortoption",
         option="option|antwort|antwortmöglichkeit|buchstabe|möglichkeit|aussage",
         right="richtige?|korrekte?|zutreffend|trifft zu|stimmt|beste|am besten geeignet\\w*|am wahrscheinlichsten|"
@@ -275,6 +275,13 @@ OTHERS = (
     "відповідь|پاسخ|উত্তর|পதில்|பதில்|సమాధానం|جواب|jibu|sagot|atsakymas|atbilde|vastus|odgovor|отговор|одговор"
 )
 """The word "answer" in further languages, for the label alone ("Antwoord: C")."""
+
+BARE = frozenset(
+    """la el le il lo les es est c'est ist è é a o letra lettre lettera opción option opzione opção alternativa
+    respuesta richtig correct correcta correcte corretta верно вариант буква ответ es die das der also donc quindi
+    logo luego seçenek şık cevap ý câu chọn""".split()
+)
+"""Words that may precede the letter of a short answer ("La D.", "C'est D.")."""
 
 EPITHETS = frozenset(
     "coli faecalis faecium cloacae aerogenes histolytica granulosus multilocularis vermicularis difficile perfringens "

@@ -7,8 +7,9 @@ Better none than wrong: a response that names no option clearly, or several, has
 3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``answer_statements``). Denials, hypotheticals and
    answers of others do not count. A statement that no rule can read ends the search: nothing before it is read.
 4. Look for a retraction after it ("wait, that's wrong"): then the answer is what follows the retraction, or none.
-5. Without an explicit statement, read in this order (``answer_hints``): ``lone`` letter, ``verdict`` ("B is correct"),
-   ``label`` (a marked letter in a sentence that chooses), ``text`` (an option's text), ``misspelled``.
+5. Without an explicit statement, read in this order (``answer_hints``, ``answer_verdicts``): a ``lone`` letter, a
+   ``verdict`` ("A is wrong. B is right."), a ``label`` (a marked letter in a sentence that chooses), an option's
+   ``text``, a ``misspelled`` text. A text that was cut in mid-sentence, or that only describes an option, chooses none.
 
 ``several``: the answer names two options, and no option says both. ``none``: no rule reads an answer.
 """
@@ -73,7 +74,9 @@ def _statements(text: str, low: str, languages: list[Rules], options: Options) -
     if structured is None:
         yield from every
         return
-    told = False
+    told = end >= len(text)
+    if told:  # nothing behind the object
+        yield structured
     for statement in every:
         if statement.at >= end:
             yield statement
@@ -221,16 +224,16 @@ def _options(options: Mapping[str, str]) -> Options | None:
     return _prepared(tuple(options.items())) if options else None
 
 
-def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, bool]]:
-    """(A text to read, whether it is told to the user, whether a heading of an answer precedes), narrowest first."""
+def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]]:
+    """(A text to read, whether it is told to the user, what precedes it), narrowest first."""
     thinking, told = split_thinking(response, thinking_open=thinking_open)
     told = plain(told.strip())
     if not told:
-        yield _within(plain(response)), False, False
+        yield _within(plain(response)), False, ""
         return
     if "#" in told and (headings := list(_CONCLUSION.finditer(told))):
-        yield _within(told[headings[-1].start() :]), True, False
-    yield _within(told), True, bool(thinking) and _ANSWER_HEAD.search(thinking, max(0, len(thinking) - 50)) is not None
+        yield _within(told[headings[-1].start() :]), True, ""
+    yield _within(told), True, thinking[-50:]
 
 
 def _within(text: str) -> str:
@@ -258,7 +261,7 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
     prepared = _options(options)
     if prepared is None:
         return Answer(None, "none")
-    for text, told, headed in _texts(response, thinking_open):
+    for text, told, before in _texts(response, thinking_open):
         low = lower(text)
         reading = _Reading(text, low, active(low), prepared)
         read = _read(reading, told, not told)
@@ -267,7 +270,10 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
         found, rule = read
         if not found.letter:
             return Answer(None, "several" if rule != "none" else "none", found.written)
-        rule = "stated" if headed and rule == "lone" else rule
+        if response in ("a\n", "i\n"):  # a line that goes on: the first word of a step
+            return Answer(None, "none")
+        if rule == "lone" and before and _ANSWER_HEAD.search(before):
+            rule = "stated"
         return Answer(found.letter, rule, found.written, found.written not in (None, found.letter))
     return Answer(None, "none")
 

@@ -46,7 +46,7 @@ def _made(n: int) -> list[tuple[str, dict[str, str]]]:
 
 
 def _published(folder: Path) -> list[tuple[str, dict[str, str]]]:
-    """The published responses at about LENGTH characters: the thinking of a long one is cut, of a short one repeated."""
+    """The published responses at about LENGTH characters: a long thinking is cut, a short one repeated."""
     lines = (folder / "published_outputs/huatuo_o1_8b_medqa_run0.jsonl").read_text().splitlines()
     exam = (folder / "benchmarks/medqa_usmle_5op_test.jsonl").read_text().splitlines()
     rows = []
