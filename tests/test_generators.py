@@ -1,5 +1,6 @@
 """The in-process generator against transformers' own ``generate`` and against itself in other batches."""
 
+import copy
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from medrefl_utils.exam import clinic, prompts, step_end
 from medrefl_utils.models import LocalGenerator, Prefix, derive_seed, open_generator
 from medrefl_utils.models.generators.local import _Draw
 from medrefl_utils.models.generators.shared_prefix import PlainRows, Rows, take_trunks
+from medrefl_utils.models.generators.token_cutting import opens_thinking
 from medrefl_utils.models.memory import is_out_of_memory
 from medrefl_utils.trees import SearchSettings, grow_trees
 
@@ -96,7 +98,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_written_all_the_same(tiny
     assert [row[0].token_ids for row in again] == [row[0].token_ids for row in whole]
     assert generator.usage.prompt_tokens == expected.usage.prompt_tokens
     limit = 1
-    message = r"out of memory with 2 continuations of one prompt: of \d+ tokens, and 60 new ones each; take fewer"
+    message = r"out of memory with 2 continuations of one prompt of \d+ tokens, 60 new tokens each: use fewer"
     with pytest.raises(MedReflError, match=message), pytest.warns(UserWarning):
         generator.expand(prefixes, 2, "line", sampling, seeds)
 
@@ -186,6 +188,41 @@ def test_kept_caches_change_nothing_but_the_cost(tiny_student):
     assert max(abs(a - b) for a, b in zip(slow_logprobs, fast_logprobs, strict=True)) < 1e-4
     assert read_once[0] == read_once[-1] == read_again[0]  # the prompts, once
     assert read_again[-1] > 5 * read_once[-1]
+
+
+def test_a_token_that_was_read_ahead_is_in_no_step_and_no_cache(tiny_student, monkeypatch):
+    """The first word of the next sentence shows that a sentence is complete; the next step draws it anew."""
+    generator = LocalGenerator(tiny_student)
+    ids = generator.encode("The INR is high. She bleeds.")
+    said = generator.encode("The INR is high.")
+
+    def scripted(draw, logits, alive, step):
+        tokens = torch.full((len(alive),), ids[step])
+        return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Draw, "__call__", scripted)
+        [rows] = generator.expand([Prefix(PROMPTS[0])], 2, "sentence", Sampling(1.0, 1.0, 40), [[1, 2]])
+    assert [(row.text, row.token_ids, row.stop) for row in rows] == [("The INR is high.", said, "boundary")] * 2
+    assert len(rows[0].logprobs) == len(said) and rows[0].logprob == pytest.approx(sum(rows[0].logprobs))
+    ahead = generator.usage.completion_tokens - 2 * len(said)
+    assert ahead >= 2 and generator.spent.written == generator.usage.completion_tokens
+    assert len(generator._kept) == 1
+    node, greedy = Prefix(PROMPTS[0], said), Sampling(0.0, 1.0, 12)
+    [[kept]], [[fresh]] = (g.expand([node], 1, None, greedy, [[0]]) for g in (generator, LocalGenerator(tiny_student)))
+    assert kept.token_ids == fresh.token_ids and kept.logprob == pytest.approx(fresh.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ending", "opens"),
+    [("<|assistant|><think>\n", True), ("<|assistant|>", False), ("<|assistant|><think>\n\n</think>\n\n", False)],
+)
+def test_a_template_that_opens_the_thinking_is_known_by_its_prompt(generator, ending, opens):
+    tokenizer = copy.deepcopy(generator.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}" + ending.replace("\n", "\\n")
+    tokenizer.chat_template = tokenizer.chat_template.replace("\\n", "{{ '\\n' }}")
+    assert opens_thinking(tokenizer) is opens
+    assert generator.thinking_open is False
 
 
 def test_caches_beyond_the_budget_are_read_again(tiny_student):
