@@ -203,7 +203,7 @@ def test_the_model_in_this_process_heeds_a_budget_too(tiny_student):
         ({"max_calls": -1}, "budget: max_calls is -1, expected at least 0"),
         (
             {"max_cost": 3.0},
-            "budget: max_cost needs input_price and output_price, of a million tokens read and written",
+            "budget: max_cost needs input_price and output_price, the prices of a million tokens read and written",
         ),
     ],
 )
