@@ -1,8 +1,8 @@
 """An OpenAI-compatible HTTP server for the tests, which keeps what it was asked.
 
-Its words are the tiny student's, or made up from the seed: three steps and an answer. Its manners are switches: whether
-it continues an assistant turn, knows ``n``, ``stop`` and ``logprobs``, loses the line end of such a turn, or
-fails so many times first.
+Its words are the tiny student's, those of given responses, or made up from the seed: three steps and an answer. Its
+manners are switches: whether it continues an assistant turn, knows ``n``, ``stop`` and ``logprobs``, loses the line end
+of such a turn, or fails so many times first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,6 +35,8 @@ class Server(ThreadingHTTPServer):
     "cut" (the connection ends amid the body), "truncated" (half of the JSON), "empty" (no choices), "error" (HTTP 200
     with an error), "page" (HTML)"""
     slow = 1.0
+    texts: Sequence[str] = ()
+    """whole responses that it writes: one that begins as the turn does, chosen by the seed"""
     echoes = False
     """it puts the key that it was asked with into what it says"""
 
@@ -59,7 +62,10 @@ class Server(ThreadingHTTPServer):
             return [self._choice(words, "stop", body, i) for i, words in enumerate(whole)]
         written = text + "".join(m["content"] for m in messages if m["role"] == "assistant")
         seeds = [body["seed"] + i for i in range(n)]
-        rows = self._students(messages, written, body, seeds) if self.student else self._made_up(written, seeds)
+        if self.texts:
+            rows = self._given(written, seeds)
+        else:
+            rows = self._students(messages, written, body, seeds) if self.student else self._made_up(written, seeds)
         begin = "\n" if self.strips and text else ""
         return [
             self._choice(begin + words, "length" if cut else "stop", body, i) for i, (words, cut) in enumerate(rows)
@@ -73,6 +79,11 @@ class Server(ThreadingHTTPServer):
                 [Prefix(prompt, self.student.encode(written))], len(seeds), None, sampling, [seeds]
             )
         return [(row.text, row.stop == "length") for row in rows]
+
+    def _given(self, written: str, seeds: list[int]) -> list[tuple[str, bool]]:
+        begun = [text for text in self.texts if text.startswith(written)]
+        assert begun, f"no response begins with {written!r}"
+        return [(begun[seed % len(begun)].removeprefix(written), False) for seed in seeds]
 
     def _made_up(self, written: str, seeds: list[int]) -> list[tuple[str, bool]]:
         begun = written.count("\n")

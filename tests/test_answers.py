@@ -3,14 +3,15 @@
 import csv
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medrefl_utils.core import Answer
-from medrefl_utils.exam import extract_answer
+from medrefl_utils.core import Answer, MedReflError
+from medrefl_utils.exam.answers import EXPLICIT, extract_answer, split_thinking, states_answer
 
 OPTIONS = {"A": "Aspirin", "B": "Hepatitis B vaccine", "C": "Vitamin D", "D": "Escherichia coli", "E": "B lymphocytes"}
 
@@ -39,6 +40,7 @@ READ = [
     ("The correct option is B.", "B"),
     ("Therefore, the answer to the question is:\n\n**B**: 'Hepatitis B vaccine'", "B"),
     ("The answer is vitamin D", "C"),
+    ("The answer is E. coli infection", "D"),  # a species by its genus initial
     ("The answer is C, not D.", "C"),
     ("The answer is not B but C", "C"),
     ("I would choose D because of the culture", "D"),
@@ -96,7 +98,6 @@ UNREAD = [
     "The best answer is: **A**: Aspirin, and **C**: Vitamin D.",
     "This is best described as C) 'Vitamin D' or D) 'Escherichia coli'.",
     "The answer is not B.",
-    "The answer is E. coli infection",
     "Answer: None of the above",
     "A patient came in.",
     "I think it is hard",
@@ -196,7 +197,8 @@ PHRASINGS = [
     (OPTIONS, "Answer: E) Escherichia coli", "D"),
     (OPTIONS, '{"answer": "A: Vitamin D"}', "C"),
     (OPTIONS, "The answer is B: a kind of jab", "B"),
-    (OPTIONS, "The most likely cause is Escherichia coli. Answer: A", "D"),
+    # The last statement stands: nothing that an earlier sentence chose overrules it.
+    (OPTIONS, "The most likely cause is Escherichia coli. Answer: A", "A"),
     (TEN, "The answer is J.", "J"),
     (TEN, "The answer is I.", "I"),
     (TEN, "(I) Ibuprofen", "I"),
@@ -259,8 +261,11 @@ def test_reads_what_models_write(options: dict[str, str], response: str, letter:
         ("The answer is B: a kind of jab", Answer("B", "stated", "B", False)),  # a text that is no option
         ("The answer is C: Vitamin D", Answer("C", "stated", "C", False)),
         ("The answer is vitamin D", Answer("C", "stated", None, False)),
-        # the letter alone, and in words only another option is chosen
-        ('The most likely cause is Escherichia coli. {"answer": "A"}', Answer("D", "json", "A", True)),
+        # what another sentence chose in words does not overrule a letter
+        ('The most likely cause is Escherichia coli. {"answer": "A"}', Answer("A", "json", "A", False)),
+        # ... but one JSON object is one statement, where its reason names one option and turns nowhere
+        ('{"reason": "The best fit is Escherichia coli.", "answer": "A"}', Answer("D", "json", "A", True)),
+        ('{"reason": "Escherichia coli seems best. Wait, no.", "answer": "A"}', Answer("A", "json", "A", False)),
         # ... but not where the letter's own text, or the other's letter, stands there too
         ('Not aspirin: the best is vitamin D, so {"answer": "A"}', Answer("A", "json", "A", False)),
         ('D, Escherichia coli, is the most likely. {"answer": "A"}', Answer("A", "json", "A", False)),
@@ -290,6 +295,159 @@ def test_leaves_unread(response: str) -> None:
     assert extract_answer(response, OPTIONS).letter is None
 
 
+CASES = [json.loads(line) for line in (Path(__file__).parent / "data/answer_cases.jsonl").read_text().splitlines()]
+
+
+def read(case: dict[str, object]) -> str | None:
+    opened = bool(case.get("thinking_open"))
+    return extract_answer(case["response"], case["options"], thinking_open=opened).letter
+
+
+@pytest.mark.parametrize("by", ["kind", "language"])
+def test_own_cases(by: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cases written by hand from how models answer; a wrong letter counts worse than none."""
+    asked, right, wrong = Counter(), Counter(), []
+    for case in CASES:
+        letter = read(case)
+        asked[case[by]] += 1
+        right[case[by]] += letter == case["expected"]
+        if letter not in (None, case["expected"]):
+            wrong.append((case["response"], letter, case["expected"]))
+    with capsys.disabled():
+        print(f"\nown cases read as expected, by {by}:")
+        for name, n in sorted(asked.items()):
+            print(f"  {name:24} {right[name]:4} of {n:4}  {right[name] / n:.1%}")
+    assert asked.total() >= 400
+    assert right.total() / asked.total() >= 0.99
+    assert min(right[name] / n for name, n in asked.items()) >= 0.9
+    assert wrong == []
+
+
+def test_cases_of_bug_reports(shared_data: Path) -> None:
+    """Each of the published half is read as expected."""
+    path = shared_data / "cases" / "answers.jsonl"
+    if not path.is_file():
+        pytest.skip("no cases/answers.jsonl")
+    cases = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(case["response"], read(case)) for case in cases if read(case) != case["expected"]] == []
+
+
+VITAMINS = {"A": "Vitamin A", "B": "Vitamin B1 (thiamine)", "C": "Vitamin C", "D": "Vitamin D"}
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "Answer: B. thiamine deficiency",
+        "The answer is B. thiamine deficiency",
+        "Answer: B. beriberi is due to thiamine deficiency.",
+        "Step 3: C. seems best.\nAnswer: B. thiamine deficiency",
+        "C. Vitamin C is plausible but wrong.\nAnswer: B. thiamine deficiency explains the beriberi.",
+        "Answer: C? No, B.",
+        "Step 2: The most likely choice is vitamin C.\nI overlooked the edema.\nAnswer: B",
+    ],
+)
+def test_the_last_stated_answer_stands(response: str) -> None:
+    assert extract_answer(response, VITAMINS).letter == "B"
+
+
+@pytest.mark.parametrize("later", ["E. faecalis", "I do not know", "none of the above", "42", "the spleen"])
+def test_nothing_before_a_label_that_is_not_read_is_read(later: str) -> None:
+    assert extract_answer(f"C. seems best. The best choice is C.\nAnswer: {later}", VITAMINS).letter is None
+
+
+def test_an_option_whose_text_is_one_letter() -> None:
+    """As in MedQA's test, line 824: the instruction "Answer: X" states nothing where X is an option's text."""
+    options = {"A": "VII", "B": "XIIa", "C": "VIIa", "D": "X", "E": "XII"}
+    instruction = 'End with the line "Answer: X", where X is the letter of the best option.'
+    assert extract_answer(instruction, options).letter is None
+    assert extract_answer("Answer: X", options).letter is None
+    assert extract_answer("Answer: D. X", options).letter == "D"
+    assert extract_answer("The answer is factor X.", options).letter == "D"
+    assert extract_answer("Answer: XII", options).letter == "E"
+    assert extract_answer("Answer: X", dict.fromkeys("VWX", "") | {"X": "none"}).letter == "X"
+
+
+@pytest.mark.parametrize(
+    ("text", "states"),
+    [
+        ("Answer: C", True),
+        ("**Answer: C. Warfarin**", True),
+        ("Antwort: C", True),
+        ("\\boxed{C}", True),
+        ('{"answer": "C"}', True),
+        ("## Final Answer\n\nC. Warfarin", True),
+        ("**Answer:**\nC", True),
+        ("答案：C", True),
+        ("Therefore, the answer is C.", True),
+        ("Answer choices A and B are not oral", False),
+        ("Answer A is an antiplatelet", False),
+        ("## Final Answer", False),
+        ("**Answer:**", False),
+        ("Answer:", False),
+        ("Answer: A or B", False),
+        ("Answer: I do not know", False),
+        ("Step 4: the answer is B", False),
+        ("Step 1: Answer: no", False),
+        ("C. Warfarin", False),
+        ("The answer cannot be A.", False),
+        ("If she were pregnant, the answer would be B.", False),
+        ("Answering this needs care.", False),
+        ("", False),
+    ],
+)
+def test_states_answer(text: str, states: bool) -> None:
+    options = {"A": "Aspirin", "B": "Heparin", "C": "Warfarin", "D": "Atorvastatin"}
+    assert states_answer(text, options) is states
+    if states:
+        assert extract_answer(text, options).rule in EXPLICIT
+
+
+@pytest.mark.parametrize(
+    ("response", "thinking_open", "told"),
+    [
+        ("Answer: B", False, "Answer: B"),
+        ("<think>a</think>b", False, "b"),
+        ("a</think>b", True, "b"),
+        ("a", True, ""),
+        ("<think>a", False, ""),
+        ("<THINK>a</THINK>b", False, "b"),
+        ("[THINK]a[/THINK]b", False, "b"),
+        ("<unused94>thought\na<unused95>b", False, "b"),
+        ("◁think▷a◁/think▷b", False, "b"),
+        ("<seed:think>a</seed:think>b", False, "b"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b", False, "b"),
+        ("analysisaassistantfinalb", False, "b"),
+        ("## Thinking\n\na\n\n## Final Response\n\nb", False, "\n\nb"),
+        ("## 思考过程\n\na\n\n## 最终回复\n\nb", False, "\n\nb"),
+        ("**Thinking:** a\n\n**Final Response:** b", False, " b"),
+        ("<think>a</think>b<think>c", False, ""),
+    ],
+)
+def test_split_thinking(response: str, thinking_open: bool, told: str) -> None:
+    thinking, rest = split_thinking(response, thinking_open=thinking_open)
+    assert (rest, thinking + rest) == (told, response)
+
+
+def test_in_a_thinking_that_was_cut_only_a_final_form_counts() -> None:
+    for opened, begin in ((True, ""), (False, "<think>"), (False, "[THINK]")):
+        for text in ("Option B (Hepatitis B vaccine) is given by", "The answer is B? Let me check", "B is right, but"):
+            assert extract_answer(begin + text, OPTIONS, thinking_open=opened).letter is None
+        for text in ("So it is vitamin D.\n\nFinal Answer: C", "Thus \\boxed{C} is", "Hence the answer is C."):
+            assert extract_answer(begin + text, OPTIONS, thinking_open=opened).letter == "C"
+
+
+def test_refuses_options_that_are_no_letters() -> None:
+    for options in (["Aspirin", "Heparin"], "AB", None):
+        with pytest.raises(MedReflError, match="expected a mapping"):
+            extract_answer("Answer: A", options)
+    for key in ("a", "1", "AB", ""):
+        with pytest.raises(MedReflError, match="expected a capital letter"):
+            extract_answer("Answer: A", {key: "Aspirin"})
+    with pytest.raises(MedReflError, match="B is NoneType"):
+        extract_answer("Answer: A", {"A": "Aspirin", "B": None})
+
+
 def test_names_its_rule() -> None:
     rules = {
         "Answer: B": "stated",
@@ -300,6 +458,7 @@ def test_names_its_rule() -> None:
         "Give vitamin D.": "text",
         "Answer: A or B": "several",
         "Hm.": "none",
+        "A is wrong. B is right.": "verdict",
         "The best treatment is Asprin.": "misspelled",
     }
     assert {text: extract_answer(text, OPTIONS).rule for text in rules} == rules
@@ -337,6 +496,23 @@ FRAGMENTS = [
     "<think>",
     "not ",
     " or ",
+    "答案是",
+    "정답은",
+    "la respuesta es ",
+    "die Antwort ist nicht ",
+    "Wait, ",
+    "Actually, no. ",
+    "if ",
+    "✅",
+    "~~",
+    "## Final Answer\n",
+    "[/THINK]",
+    "◁think▷",
+    "，",
+    "Ｂ",
+    "1,000",
+    "2.5",
+    "\n",
 ]
 TEXT = st.lists(st.one_of(st.sampled_from([*FRAGMENTS, *OPTIONS, *OPTIONS.values()]), st.text(max_size=8))).map("".join)
 
@@ -348,11 +524,69 @@ def test_never_raises_and_answers_with_an_option(response: str, options: dict[st
         answer = extract_answer(response, given_options)
         assert answer.letter is None or answer.letter in given_options
         assert answer == extract_answer(response, given_options)
+        assert answer.rule in {*EXPLICIT, "lone", "verdict", "label", "text", "misspelled", "several", "none"}
+        opened = extract_answer(response, given_options, thinking_open=True)
+        assert opened.letter is None or opened.letter in given_options
+        assert not states_answer(response, given_options) or answer.rule in EXPLICIT
+    for opens in (False, True):
+        assert "".join(split_thinking(response, thinking_open=opens)) == response
 
 
 @pytest.mark.parametrize(
     "piece",
-    ["B ", "**B** or ", "answer ", "answer is ", "\\boxed{", "(", "\n", " ", "<think>", "Hepatitis B ", "'A\"", "not "],
+    [
+        *(
+            "B ",
+            "**B** or ",
+            "answer ",
+            "answer is ",
+            "\\boxed{",
+            "(",
+            "\n",
+            " ",
+            "<think>",
+            "Hepatitis B ",
+            "'A\"",
+            "not ",
+        ),
+        *(
+            "A, ",
+            "Answer: A and ",
+            "Answer: A\nWait, ",
+            "A is wrong ",
+            "A: Aspirin ",
+            "no, ",
+            "I would choose ",
+            "~~",
+            "#",
+            "|",
+        ),
+        *(
+            "答案是",
+            "选",
+            "A错误",
+            "정답은 A ",
+            "la respuesta es ",
+            "no es A sino ",
+            "die antwort ist ",
+            "ответ ",
+            "คำตอบคือ ",
+            "10,000",
+        ),
+        *(
+            '"answer": "A", ',
+            '{"answer": ',
+            "</think>",
+            "# Final Answer\n",
+            "if ",
+            "A? no, ",
+            "all of ",
+            "A\n",
+            "is not ",
+            "...",
+            "2-",
+        ),
+    ],
 )
 def test_a_megabyte_is_read_at_once(piece: str) -> None:
     text = piece * (1_000_000 // len(piece))

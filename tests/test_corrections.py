@@ -113,7 +113,7 @@ def test_a_model_may_say_where_the_error_is() -> None:
         rank_corrections(FIGURE, told.assign(node_id=[5, 5]), kind="mid")
     with pytest.raises(MedReflError, match="the located error 99 is not a step of the path to leaf 9"):
         rank_corrections(FIGURE, told.assign(node_id=[99, 5]), kind="mid")
-    with pytest.raises(MedReflError, match="leaf 8 is not that of a wrong path"):
+    with pytest.raises(MedReflError, match="leaf 8 does not end a wrong path"):
         rank_corrections(FIGURE, told.assign(leaf=[8, 10], node_id=[3, None]), kind="mid")
 
 

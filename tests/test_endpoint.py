@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -82,7 +82,7 @@ def test_what_a_request_holds(monkeypatch):
         generator = EndpointGenerator(server.url, "student")
         prefix = Prefix(prompts.exam(QUESTIONS[0]), (), "Step 1: no.\n")
         sampling = Sampling(0.7, 0.9, 60, repetition_penalty=1.1)
-        generator.expand([prefix], 3, "\n", sampling, [[2**40 + 5, 1, 2]])
+        generator.expand([prefix], 3, "line", sampling, [[2**40 + 5, 1, 2]])
         body = server.requests[-1]
     assert body["messages"] == [*prefix.messages, {"role": "assistant", "content": "Step 1: no.\n"}]
     assert body["continue_final_message"] is True and body["add_generation_prompt"] is False
@@ -91,10 +91,35 @@ def test_what_a_request_holds(monkeypatch):
     assert server.keys == {"Bearer a-key"}
 
 
+HEADED = "\n## Thinking\n\nIt is oral.\n\n**Answer:**\nC. Warfarin"
+
+
+@pytest.mark.parametrize("manners", [{}, {"stop_reason": False}, {"choices": False}, {"stop": False}])
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ("line", ["\n## Thinking\n\nIt is oral.\n", "\n**Answer:**\nC. Warfarin"]),
+        ("paragraph", ["\n## Thinking\n\nIt is oral.\n\n", "**Answer:**\nC. Warfarin"]),
+    ],
+)
+def test_a_step_that_the_server_cut_too_early_is_written_again(manners, steps, expected):
+    """A stop at a line end would cut at the blank line that the turn begins with, and after each heading."""
+    question = replace(QUESTIONS[0], options={"A": "Aspirin", "B": "Heparin", "C": "Warfarin"}, gold="C")
+    with serving(texts=[HEADED], **manners) as server:
+        generator = EndpointGenerator(server.url, "student")
+        growth = SearchSettings((2,), steps=steps)
+        tree = grow_trees([question], generator, growth=growth, sampling=SAMPLING, seed=0)
+        sent = [body.get("stop") for body in server.requests[1:]]
+    # A server that does not say why it stopped may have stopped at the end: the stop is then added to the text.
+    assert [text.rstrip() for text in tree.text] == [text.rstrip() for text in ["", *expected]]
+    assert tree.stop.dropna().tolist() == ["answer"] and tree.weight.tolist() == [1, 2, 2]
+    assert {"line": ["\n"], "paragraph": ["\n\n"]}[steps] in sent
+
+
 def test_where_the_turn_is_not_continued_the_model_is_asked_to_go_on():
     with serving(prefill=False) as server:
         generator = EndpointGenerator(server.url, "student")
-        generator.expand([Prefix(prompts.exam(QUESTIONS[0]), (), "Step 1: no.\n")], 1, "\n", SAMPLING, [[1]])
+        generator.expand([Prefix(prompts.exam(QUESTIONS[0]), (), "Step 1: no.\n")], 1, "line", SAMPLING, [[1]])
         roles = [message["role"] for message in server.requests[-1]["messages"]]
     assert roles == ["user", "assistant", "user"] and "continue_final_message" not in server.requests[-1]
 
@@ -131,7 +156,7 @@ def test_what_fails_in_passing_is_tried_again_when_the_server_says():
         ([(404, {}, "no such model")] * 9, r"model student: HTTP 404: .*no such model", 1),
         (
             [(500, {}, "on fire")] * 9,
-            r"HTTP 500: .*on fire.* \(3 tries\); what was received is kept in .*calls: run the same again$",
+            r"HTTP 500: .*on fire.* \(3 tries\); the replies so far are kept in .*calls: run the same again$",
             3,
         ),
     ],
@@ -211,7 +236,7 @@ def test_a_log_whose_last_line_was_cut_is_taken_up(tmp_path):
 def test_a_chain_is_cut_into_the_lines_it_has():
     generator = EndpointGenerator("http://localhost/v1", "m")
     chain = Continuation("\na b\n\nc\nAnswer: A", (), -1.0, "end", 17)
-    steps = generator.steps(chain, "\n")
+    steps = generator.cut(chain, "line")
     assert [(step.text, step.stop) for step in steps] == [
         ("\na b\n", "boundary"),
         ("\nc\n", "boundary"),

@@ -69,7 +69,7 @@ def test_what_does_not_pass_is_given_up_with_one_line_and_what_was_received_is_k
             chats(server, tmp_path / "calls", timeout=1.0, retries=1)
         message = str(raised.value)
         assert message.startswith(f"endpoint {server.url}, model m: {TOLD[fault]}") and "\n" not in message
-        assert message.endswith(f"; what was received is kept in {tmp_path / 'calls'}: run the same again")
+        assert message.endswith(f"; the replies so far are kept in {tmp_path / 'calls'}: run the same again")
         assert len(server.refused) == 2
         server.failures, before = [], len(server.requests)
         texts, generator = chats(server, tmp_path / "calls")
@@ -203,7 +203,7 @@ def test_the_model_in_this_process_heeds_a_budget_too(tiny_student):
         ({"max_calls": -1}, "budget: max_calls is -1, expected at least 0"),
         (
             {"max_cost": 3.0},
-            "budget: max_cost needs input_price and output_price, of a million tokens read and written",
+            "budget: max_cost needs input_price and output_price, the prices of a million tokens read and written",
         ),
     ],
 )

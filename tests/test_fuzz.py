@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 
 from medrefl_utils.core import Answer, Continuation, MedReflError
 from medrefl_utils.evaluation import read_responses
-from medrefl_utils.exam import Rows, clinic, extract_answer, lint_questions, load_questions, prompts, read_questions
+from medrefl_utils.exam import (
+    STEP_KINDS,
+    Rows,
+    clinic,
+    extract_answer,
+    lint_questions,
+    load_questions,
+    prompts,
+    read_questions,
+    split_into_steps,
+    states_answer,
+)
 from medrefl_utils.pairs import CorrectionText, check_reflection, read_scores
 from medrefl_utils.runs import STAGES, load_profile, notebook_parameters
 from medrefl_utils.trees.model_locator import _step_of
@@ -176,7 +187,9 @@ def test_any_response_has_an_answer_or_none(text: str, question: Any) -> None:
     found = extract_answer(text, question.options)
     assert isinstance(found, Answer) and (found.letter is None or found.letter in question.options)
     assert "\n" not in "".join(prompts.split_steps(text))
-    prompts.states_answer(text)
+    states_answer(text, question.options)
+    for kind in STEP_KINDS:
+        assert "".join(split_into_steps(text, kind)) == text
 
 
 @many

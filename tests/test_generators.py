@@ -1,5 +1,6 @@
 """The in-process generator against transformers' own ``generate`` and against itself in other batches."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from medrefl_utils.core import Continuation, MedReflError, Sampling
-from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.exam import clinic, prompts, step_end
 from medrefl_utils.models import LocalGenerator, Prefix, derive_seed, open_generator
 from medrefl_utils.models.generators.local import _Draw
 from medrefl_utils.models.generators.shared_prefix import PlainRows, Rows, take_trunks
+from medrefl_utils.models.generators.token_cutting import opens_thinking
 from medrefl_utils.models.memory import is_out_of_memory
 from medrefl_utils.trees import SearchSettings, grow_trees
 
@@ -60,7 +62,7 @@ def test_rows_follow_the_memory_that_is_free(tiny_student):
     sampling, written = Sampling(1.0, 1.0, 60), {}
     for name, options in {"much": {}, "little": {"free": lambda: 12 * 2**20}, "given": {"max_rows": 3}}.items():
         generator, batches = LocalGenerator(tiny_student, **options), []
-        rows = generator.expand([Prefix(p) for p in PROMPTS], 2, "\n", sampling, [[1, 2]] * 12, batches.append)
+        rows = generator.expand([Prefix(p) for p in PROMPTS], 2, "line", sampling, [[1, 2]] * 12, batches.append)
         written[name] = [row.token_ids for pair in rows for row in pair], batches
     assert written["much"][0] == written["little"][0] == written["given"][0]
     assert written["much"][1] == [24] and written["little"][1] == [4] * 6 and written["given"][1] == [2] * 12
@@ -72,7 +74,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_written_all_the_same(tiny
     sampling, seeds = Sampling(1.0, 1.0, 60), [[1, 2]] * 12
     prefixes = [Prefix(p) for p in PROMPTS]
     expected = LocalGenerator(tiny_student)
-    steps = expected.expand(prefixes, 2, "\n", sampling, seeds)
+    steps = expected.expand(prefixes, 2, "line", sampling, seeds)
     repeat, limit = Rows.repeat, 6
 
     def repeated(rows, k):
@@ -83,22 +85,22 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_written_all_the_same(tiny
     monkeypatch.setattr(Rows, "repeat", repeated)
     generator, batches = LocalGenerator(tiny_student), []
     with pytest.warns(UserWarning) as told:
-        found = generator.expand(prefixes, 2, "\n", sampling, seeds, batches.append)
+        found = generator.expand(prefixes, 2, "line", sampling, seeds, batches.append)
     assert [str(one.message) for one in told] == [
-        "out of memory with 24 rows decoded together: going on with 12",
-        "out of memory with 12 rows decoded together: going on with 6",
+        "out of memory with 24 rows decoded together: continuing with 12",
+        "out of memory with 12 rows decoded together: continuing with 6",
     ]
     assert batches == [6] * 4 and generator.usage == expected.usage
     assert [row.token_ids for pair in found for row in pair] == [row.token_ids for pair in steps for row in pair]
     # The steps kept before and after are taken up, in batches that are known to fit.
     nodes = [Prefix(p, row.token_ids) for p, pair in zip(PROMPTS, found, strict=True) for row in pair]
-    again, whole = (g.expand(nodes, 1, "\n", sampling, [[3]] * 24) for g in (generator, expected))
+    again, whole = (g.expand(nodes, 1, "line", sampling, [[3]] * 24) for g in (generator, expected))
     assert [row[0].token_ids for row in again] == [row[0].token_ids for row in whole]
     assert generator.usage.prompt_tokens == expected.usage.prompt_tokens
     limit = 1
-    message = r"out of memory with 2 continuations of one prompt: of \d+ tokens, and 60 new ones each; take fewer"
+    message = r"out of memory with 2 continuations of one prompt of \d+ tokens, 60 new tokens each: use fewer"
     with pytest.raises(MedReflError, match=message), pytest.warns(UserWarning):
-        generator.expand(prefixes, 2, "\n", sampling, seeds)
+        generator.expand(prefixes, 2, "line", sampling, seeds)
 
 
 def test_main_memory_that_runs_out_is_told_like_a_cards():
@@ -120,7 +122,7 @@ def test_a_step_ends_with_its_line_and_goes_on_where_it_ended(generator):
     whole = generator.chat(PROMPTS[:1], Sampling(0.0, 1.0, 160), SEEDS[:1])[0]
     prefix, text = Prefix(PROMPTS[0]), ""
     for _ in range(len(prompts.split_steps(whole.text))):
-        [[step]] = generator.expand([prefix], 1, "\n", Sampling(0.0, 1.0, 80), [[0]])
+        [[step]] = generator.expand([prefix], 1, "line", Sampling(0.0, 1.0, 80), [[0]])
         assert step.text.count("\n") == (1 if step.stop == "boundary" else 0)
         text += step.text
         prefix = Prefix(prefix.messages, prefix.token_ids + step.token_ids)
@@ -170,7 +172,7 @@ def test_kept_caches_change_nothing_but_the_cost(tiny_student):
         frontier, texts, logprobs, prefix_tokens = [Prefix(p) for p in PROMPTS[:6]], [], [], []
         for depth in range(3):
             seeds = [[derive_seed(depth, i, j) for j in range(2)] for i in range(len(frontier))]
-            rows = generator.expand(frontier, 2, "\n", sampling, seeds)
+            rows = generator.expand(frontier, 2, "line", sampling, seeds)
             texts += [row.token_ids for pair in rows for row in pair]
             logprobs += [row.logprob for pair in rows for row in pair]
             prefix_tokens.append(generator.usage.prompt_tokens)
@@ -188,14 +190,49 @@ def test_kept_caches_change_nothing_but_the_cost(tiny_student):
     assert read_again[-1] > 5 * read_once[-1]
 
 
+def test_a_token_that_was_read_ahead_is_in_no_step_and_no_cache(tiny_student, monkeypatch):
+    """The first word of the next sentence shows that a sentence is complete; the next step draws it anew."""
+    generator = LocalGenerator(tiny_student)
+    ids = generator.encode("The INR is high. She bleeds.")
+    said = generator.encode("The INR is high.")
+
+    def scripted(draw, logits, alive, step):
+        tokens = torch.full((len(alive),), ids[step])
+        return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Draw, "__call__", scripted)
+        [rows] = generator.expand([Prefix(PROMPTS[0])], 2, "sentence", Sampling(1.0, 1.0, 40), [[1, 2]])
+    assert [(row.text, row.token_ids, row.stop) for row in rows] == [("The INR is high.", said, "boundary")] * 2
+    assert len(rows[0].logprobs) == len(said) and rows[0].logprob == pytest.approx(sum(rows[0].logprobs))
+    ahead = generator.usage.completion_tokens - 2 * len(said)
+    assert ahead >= 2 and generator.spent.written == generator.usage.completion_tokens
+    assert len(generator._kept) == 1
+    node, greedy = Prefix(PROMPTS[0], said), Sampling(0.0, 1.0, 12)
+    [[kept]], [[fresh]] = (g.expand([node], 1, None, greedy, [[0]]) for g in (generator, LocalGenerator(tiny_student)))
+    assert kept.token_ids == fresh.token_ids and kept.logprob == pytest.approx(fresh.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ending", "opens"),
+    [("<|assistant|><think>\n", True), ("<|assistant|>", False), ("<|assistant|><think>\n\n</think>\n\n", False)],
+)
+def test_a_template_that_opens_the_thinking_is_known_by_its_prompt(generator, ending, opens):
+    tokenizer = copy.deepcopy(generator.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}" + ending.replace("\n", "\\n")
+    tokenizer.chat_template = tokenizer.chat_template.replace("\\n", "{{ '\\n' }}")
+    assert opens_thinking(tokenizer) is opens
+    assert generator.thinking_open is False
+
+
 def test_caches_beyond_the_budget_are_read_again(tiny_student):
     generator = LocalGenerator(tiny_student, keep_gib=1e-3)  # some rows fit, not all
-    rows = generator.expand([Prefix(p) for p in PROMPTS], 2, "\n", Sampling(1.0, 1.0, 80), [[1, 2]] * len(PROMPTS))
+    rows = generator.expand([Prefix(p) for p in PROMPTS], 2, "line", Sampling(1.0, 1.0, 80), [[1, 2]] * len(PROMPTS))
     before, n = generator.usage.prompt_tokens, sum(row.stop == "boundary" for pair in rows for row in pair)
     held = len(generator._kept)
     assert 0 < held < n
     nodes = [Prefix(p, row.token_ids) for p, pair in zip(PROMPTS, rows, strict=True) for row in pair]
-    generator.expand(nodes, 1, "\n", Sampling(0.0, 1.0, 80), [[0]] * len(nodes))
+    generator.expand(nodes, 1, "line", Sampling(0.0, 1.0, 80), [[0]] * len(nodes))
     expected = {tuple(generator.prompt_ids(node.messages)) + node.token_ids for node in nodes}
     assert 0 < generator.usage.prompt_tokens - before < sum(map(len, expected)) * 2
 
@@ -203,16 +240,18 @@ def test_caches_beyond_the_budget_are_read_again(tiny_student):
 class Slow:
     """The slow way: the whole prefix through the model for every token, no cache, the draw by numpy."""
 
+    thinking_open = False
+
     def __init__(self, generator):
         self.generator, self.ties, self.drawn = generator, 0, 0
 
-    def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
+    def expand(self, prefixes, k, steps, sampling, seeds, progress=None):
         return [
-            [self._row(prefix, stop, sampling, seed) for seed in row[:k]]
+            [self._row(prefix, steps, sampling, seed) for seed in row[:k]]
             for prefix, row in zip(prefixes, seeds, strict=True)
         ]
 
-    def _row(self, prefix, stop, sampling, seed):
+    def _row(self, prefix, steps, sampling, seed):
         g = self.generator
         ids = [*g.prompt_ids(prefix.messages), *prefix.token_ids]
         uniform = np.random.Generator(np.random.Philox(seed)).random(sampling.max_tokens)
@@ -230,7 +269,7 @@ class Slow:
             if token in g._ends:
                 why = "end"
                 break
-            if stop in text.lstrip():
+            if step_end(text, steps) is not None:
                 why = "boundary"
                 break
         text = g.tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -314,7 +353,7 @@ def test_a_model_with_another_attention_is_decoded_the_plain_way(tmp_path, tiny_
 
 def test_a_chain_is_cut_as_steps_are(generator):
     [chain] = generator.chat(PROMPTS[:1], Sampling(1.0, 1.0, 200), [3])
-    steps = generator.steps(chain, "\n")
+    steps = generator.cut(chain, "line")
     assert "".join(step.text for step in steps) == chain.text and len(steps) > 2
     assert tuple(token for step in steps for token in step.token_ids) == chain.token_ids
     assert [step.stop for step in steps] == ["boundary"] * (len(steps) - 1) + ["end"]
@@ -330,5 +369,5 @@ def test_the_parameters_choose_the_generator_and_a_missing_extra_is_one_line(tin
     try:
         import vllm  # noqa: F401
     except ImportError:
-        with pytest.raises(MedReflError, match="vLLM is not installed: pip install"):
+        with pytest.raises(MedReflError, match="vLLM is not installed: run pip install"):
             open_generator(tiny_student, engine="vllm")

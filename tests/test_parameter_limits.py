@@ -9,7 +9,7 @@ import pytest
 
 from medrefl_utils.core import MedReflError
 from medrefl_utils.evaluation import protocols
-from medrefl_utils.exam import prompts
+from medrefl_utils.exam import prompts, steps
 from medrefl_utils.models import loading
 from medrefl_utils.models.generators import opening
 from medrefl_utils.pairs import lengths, pair_table
@@ -43,6 +43,7 @@ def test_no_limit_is_of_a_parameter_that_there_is_not() -> None:
         ("engine", opening.ENGINES),
         ("search_mode", search.MODES),
         ("unfinished", search.UNFINISHED),
+        ("steps", steps.STEP_KINDS),
         ("overlong_pairs", lengths.OVERLONG_PAIRS),
         ("answer_format", prompts.FORMS),
         ("compute_dtype", ("auto", *dpo.DTYPES)),

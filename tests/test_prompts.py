@@ -33,14 +33,12 @@ def test_reflection_names_the_five_parts_in_order_and_the_steps():
     assert "Steps so far:\n(none)" in text and "Steps that go wrong:\nStep 1: b" in text
 
 
-@pytest.mark.parametrize("step", ["Answer: B", "answer: B\n", "**Answer:** C", "Final answer: A", "\nAnswer: A"])
-def test_an_answer_line_is_one(step):
-    assert prompts.states_answer(step)
-
-
-@pytest.mark.parametrize("step", ["Step 4: the answer is B", "Answering this needs care.", "Step 1: Answer: no"])
-def test_other_lines_are_not(step):
-    assert not prompts.states_answer(step)
+@pytest.mark.parametrize(
+    ("line", "numbered"),
+    [("Step 4: the answer is B", True), ("**Step 1:** no", True), ("Answer: B", False), ("A step 2 years ago", False)],
+)
+def test_a_numbered_step_begins_with_its_number(line, numbered):
+    assert prompts.is_numbered_step(line) is numbered
 
 
 def test_split_steps_leaves_blank_lines_out():

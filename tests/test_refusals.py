@@ -299,7 +299,7 @@ CASES: list[Case] = [
     ),
     override(
         "01_tree_rollout.search_mode=full-path",
-        "max_frontier is 0, but mode full-path needs the number of steps that a round branches from",
+        "max_frontier is 0, but search_mode full-path needs the number of steps that a round branches from",
     ),
     override(
         "03_pair_construction.endpoint=http://localhost:8000/v1",

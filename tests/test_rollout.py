@@ -1,5 +1,6 @@
 """Trees: their shape, their leaves and weights with a scripted generator; their seeds and shards with the student."""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 
@@ -7,9 +8,17 @@ import pandas as pd
 import pytest
 
 from medrefl_utils.core import STEPS, Continuation, MedReflError, Question, Sampling, read_table, table_notes
-from medrefl_utils.exam import clinic, prompts
+from medrefl_utils.exam import clinic, step_end
 from medrefl_utils.models import Budget, LocalGenerator, derive_seed
-from medrefl_utils.trees import SearchSettings, grow_trees, roll_out, screen_questions, step_values, value_table
+from medrefl_utils.trees import (
+    SearchSettings,
+    grow_trees,
+    roll_out,
+    screen_questions,
+    step_values,
+    value_table,
+    warn_of_limits,
+)
 
 QUESTION = Question("q", "Which?", {"A": "one", "B": "two"}, "B")
 SAMPLING = Sampling(1.0, 1.0, 50)
@@ -18,11 +27,13 @@ SAMPLING = Sampling(1.0, 1.0, 50)
 class Script:
     """A generator that says what a table says: text so far -> the texts of its children, in turn."""
 
+    thinking_open = False
+
     def __init__(self, children: Mapping[str, list[str]], stops: Mapping[str, str] | None = None):
         self.children, self.stops, self.seeds = children, stops or {}, []
 
-    def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
-        assert stop == prompts.STEP_BOUNDARY
+    def expand(self, prefixes, k, steps, sampling, seeds, progress=None):
+        assert steps == "line"
         self.seeds += [seed for row in seeds for seed in row]
         out = []
         for prefix in prefixes:
@@ -73,7 +84,7 @@ def test_identical_siblings_are_one_row_whose_leaves_count_for_all():
     ("children", "stops", "growth", "stop"),
     [
         ({"": ["no idea"]}, {}, {}, "unreadable"),
-        ({"": ["Answer: none\n"]}, {}, {}, "unreadable"),
+        ({"": ["Answer: none\n"], "Answer: none\n": [""]}, {}, {}, "unreadable"),
         ({"": ["on and on"]}, {"on and on": "length"}, {}, "tokens"),
         ({"": ["a\n"], "a\n": ["a\n"]}, {}, {}, "repeat"),
         ({"": ["a\n"], "a\n": ["b\n"]}, {}, {"max_depth": 2}, "depth"),
@@ -94,6 +105,77 @@ def test_drop_leaves_out_only_what_leads_to_no_answer():
     assert steps.text.tolist() == ["", "a\n", "Answer: B"]
 
 
+@pytest.mark.parametrize(
+    ("thinking_open", "first", "ends"),
+    [
+        (False, "Answer: A\n", True),
+        (True, "Answer: A\n", False),  # the template opened a thinking, and nothing has closed it yet
+        (False, "<think>\nAnswer: A\n", False),
+        (False, "## Thinking\n\nAnswer: A\n", False),
+        (True, "</think>\n\nAnswer: A\n", True),
+        (False, "Answer choices A and B are not oral.\n", False),
+        (False, "Answer A is an antiplatelet.\n", False),
+        (False, "Step 4: the answer is A\n", False),
+        (False, "## Reasoning\nStep 4: the answer is A\n", False),
+        (False, "## Final Answer\nA. one\n", True),
+        (False, "**Answer:**\nA\n", True),
+    ],
+)
+def test_a_line_that_states_an_answer_ends_the_path_outside_of_a_thinking(thinking_open, first, ends):
+    script = Script({"": [first], first: ["</think>\n## Final Response\nAnswer: B"]})
+    script.thinking_open = thinking_open
+    steps = tree(script, branching=(1,))
+    assert steps.text.tolist() == (["", first] if ends else ["", first, "</think>\n## Final Response\nAnswer: B"])
+    assert steps.iloc[-1][["answer", "stop"]].tolist() == ["A" if ends else "B", "answer"]
+
+
+def test_a_short_step_may_come_twice_but_not_at_once_and_a_long_or_numbered_one_may_not():
+    long = "It is the drug that lowers the cholesterol in blood.\n"
+    for texts, stop in (
+        (["Hm.\n", "so\n", "Hm.\n", "Answer: B"], "answer"),
+        (["Hm.\n", "Hm.\n"], "repeat"),
+        ([long, "so\n", long], "repeat"),
+        (["Step 1: a\n", "so\n", "Step 1: a\n"], "repeat"),
+    ):
+        script = {"".join(texts[:n]): [texts[n]] for n in range(len(texts))}
+        assert tree(Script(script), branching=(1,)).stop.dropna().tolist() == [stop]
+
+
+def test_a_path_of_hundreds_of_steps_is_no_leaf_before_its_tokens_are_used():
+    texts = [f"{i}.5\n" for i in range(600)]
+    script = {"".join(texts[:n]): [texts[n]] for n in range(600)} | {"".join(texts): ["Answer: B"]}
+    steps = tree(Script(script), branching=(1,), max_path_tokens=10**5)
+    assert steps.depth.max() == 601 and steps.stop.dropna().tolist() == ["answer"]
+
+
+def test_leaves_that_a_limit_cut_are_told_with_the_parameter_to_raise():
+    growth = SearchSettings(max_path_tokens=200, max_depth=9)
+    ledger = {"ended_answer": 94, "ended_run_on": 2, "ended_tokens": 3, "ended_depth": 1, "merged": 7, "calls": 500}
+    message = (
+        r"limits cut 6% of 100 leaves, which then have no answer. Raise: max_path_tokens \(200\) cut 3%, "
+        r"max_step_tokens \(50\) cut 2%, max_depth \(9\) cut 1%$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        assert warn_of_limits(ledger, growth=growth, sampling=SAMPLING) == 0.06
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert warn_of_limits(ledger | {"ended_answer": 114}, growth=growth, sampling=SAMPLING) == 0.05
+        assert warn_of_limits({}, growth=growth, sampling=SAMPLING) == 0
+
+
+def test_a_cut_leaf_names_the_limit_that_cut_it():
+    """A step that fills the path's tokens is cut by these, whether or not it fills its own."""
+    counts = Counter()
+    script = {"": ["abcdefgh"], "abc\n": ["defgh"]}
+    for children, stops, limit in (
+        ({"": ["abcdefgh"]}, {"abcdefgh": "length"}, 8),
+        (script, {"abcdefgh": "length"}, 99),
+    ):
+        growth = SearchSettings((1,), max_path_tokens=limit)
+        grow_trees([QUESTION], Script(children, stops), growth=growth, sampling=SAMPLING, seed=0, counts=counts)
+    assert counts == {"ended_tokens": 1, "ended_run_on": 1}
+
+
 def test_a_path_without_an_answer_is_asked_for_one():
     """The scripted model ends its turn with the token that stands for it, which must go before the turn goes on."""
 
@@ -102,7 +184,7 @@ def test_a_path_without_an_answer_is_asked_for_one():
             row = super()._written(text)
             return Continuation(text, (*row.token_ids, 0), -1.0, "end") if row.stop == "end" else row
 
-    script = Ending({"": ["a\n", "hm"], "a\n": [""], "hm\nAnswer:": [" B"], "a\nAnswer:": [" A"]})
+    script = Ending({"": ["so\n", "hm"], "so\n": [""], "hm\nAnswer:": [" B"], "so\nAnswer:": [" A"]})
     steps = tree(script, branching=(2, 1), force_answer=True)
     leaves = steps[steps.kind == "leaf"].set_index("text")
     assert leaves.answer.to_dict() == {"\nAnswer: B": "B", "Answer: A": "A"}
@@ -124,6 +206,7 @@ def test_every_child_has_the_seed_of_its_place():
         ({"branching": (3, 0)}, r"branching is \[3, 0\]"),
         ({"max_depth": 0}, "max_depth is 0, expected at least 1"),
         ({"unfinished": "maybe"}, "unfinished is 'maybe', expected one of wrong, drop"),
+        ({"steps": "word"}, "steps is 'word', expected one of line, paragraph, sentence"),
     ],
 )
 def test_impossible_growth_is_refused(settings, message):
@@ -196,13 +279,13 @@ def test_endings_are_counted_by_reason():
 class Chains(Script):
     """Whole chains in turn for each prefix, and their lines as steps."""
 
-    def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
-        assert stop is None
+    def expand(self, prefixes, k, steps, sampling, seeds, progress=None):
+        assert steps is None
         self.seeds += [seed for row in seeds for seed in row]
         rows = [self.children["".join(map(chr, p.token_ids))] for p in prefixes]
         return [[Continuation(t, tuple(map(ord, t)), -1.0, "end") for t in row[:k]] for row in rows]
 
-    def steps(self, chain, stop):
+    def cut(self, chain, steps):
         lines = chain.text.splitlines(keepends=True)
         return [
             Continuation(t, tuple(map(ord, t)), -1.0, "end" if n == len(lines) else "boundary")
@@ -256,7 +339,7 @@ def test_full_path_draws_the_steps_it_branches_from_and_keeps_the_limits():
 
 
 def test_full_path_needs_to_know_where_to_branch():
-    with pytest.raises(MedReflError, match="max_frontier is 0, but mode full-path needs"):
+    with pytest.raises(MedReflError, match="max_frontier is 0, but search_mode full-path needs"):
         SearchSettings((3, 2), search_mode="full-path")
 
 
@@ -270,6 +353,25 @@ def test_questions_that_are_decided_get_no_tree():
 @pytest.fixture(scope="module")
 def student(tiny_student):
     return LocalGenerator(tiny_student)
+
+
+@pytest.mark.parametrize("steps", ["paragraph", "sentence"])
+def test_the_student_writes_other_steps_too_the_same_with_and_without_kept_caches(student, tiny_student, steps):
+    """The student writes one line a step and no blank line; a token read ahead is not in the step."""
+    growth = SearchSettings((2, 2, 2), steps=steps)
+    settings = {"growth": growth, "sampling": Sampling(1.0, 1.0, 250), "seed": 3}
+    questions = clinic.make_exam(2, seed=2)
+    before = student.usage.completion_tokens
+    found = grow_trees(questions, student, **settings)
+    written = student.usage.completion_tokens - before
+    plain = grow_trees(questions, LocalGenerator(tiny_student, keep_gib=0.0), **settings)
+    assert found.token_ids.map(list).tolist() == plain.token_ids.map(list).tolist()
+    assert written >= found.n_tokens.sum()
+    inner = found[found.kind == "step"]
+    if steps == "paragraph":
+        assert inner.empty and found.text[found.kind == "leaf"].str.count("\n").gt(2).all()
+    else:
+        assert all(step_end(text + "\nThen", steps) is not None for text in inner.text)
 
 
 def test_the_students_trees_are_the_same_again_and_in_any_shard(student, tmp_path):

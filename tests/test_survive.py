@@ -58,7 +58,7 @@ def test_a_damaged_shard_is_set_aside_by_name_and_its_questions_are_done_again(d
     again = grow(student, tmp_path)
     pd.testing.assert_frame_equal(again, whole)
     told = capsys.readouterr().err
-    assert f"rollout: set aside as {path.with_suffix('.damaged')}, its 2 questions are done again: " in told
+    assert f"rollout: set aside as {path.with_suffix('.damaged')}, its 2 questions are repeated: " in told
     assert path.with_suffix(".damaged").exists()
     assert {other: other.stat().st_mtime_ns for other in others} == times
     assert store.read_table(tmp_path / "steps", STEPS).equals(whole)

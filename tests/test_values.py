@@ -115,7 +115,7 @@ def test_merged_inner_siblings_pool_their_leaves() -> None:
         ([(0, None, -1.0), (1, 0, 1.0)], {}, "node 0: outcome -1 on an inner step"),
         ([(0, None, NAN), (1, 0, 1.0), (2, 0, NAN)], {}, "node 2: nothing continues it and it has no outcome"),
         ([(0, None, NAN), (1, 0, 0.5)], {}, "node 1: outcome 0.5, expected"),
-        ([(0, None, NAN), (1, 0, 1.0), (1, 0, -1.0)], {}, "node 1: the id stands twice"),
+        ([(0, None, NAN), (1, 0, 1.0), (1, 0, -1.0)], {}, "node 1: the id occurs twice"),
         ([(0, None, NAN)], {}, "node 0: the tree is only its root"),
         ([(0, None, 1.0)], {}, "node 0: the tree is only its root"),
         ([(0, None, NAN), (1, 0, 1.0)], {"weight": [1, 0]}, "node 1: weight 0, expected"),

@@ -31,7 +31,7 @@ class Engine:
         return [self._output(row["prompt_token_ids"], way) for row, way in zip(rows, ways, strict=True)]
 
     def _output(self, prompt: list[int], way: SimpleNamespace) -> SimpleNamespace:
-        text = f"Step {len(prompt)}: seed {way.seed}\n"
+        text = f"Step {len(prompt)}: seed {way.seed}" + ("\n" if way.seed != 99 else "")
         ids = self.tokenizer(text if way.stop else text + "Answer: A\n", add_special_tokens=False).input_ids
         logprobs = [{token: SimpleNamespace(logprob=-0.5)} for token in ids]
         why = dict(finish_reason="stop", stop_reason=way.stop[0] if way.stop else None)
@@ -68,10 +68,10 @@ def test_rows_come_back_in_the_prefixes_order_with_seeds_and_reasons(engine, tin
     generator = open_generator(tiny_student, engine="vllm")
     begun = generator.encode("Step 1: a\n")
     prefixes = [Prefix(PROMPTS[0]), Prefix(PROMPTS[1], begun)]
-    rows = generator.expand(prefixes, 2, "\n", SAMPLING, [[1, 2], [3, 99]])
+    rows = generator.expand(prefixes, 2, "line", SAMPLING, [[1, 2], [3, 99]])
     [(asked, ways)] = engine.asked
     assert asked[0] == asked[1] and asked[3]["prompt_token_ids"][-len(begun) :] == list(begun)
-    assert [row.text.split("seed ")[1] for pair in rows for row in pair] == ["1\n", "2\n", "3\n", "99\n"]
+    assert [row.text.split("seed ")[1] for pair in rows for row in pair] == ["1\n", "2\n", "3\n", "99"]
     assert [row.stop for pair in rows for row in pair] == ["boundary", "boundary", "boundary", "length"]
     assert {(w.temperature, w.top_p, w.max_tokens, w.include_stop_str_in_output) for w in ways} == {
         (0.7, 0.9, 40, True)
@@ -81,11 +81,42 @@ def test_rows_come_back_in_the_prefixes_order_with_seeds_and_reasons(engine, tin
     assert generator.usage.calls == 4 and generator.usage.completion_tokens == sum(r.length for p in rows for r in p)
 
 
+def test_a_row_that_stops_too_early_goes_on_in_another_round(engine, tiny_student):
+    """vLLM stops at every line end; a step ends where its line says something."""
+    generator = open_generator(tiny_student, engine="vllm")
+    [whole] = [generator.encode("\n## Thinking\n\nIt is oral.\nAnswer: C\n")]
+    generate, prompt = engine.generate, len(generator._prompt_ids(PROMPTS[0]))
+
+    def up_to_a_line_end(rows, ways, use_tqdm):
+        engine.asked.append((rows, ways))
+        outputs = []
+        for row, way in zip(rows, ways, strict=True):
+            left = whole[len(row["prompt_token_ids"]) - prompt :]
+            n = next(n for n in range(1, len(left) + 1) if "\n" in engine.tokenizer.decode(left[:n]))
+            ids = left[: min(n, way.max_tokens)]
+            why = dict(finish_reason="stop", stop_reason="\n") if n <= way.max_tokens else dict(finish_reason="length")
+            logprobs = [{token: SimpleNamespace(logprob=-0.5)} for token in ids]
+            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=logprobs, **why)]))
+        return outputs
+
+    engine.generate = up_to_a_line_end
+    [[step]] = generator.expand([Prefix(PROMPTS[0])], 1, "line", SAMPLING, [[5]])
+    assert (step.text, step.stop) == ("\n## Thinking\n\nIt is oral.\n", "boundary")
+    assert step.logprob == pytest.approx(-0.5 * step.length) and generator.usage.completion_tokens == step.length
+    seeds = [way.seed for _, ways in engine.asked for way in ways]
+    left = [way.max_tokens for _, ways in engine.asked for way in ways]
+    assert len(seeds) > 2 and seeds == list(range(5, 5 + len(seeds))) and left == sorted(left, reverse=True)
+    assert generator.usage.calls == generator.spent.calls == 1
+    [[cut]] = generator.expand([Prefix(PROMPTS[0])], 1, "line", Sampling(0.7, 0.9, 4), [[5]])
+    assert (cut.stop, cut.length) == ("length", 4)
+    engine.generate = generate
+
+
 def test_a_chain_is_cut_at_its_steps(engine, tiny_student):
     generator = open_generator(tiny_student, engine="vllm")
     [chain] = generator.chat(PROMPTS[:1], SAMPLING, [7])
     assert chain.stop == "end" and chain.text.count("\n") == 2
-    steps = generator.steps(chain, "\n")
+    steps = generator.cut(chain, "line")
     assert "".join(step.text for step in steps) == chain.text
     assert [step.stop for step in steps] == ["boundary", "end"] and steps[1].text.startswith("Answer")
     assert sum(step.logprob for step in steps) == pytest.approx(chain.logprob)

@@ -1,9 +1,9 @@
-"""Exam questions: load them, ask them, and read the answers.
+"""Exam questions: load them, ask them, cut an answer into steps, and read its letter.
 
 Input: a file, a benchmark's name, a hub dataset or the built-in clinic. Output: ``Question`` records, the prompts that
-ask them, and the letter that a response states (``extract_answer``). ``lint_questions`` checks an exam, and
-``find_overlaps`` compares two exams. ``benchmark_registry`` also knows which published models were trained on which
-benchmarks. No model runs here.
+ask them, the steps of a text (``split_into_steps``), and the letter that a response states (``extract_answer``).
+``lint_questions`` checks an exam, and ``find_overlaps`` compares two exams. ``benchmark_registry`` also knows which
+published models were trained on which benchmarks. No model runs here.
 """
 
 import lazy_loader
@@ -37,7 +37,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "lint": ["CONTEXT", "LintFinding", "content_key", "lint_questions", "longest_prompt", "stem_key"],
         "contamination": ["find_overlaps", "find_similar_stems", "remove_overlaps"],
-        "answers": ["extract_answer"],
-        "prompts": ["STEP_BOUNDARY", "Messages", "split_steps", "states_answer"],
+        "answers": ["extract_answer", "split_thinking", "states_answer"],
+        "steps": ["STEP_KINDS", "split_into_steps", "step_end"],
+        "prompts": ["STEP_BOUNDARY", "Messages", "split_steps"],
     },
 )

@@ -1,7 +1,7 @@
-"""Every prompt of the project, as a function that returns chat messages; and the step format that they ask for.
+"""All prompts of the project, as functions that return chat messages.
 
-The model's own chat template turns the messages into tokens. A chain is lines: numbered steps, perhaps a
-reflection between them, and a last line ``Answer: X``. The wording is ours.
+The model's own chat template turns the messages into tokens. The prompts ask for numbered steps, one per line, and a
+last line ``Answer: X``; a reflection may stand between the steps. The wording is ours.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from medrefl_utils.core.records import Question
 Messages = list[dict[str, str]]
 
 STEP_BOUNDARY = "\n"
-"""A step is one line."""
+"""The end of a step in the form that the prompts ask for: one step per line. ``exam.steps`` cuts what models write."""
 
-_ANSWER_LINE = re.compile(r"^\W*(?:final\s+)?answer\b", re.IGNORECASE)
+_NUMBERED_STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
 
 
-def states_answer(step: str) -> bool:
-    """Whether a step is the last line of a chain, "Answer: X"."""
-    return _ANSWER_LINE.match(step) is not None
+def is_numbered_step(line: str) -> bool:
+    """Say whether a line begins with the number of a step, as in "Step 4: ..."."""
+    return _NUMBERED_STEP.match(line) is not None
 
 
 def split_steps(chain: str) -> list[str]:
-    """The steps of a finished chain: its lines that are not blank."""
+    """Return the lines of a finished chain that are not blank."""
     return [line.strip() for line in chain.split(STEP_BOUNDARY) if line.strip()]
 
 
 def question_block(question: Question) -> str:
-    """Stem and lettered options as every prompt shows them; an option's own line breaks become spaces."""
+    """Return stem and lettered options as every prompt shows them; line breaks in an option become spaces."""
     options = "\n".join(f"{letter}. {' '.join(text.split())}" for letter, text in question.options.items())
     return f"{question.stem.strip()}\n\n{options}"
 
 
 def exam(question: Question) -> Messages:
-    """Answer a question step by step: the prompt of rollout, of every pair and of evaluation."""
+    """Ask a question, to be answered step by step: the prompt of rollout, pairs and evaluation."""
     return _user(
         f"{question_block(question)}\n\n"
         'Reason in numbered steps, one line each, beginning with "Step 1:". '
@@ -48,7 +48,7 @@ def exam(question: Question) -> Messages:
 
 
 def exam_json(question: Question) -> Messages:
-    """Answer a question as JSON with a reason and an answer: what the published evaluation asks for, in our words."""
+    """Ask a question, to be answered as JSON with a reason and an answer (published; our wording)."""
     return _user(
         f"{question_block(question)}\n\n"
         "Think the question through, then reply with one JSON object and nothing after it: "
@@ -57,11 +57,11 @@ def exam_json(question: Question) -> Messages:
 
 
 FORMS = {"steps": exam, "json": exam_json}
-"""How an evaluation can ask, by the name that a parameter gives it."""
+"""The prompts of an evaluation, by the value of ``answer_format``."""
 
 
 def read_answer(question: Question, response: str) -> Messages:
-    """Say which option a response settles on: for what the rules of ``answers`` cannot read."""
+    """Ask which option a response settles on, where the rules of ``exam.answers`` cannot read it."""
     return _user(
         f"{question_block(question)}\n\n"
         f"A response to this question:\n<response>\n{response.strip()}\n</response>\n\n"
@@ -71,7 +71,7 @@ def read_answer(question: Question, response: str) -> Messages:
 
 
 def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], right: Sequence[str]) -> Messages:
-    """Write the five-part reflection that leads from ``wrong`` steps to ``right`` ones after ``public`` steps."""
+    """Ask for the five-part reflection that leads from ``wrong`` to ``right`` steps, after the ``public`` steps."""
     return _user(
         f"{question_block(question)}\n\n"
         f"Steps so far:\n{_lines(public)}\n\n"
@@ -85,9 +85,9 @@ def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], 
 
 
 def ask_for_answer(cut: str) -> str:
-    """What is put after a response that was cut at its budget, in the model's own turn: the line that its answer ends.
+    """Return the text that asks a response cut at its budget for its answer, in the model's own turn.
 
-    A thinking that is still open is closed first, by the mark that it was opened with.
+    It first closes a thinking that is still open, with the mark that belongs to the opening one.
     """
     if "<think>" in cut and "</think>" not in cut:
         return "\n</think>\n\nAnswer:"
@@ -97,12 +97,12 @@ def ask_for_answer(cut: str) -> str:
 
 
 def ask_to_reconsider() -> str:
-    """What is put after a finished answer, in the model's own turn, to see what its reflection is worth (ours)."""
+    """Return the text that makes the model reconsider a finished answer, in its own turn (ours)."""
     return f"{STEP_BOUNDARY}Wait,"
 
 
 def go_on(written: str) -> Messages:
-    """The model's own turn so far, and the request to go on: for a server that does not continue a turn itself."""
+    """Return the model's turn so far and the request to go on, for a server that cannot continue a turn."""
     return [
         {"role": "assistant", "content": written},
         *_user("Go on with the line that comes next. Do not repeat a line, and keep to the same form."),
@@ -110,7 +110,7 @@ def go_on(written: str) -> Messages:
 
 
 def judge(question: Question, chain: Sequence[str]) -> Messages:
-    """Rate a chain's correctness and logic, 1 to 5 each."""
+    """Ask to rate a chain's correctness and logic, 1 to 5 each."""
     return _user(
         f"{question_block(question)}\n\n"
         f"Reasoning:\n{_lines(chain)}\n\n"
@@ -120,7 +120,7 @@ def judge(question: Question, chain: Sequence[str]) -> Messages:
 
 
 def locate(question: Question, chain: Sequence[str]) -> Messages:
-    """Name the first wrong step of a chain that ends at a wrong answer."""
+    """Ask for the first wrong step of a chain that ends at a wrong answer."""
     numbered = "\n".join(f"[{number}] {step.strip()}" for number, step in enumerate(chain, 1))
     return _user(
         f"{question_block(question)}\n\n"
@@ -130,7 +130,7 @@ def locate(question: Question, chain: Sequence[str]) -> Messages:
 
 
 def thinker(question: Question, chain: Sequence[str]) -> Messages:
-    """Rewrite a chain of steps as flowing thought that ends at the same answer."""
+    """Ask to rewrite a chain of steps as flowing thought that ends at the same answer."""
     return _user(
         f"{question_block(question)}\n\n"
         f"Reasoning:\n{_lines(chain)}\n\n"
@@ -141,7 +141,7 @@ def thinker(question: Question, chain: Sequence[str]) -> Messages:
 
 
 def version() -> str:
-    """A hash of this module's source: goes into the manifest, so that a changed prompt is seen."""
+    """Return a hash of this module's source; the manifest records it, so that a changed prompt is visible."""
     return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]
 
 

@@ -197,7 +197,7 @@ def probe_trees(
 ) -> tuple[Work, pd.DataFrame]:
     """Run stage 01 on these questions; return the work and the steps of their trees."""
     names = ("max_depth", "max_path_tokens", "force_answer", "unfinished", "search_mode", "max_frontier", "max_leaves")
-    names += ("target_right", "target_wrong")
+    names += ("target_right", "target_wrong", "steps")
     growth = SearchSettings(tuple(settings["branching"]), **{name: settings[name] for name in names})
     sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_step_tokens"])
     same = {name: settings[name] for name in ("seed", "shard_size", "screening_chains")}

@@ -101,6 +101,7 @@ LIMITS: dict[str, Limit] = {
     "max_step_tokens": _POSITIVE,
     "max_path_tokens": _POSITIVE,
     "unfinished": _one_of("wrong", "drop"),
+    "steps": _one_of("line", "paragraph", "sentence"),
     "shard_size": _POSITIVE,
     # sampling
     "temperature": _NATURAL,

@@ -1,4 +1,4 @@
-"""Reasoning trees: growing them, valuing their steps, and locating errors.
+"""Reasoning trees: grow them, value their steps, and locate errors.
 
 In: questions and a generator. Out: a table of steps, one row per step (``roll_out``), the step values V and solution
 values S (``step_values``, ``paths``), and the corrections of wrong paths ranked by their action value A
@@ -7,12 +7,12 @@ values S (``step_values``, ``paths``), and the corrections of wrong paths ranked
 
 import lazy_loader
 
-# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+# A name is imported from its module at its first use, so that this room alone loads no torch and no plots.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "search": ["MODES", "UNFINISHED", "SearchSettings", "grow_trees"],
-        "rollout": ["roll_out", "screen_questions"],
+        "rollout": ["roll_out", "screen_questions", "warn_of_limits"],
         "values": ["paths", "remain_values", "step_values", "value_table", "values_and_paths"],
         "corrections": ["EQUAL_WEIGHTS", "locate_errors", "rank_corrections"],
         "model_locator": ["locate_errors_by_model"],

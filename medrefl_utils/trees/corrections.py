@@ -1,9 +1,9 @@
-"""Where a wrong path errs, and the corrections that could mend it, ranked by their action value A.
+"""Locate the error of a wrong path, and rank its corrections by their action value A.
 
-A correction leaves a wrong path w at a step s and takes up a step t of another path p of the same tree, where t
-branches off before the error: t's parent stands on w above the erring step (**ours**: any step above, the question
-included). Each path that does not run through the erring step branches off w at exactly one place, so a correction is
-a pair (w, p), and t is p's first step that w has not.
+A correction leaves a wrong path w at a step s and takes a step t of another path p of the same tree. t branches off
+before the error: its parent is on w, above the wrong step (**ours**: any step above, also the question). Each path that
+does not contain the wrong step branches off w at exactly one place. So a correction is a pair (w, p), and t is the
+first step of p that is not on w.
 """
 
 from __future__ import annotations
@@ -24,18 +24,27 @@ _Mask = npt.NDArray[np.bool_]
 KINDS = ("mid", "post")
 EQUAL_WEIGHTS = (1.0, 1.0, 1.0)
 _NOISE = 1e-9
-"""Values are quotients of counts: what differs by less is equal."""
+"""Values are quotients of counts; a smaller difference is rounding noise."""
 _BLOCK = 2_000_000
-"""Corrections that are in memory together before the best are taken."""
+"""Number of corrections in memory at the same time, before the best are selected."""
 
 
 def locate_errors(steps: pd.DataFrame, margin: float = 0.0) -> pd.DataFrame:
-    """The first wrong step of each wrong path, by structure (**ours**).
+    """Return the first wrong step of each wrong path, located by the tree's structure (**ours**).
 
-    It is the first step of the path whose V falls from its parent's by more than nothing and at least ``margin`` (in
-    [0, 2]); the parent's V is the mean of its children's, weighted, so that a better sibling then always exists.
-    Returns a row per wrong path in the order of ``values.paths``: question_id, leaf (the path's), node_id (the step;
-    null where no step falls so far). Raises MedReflError for a margin out of range, or as ``values.step_values`` does.
+    The first wrong step is the first step whose V is lower than its parent's, by at least ``margin``. The parent's V is
+    the weighted mean of its children's, so such a step always has a better sibling.
+
+    Args:
+        steps: table of steps, as ``values.step_values`` takes it.
+        margin: minimum fall of V, in [0, 2].
+
+    Returns:
+        One row per wrong path, in the order of ``values.paths``: question_id, leaf (of the path), node_id (of the
+        wrong step; null if no step falls by the margin).
+
+    Raises:
+        MedReflError: the margin is out of range; and the errors of ``values.step_values``.
     """
     if not 0 <= margin <= 2:
         raise MedReflError(f"corrections: margin is {margin}, expected 0 to 2")
@@ -66,24 +75,30 @@ def rank_corrections(
     weights: Sequence[float] = EQUAL_WEIGHTS,
     top_k: int | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The corrections of every wrong path with a located error, best first, and what was left out, by reason.
+    """Rank the corrections of every wrong path with a located error, best first; count the paths left out.
 
-    ``located`` is what ``locate_errors`` gives, or a model's word for it in the same columns. ``kind`` "mid" leaves the
-    path at the erring step; "post" after its end, at its leaf. A path that states no answer (``stop``, where ``steps``
-    has it, is not "answer") is neither corrected nor taken up: nothing was concluded (**ours**). Of the paths that err
-    at one step, "mid" corrects that of the highest S: their texts up to the error are the same (**ours**).
+    A path that states no answer (``stop`` is not "answer") is neither corrected nor used as a correction, because it
+    concludes nothing (**ours**). If several paths have the same wrong step, "mid" corrects the one with the highest S:
+    their texts up to the error are the same (**ours**). Time grows with the number of corrections, memory with the
+    number of those kept.
 
-    A row per correction: question_id, wrong_leaf and wrong_value (w and its S), left (s), taken (t), leaf (p's),
-    effective (p ends right), the parts of A (``gain_step`` V(t) - V(s), ``gain_path`` S(p) - S(w), ``gain_rest``
-    R(t, p) - R(s, w)) and ``action``, A: their mean by ``weights`` (method.md; equal ones **ours**), in [-2, 2]. Rows
-    are sorted by question and w as in ``values.paths``, then effective ones first, then by falling A; ties go to the
-    lower leaf id. ``top_k`` keeps the best of w's effective and of its invalid ones. The work grows with the number of
-    corrections, the memory with that of those kept.
+    Args:
+        steps: table of steps; a table without ``stop`` counts every path as stating an answer.
+        located: wrong steps, from ``locate_errors`` or from a model in the same columns.
+        kind: "mid" leaves the path at the wrong step; "post" leaves it after its end, at its leaf.
+        weights: weights of the three parts of A (method.md; equal: **ours**).
+        top_k: keep this many effective and this many invalid corrections of each path; None: all.
 
-    Left out (wrong paths): ``unreadable``, ``no_error`` (none located), ``error_ends_path`` (mid: it is the leaf, so
-    that nothing is left to be left), ``same_error`` (mid: another path stands for it).
+    Returns:
+        A table and counts. The table has one row per correction: question_id, wrong_leaf and wrong_value (w and its S),
+        left (s), taken (t), leaf (of p), effective (p ends right), the parts of A (``gain_step`` V(t) - V(s),
+        ``gain_path`` S(p) - S(w), ``gain_rest`` R(t, p) - R(s, w)), and ``action``: A, their weighted mean, in
+        [-2, 2]. Rows are sorted by question and w as in ``values.paths``; then effective first; then by falling A; ties
+        by leaf id. The counts are of wrong paths left out: ``unreadable``, ``no_error`` (no error located),
+        ``error_ends_path`` (mid: the wrong step is the leaf), ``same_error`` (mid: another path has the same error).
 
-    Raises MedReflError for a kind, weights or top_k out of range, or a located step that is not on its wrong path.
+    Raises:
+        MedReflError: kind, weights or top_k is out of range, or a located step is not on its wrong path.
     """
     if kind not in KINDS:
         raise MedReflError(f"corrections: kind is {kind!r}, expected one of {', '.join(KINDS)}")
@@ -101,7 +116,7 @@ def rank_corrections(
 def _to_correct(
     steps: pd.DataFrame, forest: Forest, stated: _Mask, located: pd.DataFrame, kind: str
 ) -> tuple[_Ints, _Ints, dict[str, int]]:
-    """The rows of the wrong paths' leaves and of their erring steps, in the order of ``values.paths``."""
+    """Return the rows of the wrong paths' leaves and of their wrong steps, in the order of ``values.paths``."""
     rows = steps[["question_id", "node_id"]].reset_index(drop=True).reset_index(names="row")
     rows["node_id"] = rows["node_id"].astype("Int64")
     both = located[["question_id", "leaf", "node_id"]].astype({"leaf": "Int64", "node_id": "Int64"})
@@ -117,7 +132,7 @@ def _to_correct(
             raise MedReflError(f"corrections: question {row['question_id']!r}: {text.format(**row)}")
 
     known = (leaf >= 0) & forest.leaf[leaf] & (forest.outcome[leaf] < 0)
-    stop_at(~known, "leaf {leaf} is not that of a wrong path")
+    stop_at(~known, "leaf {leaf} does not end a wrong path")
     starts, flat = forest.climb(leaf)
     spot = starts[:-1] + forest.depth[error] - 1
     on_path = (error >= 0) & (forest.depth[error] > 0) & (flat[np.minimum(spot, len(flat) - 1)] == error)
@@ -145,7 +160,7 @@ def _to_correct(
 
 
 def _place(forest: Forest) -> _Ints:
-    """Each row's place by question and node_id: the order of ``values.paths``."""
+    """Return each row's rank by question and node_id: the order of ``values.paths``."""
     place = np.empty(len(forest.node), np.int64)
     place[forest.by_node] = np.arange(len(forest.node))
     return place
@@ -153,7 +168,7 @@ def _place(forest: Forest) -> _Ints:
 
 @dataclass(frozen=True)
 class _Block:
-    """Corrections as rows of the forest: w's leaf, s, t and p's leaf."""
+    """Corrections as row positions of the forest: w's leaf, s, t and p's leaf."""
 
     wrong: _Ints
     left: _Ints
@@ -162,10 +177,10 @@ class _Block:
 
 
 def _blocks(forest: Forest, stated: _Mask, wrong: _Ints, error: _Ints, kind: str) -> Iterator[_Block]:
-    """All corrections of these wrong paths, some wrong paths at a time; at least one block.
+    """Yield all corrections of these wrong paths, a number of wrong paths at a time; at least one block.
 
-    In the order of a walk through the tree the leaves below a step are a range. So the paths that branch off w at an
-    ancestor a of the error are two ranges: the leaves below a, without those below a's child on w.
+    In depth-first order, the leaves below a step are a range. So the paths that branch off w at an ancestor a of the
+    error are two ranges: the leaves below a, without the leaves below a's child on w.
     """
     below, start = _leaf_ranges(forest)
     walk = np.empty(int(forest.leaf.sum()), np.int64)
@@ -173,7 +188,7 @@ def _blocks(forest: Forest, stated: _Mask, wrong: _Ints, error: _Ints, kind: str
     walk[start[leaves]] = leaves
     starts, flat = forest.climb(walk)
 
-    # A row per wrong path and ancestor of its error; the child is the ancestor's on the path.
+    # One row per wrong path and ancestor of its error; ``child`` is the ancestor's child on the path.
     height = forest.depth[error]
     of = np.repeat(np.arange(len(wrong)), height)
     level = np.arange(len(of)) - np.repeat(np.cumsum(height) - height, height)
@@ -200,14 +215,14 @@ def _blocks(forest: Forest, stated: _Mask, wrong: _Ints, error: _Ints, kind: str
 
 
 def _leaf_ranges(forest: Forest) -> tuple[_Ints, _Ints]:
-    """Of each row, how many leaves are at or below it, and the first of them in a walk through all trees."""
+    """Return, for each row, the number of leaves at or below it, and the rank of the first in depth-first order."""
     below = forest.leaf.astype(np.int64)
     for level in forest.levels[:0:-1]:
         np.add.at(below, forest.parent[level], below[level])
     start = np.zeros(len(below), np.int64)
     for depth, level in enumerate(forest.levels):
         before = np.cumsum(below[level]) - below[level]
-        if depth:  # siblings stand together in a level: what is before a step, from its first sibling on
+        if depth:  # siblings are adjacent in a level: count the leaves between a step and its first sibling
             parent = forest.parent[level]
             opens = np.concatenate([[True], parent[1:] != parent[:-1]])
             before += start[parent] - before[opens][np.cumsum(opens) - 1]

@@ -1,7 +1,7 @@
-"""Stage 01: grow the trees of an exam in shards of whole questions, each result kept on disk as soon as it is there.
+"""Grow the trees of an exam in shards of whole questions, and write each result to disk at once: stage 01.
 
-A shard is a file named by the hash of all that it depends on. One that is there is not grown again, whatever was run in
-between; those of other settings go once the trees that were asked for are complete.
+The file name of a shard is the hash of everything that the shard depends on. A shard on disk is not grown again, even
+if other settings were run in between. Shards of other settings are deleted after the requested trees are complete.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,18 +31,22 @@ from medrefl_utils.core.records import Question, Sampling
 from medrefl_utils.core.schemas import SCREENING, STEPS
 from medrefl_utils.core.store import read_table, table_key, table_notes, write_table
 from medrefl_utils.exam import answers, prompts
+from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.answers import extract_answer
 from medrefl_utils.models.generators.interface import Generator, Prefix, Usage, derive_seed
 from medrefl_utils.trees import search
 from medrefl_utils.trees.search import SearchSettings, Watch, grow_trees
 
 Ledger = dict[str, int]
-"""Calls and tokens that the results cost, whenever they were paid; and what ended or was cut, by reason."""
+"""Calls and tokens that the results cost, in this run or earlier; and counts of what ended or was cut, by reason."""
+
+_MANY_CUT = 0.05
+"""Warn if limits cut more than this share of the leaves (ours)."""
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """Questions that are worked on together, and the file that holds what came of it."""
+    """Questions that grow together, and the file with their result."""
 
     questions: tuple[Question, ...]
     key: str
@@ -60,17 +65,28 @@ def roll_out(
     shard_size: int = 64,
     screening_chains: int = 0,
 ) -> tuple[pd.DataFrame, Ledger]:
-    """The trees of these questions, written to ``folder``; returns all steps and what they cost.
+    """Grow the trees of these questions and write them to ``folder``.
 
-    Results are kept in ``shards`` by the hash of questions, prompts, growth, sampling, seed, generator and code: a
-    rerun goes on where it stopped, and a change of parameters loses nothing before its own trees are complete. With
-    ``screening_chains`` so many whole chains are drawn for each question first; those whose chains are all right or all
-    wrong get no tree (``too_easy``, ``too_hard`` in the ledger).
+    A rerun continues where it stopped. A change of parameters deletes nothing until its own trees are complete.
 
-    The ledger's ``requests`` to an endpoint, and those ``reused`` from its log, are this session's alone.
+    Args:
+        questions: the roots of the trees.
+        generator: writes the steps.
+        folder: gets the table of steps, one file per shard.
+        shards: folder that keeps results by the hash of questions, prompts, growth, sampling, seed, generator and code.
+        growth: the shape of the trees.
+        sampling: how tokens are drawn; ``max_tokens`` limits one step.
+        seed: the run's seed.
+        shard_size: number of questions per shard.
+        screening_chains: number of whole chains drawn per question first; 0: none. A question whose chains are all
+            right or all wrong gets no tree (``too_easy``, ``too_hard`` in the ledger).
+
+    Returns:
+        All steps, and the ledger. Its ``requests`` to an endpoint and those ``reused`` from the log count this session
+        only.
 
     Raises:
-        MedReflError: no question is left to grow a tree for.
+        MedReflError: the screening leaves no question.
     """
     common = [_code(generator), prompts.version(), asdict(sampling), seed, generator.key]
     ledger: Counter[str] = Counter()
@@ -85,7 +101,7 @@ def roll_out(
         if not questions:
             raise MedReflError(
                 f"rollout: of {ease['question_id'].nunique()} questions, all {screening_chains} chains of each were "
-                f"right ({left_out['too_easy']}) or all wrong ({left_out['too_hard']}): none is left to grow a tree for"
+                f"right ({left_out['too_easy']}) or all wrong ({left_out['too_hard']}): no question is left for a tree"
             )
     parts = _cut(questions, shard_size, shards, ["trees", asdict(growth), *common])
     bar = _Bar("trees", len(questions), generator)
@@ -98,11 +114,36 @@ def roll_out(
 
 
 def screen_questions(questions: Sequence[Question], ease: pd.DataFrame) -> tuple[list[Question], dict[str, int]]:
-    """The questions whose chains (a table of EASE) are neither all right nor all wrong, and how many were left out."""
+    """Return the questions whose chains are neither all right nor all wrong, and counts of the others.
+
+    ``ease`` is a table with the columns of ``core.schemas.SCREENING``.
+    """
     right = dict(zip(ease["question_id"], ease["right"] / ease["chains"], strict=True))
     mixed = [question for question in questions if 0 < right[question.question_id] < 1]
     easy = sum(right[question.question_id] == 1 for question in questions)
     return mixed, {"too_easy": easy, "too_hard": len(questions) - len(mixed) - easy}
+
+
+def warn_of_limits(ledger: Mapping[str, int], *, growth: SearchSettings, sampling: Sampling) -> float:
+    """Return the share of leaves that a limit cut; warn if it is more than 5%, and name the parameters to raise.
+
+    A path that a limit cuts counts as wrong, so that a low limit makes right steps look wrong.
+    """
+    leaves = sum(count for name, count in ledger.items() if name.startswith("ended_"))
+    limits = {
+        f"max_step_tokens ({sampling.max_tokens})": ledger.get("ended_run_on", 0),
+        f"max_path_tokens ({growth.max_path_tokens})": ledger.get("ended_tokens", 0),
+        f"max_depth ({growth.max_depth})": ledger.get("ended_depth", 0),
+    }
+    share = sum(limits.values()) / max(1, leaves)
+    if share > _MANY_CUT:
+        raised = {name: cut for name, cut in sorted(limits.items(), key=lambda limit: -limit[1]) if cut}
+        each = ", ".join(f"{name} cut {cut / leaves:.0%}" for name, cut in raised.items())
+        warnings.warn(
+            f"rollout: limits cut {share:.0%} of {leaves} leaves, which then have no answer. Raise: {each}",
+            stacklevel=2,
+        )
+    return share
 
 
 def _grow(
@@ -137,7 +178,7 @@ def _screening(
 
 
 def _cost(generator: Generator, before: Usage) -> Ledger:
-    """What a shard cost. Nothing that would be otherwise another time: the same trees are the same file."""
+    """Return what a shard cost, without anything that changes between runs: equal trees are equal files."""
     used = generator.usage.since(before)
     return {name: used[name] for name in ("calls", "prompt_tokens", "completion_tokens")}
 
@@ -156,7 +197,7 @@ def _made(
     bar: _Bar,
     ledger: Counter[str],
 ) -> pd.DataFrame:
-    """The table of all shards, those that are not on disk made first; what all of them cost goes into the ledger."""
+    """Return the table of all shards, after making those that are not on disk; add the cost of all to the ledger."""
     missing = []
     for shard in shards:
         if (table := _found(shard, schema)) is None:
@@ -173,7 +214,7 @@ def _made(
 
 
 def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
-    """A shard's table if it is on disk; one that is damaged is set aside under another name, and told."""
+    """Return a shard's table if it is on disk; rename a damaged file and report it."""
     if not shard.path.exists():
         return None
     try:
@@ -181,17 +222,20 @@ def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
         asked = {question.question_id for question in shard.questions}
         if table_key(shard.path) == shard.key and set(table["question_id"]) <= asked:
             return table
-        why = "it is of other questions or settings"
+        why = "it belongs to other questions or settings"
     except MedReflError as error:
         why = str(error)
     aside = shard.path.with_suffix(".damaged")
     shard.path.replace(aside)
-    tqdm.write(f"rollout: set aside as {aside}, its {len(shard.questions)} questions are done again: {why}", sys.stderr)
+    tqdm.write(
+        f"rollout: set aside as {aside}, its {len(shard.questions)} questions are repeated: {why}",
+        sys.stderr,
+    )
     return None
 
 
 def _lay_out(parts: Sequence[Path], folder: Path) -> None:
-    """The folder with these parts and no others; they are links where the file system has them."""
+    """Fill the folder with these parts and no others, as hard links where the file system has them."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {folder / f"part-{number:05d}.parquet": part for number, part in enumerate(parts)}
     for place, part in wanted.items():
@@ -201,13 +245,13 @@ def _lay_out(parts: Sequence[Path], folder: Path) -> None:
         except OSError:
             shutil.copyfile(part, beside)
         os.replace(beside, place)
-        beside.unlink(missing_ok=True)  # to rename a link onto another of the same file does nothing
+        beside.unlink(missing_ok=True)  # renaming a link onto another link of the same file does nothing
     for stale in set(folder.glob("*.parquet")) - set(wanted):
         stale.unlink()
 
 
 class _Bar:
-    """The bar of a whole run: tokens a second, and the leaves of all shards, those that were on disk included."""
+    """The progress bar of a run: tokens per second, and the leaves of all shards, also of those on disk."""
 
     def __init__(self, title: str, questions: int, generator: Generator):
         self.bar = tqdm(total=questions, desc=title, unit="question")
@@ -220,7 +264,7 @@ class _Bar:
         self._show(opened, self.right + right, self.wrong + wrong)
 
     def done(self, shard: _Shard, table: pd.DataFrame) -> None:
-        """Count a shard that is complete."""
+        """Add a complete shard to the bar."""
         self.bar.update(len(shard.questions))
         if "outcome" in table:
             self.right += int((table["outcome"] > 0).sum())
@@ -228,11 +272,11 @@ class _Bar:
             self._show(0, self.right, self.wrong)
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Close the bar; its last state stays on the screen."""
         self.bar.close()
 
     def __reduce__(self) -> tuple[Callable[[], Watch], tuple[()]]:
-        return _silent, ()  # a worker elsewhere has no terminal to show it on
+        return _silent, ()  # a worker in another process has no terminal
 
     def _show(self, opened: int, right: int, wrong: int) -> None:
         written = self.generator.usage.completion_tokens - self.written
@@ -250,8 +294,8 @@ def _say_nothing(*_: Any) -> None:
 
 
 def _code(generator: Generator) -> str:
-    """A hash of the code that makes the trees: other code, other trees."""
-    modules = (search, answers, sys.modules[__name__], sys.modules[type(generator).__module__])
+    """Return a hash of the code that makes the trees: a change of the code makes new trees."""
+    modules = (search, answers, exam_steps, sys.modules[__name__], sys.modules[type(generator).__module__])
     return _digest([inspect.getsource(module) for module in modules])
 
 

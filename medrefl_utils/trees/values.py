@@ -1,13 +1,13 @@
-"""Step values V, solution values S and remain values R of reasoning trees, for any number of trees in one pass.
+"""Compute step values V, solution values S and remain values R of reasoning trees, for many trees in one pass.
 
-A tree is its rows: ``node_id`` is an integer unique within its question, ``parent_id`` the step it continues, null
-for the root (the question). A leaf is a row that no row continues; it alone has an outcome, +1 or -1. Rows may come
-in any order. Every table is validated as it is read.
+A tree is a set of rows. ``node_id`` is an integer, unique within its question. ``parent_id`` is the step that the row
+continues; it is null for the root (the question). A leaf is a row that no row continues; only leaves have an outcome,
++1 or -1. Rows may be in any order. Every table is validated when it is read.
 
-Weights: ``weight`` counts the identical steps of the unmerged tree that a row stands for. C and W count leaves, so
-leaf weights alone enter them: below merged inner siblings stand the leaves of all their copies, whose weights already
-count those copies, and the inner row's weight would count them twice. The value of a merged inner step is thus that
-of its copies' leaves together, and every step above it has the value it has in the unmerged tree.
+``weight`` counts the identical steps of the unmerged tree that a row represents. C and W count leaves, so only leaf
+weights enter them. The leaves below a merged inner step already count its copies; the inner weight would count them
+twice. So a merged inner step has the value of the leaves of all its copies, and every step above it has the same value
+as in the unmerged tree.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _Mask = npt.NDArray[np.bool_]
 
 _INT32 = np.iinfo(np.int32)
 _BLOCK = 2**17  # rows
-_DENSE = 8  # keys a row, up to which an array of all keys is worth its memory
+_DENSE = 8  # maximum keys per row for which an array over all keys is worth its memory
 
 
 @dataclass(frozen=True)
 class Forest:
-    """All trees of a table; arrays are aligned with its rows, and ``parent`` and ``levels`` hold row positions."""
+    """All trees of a table. Arrays are aligned with its rows; ``parent`` and ``levels`` hold row positions."""
 
     node: _Ints
     parent: _Ints  # -1 for a root
@@ -46,7 +46,7 @@ class Forest:
 
     @cached_property
     def counts(self) -> tuple[_Floats, _Floats]:
-        """C and W of each row: right and wrong leaves at or below it. Whole numbers in float64: sums are exact."""
+        """Return C and W of each row: right and wrong leaves at or below it. Sums of whole float64 are exact."""
         right = np.where(self.leaf & (self.outcome > 0), self.weight, 0.0)
         wrong = np.where(self.leaf & (self.outcome < 0), self.weight, 0.0)
         for level in self.levels[:0:-1]:
@@ -56,13 +56,13 @@ class Forest:
 
     @cached_property
     def value(self) -> _Floats:
-        """V of each row."""
+        """Return V of each row."""
         right, wrong = self.counts
         return (right - wrong) / (right + wrong)
 
     @cached_property
     def total(self) -> _Floats:
-        """The sum of V from the root's child down to each row: S and R are differences of it over lengths."""
+        """Return the sum of V from the root's child to each row; S and R are differences of it, divided by lengths."""
         total = np.zeros(len(self.node))
         for level in self.levels[1:]:
             total[level] = total[self.parent[level]] + self.value[level]
@@ -70,18 +70,18 @@ class Forest:
 
     @cached_property
     def depth(self) -> _Ints:
-        """0 for a root."""
+        """Return the depth of each row; 0 for a root."""
         depth = np.zeros(len(self.node), np.int64)
         for number, level in enumerate(self.levels):
             depth[level] = number
         return depth
 
     def climb(self, leaves: _Ints) -> tuple[_Ints, npt.NDArray[np.int32]]:
-        """The paths to these leaves: where each starts (one more at the end), and their rows from the root's child."""
+        """Return the paths to these leaves: the start of each and the end of the last; their rows from the top."""
         starts = np.concatenate([[0], np.cumsum(self.depth[leaves])])
-        flat = np.empty(int(starts[-1]), np.int32)  # rows, of which no table has 2**31
+        flat = np.empty(int(starts[-1]), np.int32)  # row positions; no table has 2**31 rows
         at, spot = leaves, starts[1:] - 1
-        while len(at):  # all paths at once, those that have arrived left out
+        while len(at):  # all paths at once, without those that have reached the root
             flat[spot] = at
             at, spot = self.parent[at], spot - 1
             inside = self.parent[at] >= 0
@@ -90,36 +90,41 @@ class Forest:
 
 
 def step_values(steps: pd.DataFrame) -> pd.Series:
-    """Step value V(s) = (C - W) / (C + W) over the leaves at or below each step (method figure).
+    """Return the step value V(s) = (C - W) / (C + W) over the leaves at or below each step (method figure).
 
-    ``steps`` needs question_id, node_id, parent_id and outcome, and weight where leaves were merged. The result has
-    the rows' index and order, in [-1, 1]; a leaf's V is its outcome. Raises MedReflError, naming the question and the
-    node, if a tree is malformed.
+    Args:
+        steps: table with question_id, node_id, parent_id and outcome, and weight if leaves were merged.
+
+    Returns:
+        V in [-1, 1], with the index and order of ``steps``. A leaf's V is its outcome.
+
+    Raises:
+        MedReflError: a tree is malformed; names the question and the node.
     """
     value = [read_forest(block).value for block in _blocks(steps)]
     return pd.Series(np.concatenate(value), index=steps.index, name="value")
 
 
 def value_table(steps: pd.DataFrame) -> pd.DataFrame:
-    """C, W and V of every step, root included: a row per row of ``steps``, in its order, with the columns of VALUES.
+    """Return C, W and V of every step and root, row by row, with the columns of ``schemas.VALUES``.
 
-    Raises as ``step_values`` does.
+    Raises the errors of ``step_values``.
     """
     return pd.concat([_value_table(block, read_forest(block)) for block in _blocks(steps)], ignore_index=True)
 
 
 def paths(steps: pd.DataFrame) -> pd.DataFrame:
-    """Every path from a root's child to a leaf: a row per leaf, questions as they first appear, then by leaf id.
+    """Return every path from a root's child to a leaf, one row per leaf, in order of question and leaf id.
 
-    Columns: question_id, node_id (the leaf's), nodes (its ids in order), answer (null where ``steps`` has no such
-    column), outcome, value and weight. ``value`` is the solution value S: the mean of V over the path's steps, the
-    root left out (method figure). Raises as ``step_values`` does.
+    Columns: question_id, node_id (of the leaf), nodes (ids of the path in order), answer (null if ``steps`` has no
+    such column), outcome, value and weight. ``value`` is the solution value S: the mean of V over the path's steps,
+    without the root (method figure). Raises the errors of ``step_values``.
     """
     return pd.concat([_paths(block, read_forest(block)) for block in _blocks(steps)], ignore_index=True)
 
 
 def values_and_paths(steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``value_table`` and ``paths`` of one table, which is read and checked once for both."""
+    """Return ``value_table`` and ``paths`` of one table, which is read and checked only once."""
     tables, chains = [], []
     for block in _blocks(steps):
         forest = read_forest(block)
@@ -129,10 +134,10 @@ def values_and_paths(steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _blocks(steps: pd.DataFrame) -> list[pd.DataFrame]:
-    """The table in parts of whole trees that fit into a processor's cache; in one if a tree's rows are scattered."""
+    """Split the table into parts of whole trees that fit into the CPU cache; scattered rows give one part."""
     code, names = pd.factorize(steps["question_id"]) if "question_id" in steps else (np.zeros(0, int), [])
     turns = np.flatnonzero(code[1:] != code[:-1]) + 1
-    if len(turns) + 1 != len(names):  # a question comes twice, or one is null
+    if len(turns) + 1 != len(names):  # a question's rows are not contiguous, or an id is null
         return [steps]
     cuts = np.searchsorted(turns, np.arange(_BLOCK, len(code), _BLOCK))
     bounds = [0, *dict.fromkeys(turns[cuts[cuts < len(turns)]].tolist()), len(code)]
@@ -160,7 +165,7 @@ def _paths(steps: pd.DataFrame, forest: Forest) -> pd.DataFrame:
         {
             "question_id": steps["question_id"].iloc[leaves].array,
             "node_id": forest.node[leaves].astype(np.int32),
-            # Arrow lists: millions of Python lists would weigh more than the steps themselves
+            # Arrow lists: millions of Python lists would need more memory than the steps
             "nodes": pd.Series(pd.arrays.ArrowExtensionArray(nodes)),
             "answer": answer,
             "outcome": forest.outcome[leaves],
@@ -171,10 +176,10 @@ def _paths(steps: pd.DataFrame, forest: Forest) -> pd.DataFrame:
 
 
 def remain_values(steps: pd.DataFrame) -> pd.DataFrame:
-    """R of every step of every path: the mean of V from the step to the path's end, the step included (**ours**).
+    """Return R of every step of every path: the mean of V from the step (included: **ours**) to the path's end.
 
-    Columns question_id, leaf (the path's), node_id (the step's) and value; paths in the order of ``paths``, steps from
-    the root's child down. Raises as ``step_values`` does.
+    Columns: question_id, leaf (of the path), node_id (of the step) and value. Paths are in the order of ``paths``,
+    steps from the root's child down. Raises the errors of ``step_values``.
     """
     forest = read_forest(steps)
     leaves = forest.by_node[forest.leaf[forest.by_node]]
@@ -191,13 +196,13 @@ def remain_values(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def remain_values_of(forest: Forest, step: _Ints, leaf: _Ints) -> _Floats:
-    """R(step, path to the leaf), rows as positions of the forest's table."""
+    """Return R(step, path to the leaf) for pairs of row positions of the forest's table."""
     before = forest.total[forest.parent[step]]
     return (forest.total[leaf] - before) / (forest.depth[leaf] - forest.depth[step] + 1)
 
 
 def read_forest(steps: pd.DataFrame) -> Forest:
-    """The trees of a table; MedReflError names the first fault: of the ids, of the shape, then of the leaves."""
+    """Read and check the trees of a table. MedReflError names the first fault in ids, shape or leaves."""
     for name in ("question_id", "node_id", "parent_id", "outcome"):
         if name not in steps:
             raise MedReflError(f"steps: no column {name!r}, found {', '.join(map(str, steps.columns))}")
@@ -221,11 +226,11 @@ def read_forest(steps: pd.DataFrame) -> Forest:
         stop_at(~whole, f"{name} {{{name}}} is not a 32-bit whole number")
     node, parent_id = node.astype(np.int64), parent_id.astype(np.int64)
 
-    # One integer names a step of any question, so that an array finds each parent's row.
+    # One integer identifies a step of any question, so that an array finds each parent's row.
     low = int(node.min(initial=0))
     span = int(node.max(initial=0)) - low + 1
     find = _Finder(question * span + (node - low), len(names) * span)
-    stop_at(find.twice, "the id stands twice")
+    stop_at(find.twice, "the id occurs twice")
 
     parent = np.full(len(node), -1)
     child = np.flatnonzero(~root)
@@ -261,9 +266,9 @@ def read_forest(steps: pd.DataFrame) -> Forest:
 
 
 class _Finder:
-    """Finds rows by their keys, whole numbers from 0 to ``bound``: by an array where they are dense, else by bisection.
+    """Finds rows by their keys, whole numbers from 0 to ``bound``: with an array if they are dense, else by bisection.
 
-    ``twice`` marks the rows whose key another row has too (all of them but one); ``by_key`` is the rows in key order.
+    ``twice`` marks repeated keys (all rows but one); ``by_key`` is the row positions in key order.
     """
 
     def __init__(self, keys: _Ints, bound: int) -> None:
@@ -280,7 +285,7 @@ class _Finder:
             self.twice[self.by_key[1:]] = self.ordered[1:] == self.ordered[:-1]
 
     def rows(self, keys: _Ints) -> _Ints:
-        """The row of each key, -1 where there is none."""
+        """Return the row of each key; -1 if there is none."""
         if self.ordered is None:
             return self.rows_of[keys].astype(np.int64)
         spot = np.minimum(np.searchsorted(self.ordered, keys), len(self.ordered) - 1)
@@ -288,7 +293,7 @@ class _Finder:
 
 
 def _levels(parent: _Ints, roots: _Ints) -> list[_Ints]:
-    """Rows by depth, found downwards from the roots; rows on or below a cycle are in none."""
+    """Return the rows by depth, from the roots down; rows on or below a cycle are in no level."""
     count = np.bincount(parent[parent >= 0], minlength=len(parent))
     children = np.argsort(parent, kind="stable")[len(parent) - int(count.sum()) :]
     first = np.cumsum(count) - count  # where a row's children start
@@ -302,7 +307,7 @@ def _levels(parent: _Ints, roots: _Ints) -> list[_Ints]:
 
 
 def _on_cycle(parent: _Ints, unreached: _Mask) -> _Mask:
-    """Those of the unreached rows that lie on a cycle, not merely below one: what is left when leaves are peeled."""
+    """Mark the unreached rows that are on a cycle, not only below one: those that remain after peeling leaves."""
     left = unreached.copy()
     degree = np.bincount(parent[unreached], minlength=len(parent))
     bare = np.flatnonzero(left & (degree == 0))
@@ -315,10 +320,10 @@ def _on_cycle(parent: _Ints, unreached: _Mask) -> _Mask:
 
 
 def _numbers(column: pd.Series) -> _Floats:
-    """A column as float64, null as NaN; what is no number is NaN too, and fails the check of its column."""
+    """Return a column as float64; null and text become NaN, which the check of the column rejects."""
     return pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
 def _shown(value: object) -> str:
-    """A number of the table for an error's text: 3.0 (pandas' way of holding null beside 3) reads 3."""
+    """Return a number of the table for an error message: 3.0 (pandas uses floats in a column with null) reads 3."""
     return str(int(value)) if isinstance(value, float | np.floating) and value == value // 1 else str(value)

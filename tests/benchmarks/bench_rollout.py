@@ -100,6 +100,7 @@ class Recorder:
     prefixes: list[tuple[Prefix, int]]
     seconds: float = 0.0
     written: int = 0
+    thinking_open: bool = False
 
     def expand(self, prefixes: Sequence[Prefix], k: int, *rest: object) -> list:
         """Call the generator's ``expand`` and record it."""
@@ -145,7 +146,7 @@ def sampled_rate(
     generator: LocalGenerator, batches: Sequence[Sequence[Sequence[int]]], sampling: Sampling, seconds: float
 ) -> tuple[int, float]:
     """Run ``generate`` on random batches for at least ``seconds`` (or on all), and return tokens and seconds."""
-    stops = sorted(generator._tokens_with(prompts.STEP_BOUNDARY) | generator._ends)
+    stops = sorted({i for i, text in enumerate(generator._vocabulary) if "\n" in text} | generator._ends)
     tokens, start = 0, time.perf_counter()
     for i in np.random.default_rng(0).permutation(len(batches)):
         tokens += generated(generator, batches[i], sampling, stops)

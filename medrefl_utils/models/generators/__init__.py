@@ -1,6 +1,6 @@
-"""Generators: what runs a model, behind the one interface of ``interface``.
+"""Generators: run a model behind one interface (``interface``).
 
-``local`` is transformers in this process, ``vllm`` is vLLM in this process, ``endpoint`` is a server with OpenAI's
-API, and ``ray`` spreads any of them over several processes. ``opening`` chooses by a notebook's parameters. Public
-names are imported from ``medrefl_utils.models``.
+``local`` uses transformers and ``vllm`` uses vLLM in this process, ``endpoint`` uses a server with OpenAI's API, and
+``ray`` spreads any of them over several processes. ``opening`` selects one by a notebook's parameters.
+``token_cutting`` cuts tokens into steps for all of them. Import public names from ``medrefl_utils.models``.
 """

@@ -1,4 +1,4 @@
-"""What a run may spend: checked before each call, against the most that the call can cost."""
+"""Limit what a run spends: each call is checked beforehand, at its maximum cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from medrefl_utils.core.errors import MedReflError
 
 @dataclass(frozen=True)
 class Spent:
-    """Continuations asked for, tokens read and tokens written."""
+    """Continuations requested, tokens read and tokens written."""
 
     calls: int = 0
     read: int = 0
@@ -22,15 +22,15 @@ class Spent:
         return Spent(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
     def share(self, workers: int) -> Spent:
-        """An equal part for each of so many workers, rounded up."""
+        """Return an equal part for each of ``workers`` workers, rounded up."""
         return Spent(*(-(-getattr(self, f.name) // workers) for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The limits of ``max_calls`` continuations, ``max_tokens`` read and written, and ``max_cost``; 0 is none.
+    """Limits: ``max_calls`` continuations, ``max_tokens`` read and written, and ``max_cost``; 0 means no limit.
 
-    Cost is in whatever currency ``input_price`` and ``output_price`` are, of a million tokens read and written.
+    The cost is in the currency of ``input_price`` and ``output_price``: prices per million tokens read and written.
     """
 
     max_calls: int = 0
@@ -45,11 +45,11 @@ class Budget:
                 raise MedReflError(f"budget: {field.name} is {getattr(self, field.name)}, expected at least 0")
         if self.max_cost and not (self.input_price or self.output_price):
             raise MedReflError(
-                "budget: max_cost needs input_price and output_price, of a million tokens read and written"
+                "budget: max_cost needs input_price and output_price, the prices of a million tokens read and written"
             )
 
     def complaint(self, spent: Spent, call: Spent) -> str:
-        """Which limit ``call`` could take ``spent`` over, in a line; "" where there is room for it."""
+        """Return one line about the limit that ``call`` could exceed after ``spent``; "" if there is none."""
         after = spent + call
         for name, have, would in (
             ("max_calls", spent.calls, after.calls),
@@ -60,12 +60,12 @@ class Budget:
             if limit and would > limit:
                 return (
                     f"{name} is {limit:g}, {have:g} is spent, and the next call could take it to {would:g}; "
-                    f"what was received is kept: raise {name} and run the same again"
+                    f"the replies so far are kept: raise {name} and run the same again"
                 )
         return ""
 
     def shown(self, spent: Spent) -> dict[str, str]:
-        """What is spent of each limit that is set, for a bar: {"calls": "120/500"}."""
+        """Return what is spent of each limit, for a progress bar: {"calls": "120/500"}."""
         have = {"max_calls": spent.calls, "max_tokens": spent.read + spent.written, "max_cost": self.cost(spent)}
         return {
             name.removeprefix("max_"): f"{value:,.6g}/{limit:,.6g}"
@@ -74,11 +74,11 @@ class Budget:
         }
 
     def cost(self, spent: Spent) -> float:
-        """Of what was read and written."""
+        """Return the cost of what was read and written."""
         return (spent.read * self.input_price + spent.written * self.output_price) / 1e6
 
     def share(self, workers: int) -> Budget:
-        """What each of so many workers may spend, rounded down."""
+        """Return what each of ``workers`` workers may spend, rounded down."""
         whole = {name: max(1, value // workers) if (value := getattr(self, name)) else 0 for name in _COUNTED}
         return replace(self, **whole, max_cost=self.max_cost / workers)
 

@@ -1,7 +1,7 @@
-"""The log of a run's calls: what a model wrote is on disk as soon as it is there, and is never asked for again.
+"""Log a run's calls on disk, so that no reply of a model is requested twice.
 
-The log is a folder. Each process appends to a file of its own (JSON lines) and reads all of them, so that whoever takes
-up the work of a process that died finds what that one received.
+The log is a folder. Each process appends to its own file (JSON lines) and reads all files. So a process that repeats
+the work of another one that died finds its replies.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from medrefl_utils.core.errors import MedReflError
 
 
 class CallLog:
-    """Replies by key: a hash of all that a reply depends on. Without a folder nothing is kept."""
+    """Replies by key, the hash of everything that a reply depends on. Without a folder, nothing is kept."""
 
     def __init__(self, folder: Path | None, name: str = "main"):
-        """Read what is there; new lines go to ``folder/<name>.jsonl``.
+        """Read the folder; new lines go to ``folder/<name>.jsonl``.
 
-        A line that a killed process left half written, or that is no JSON, does not count.
+        Lines that are not valid JSON are ignored, such as the half line of a process that was killed.
         """
         self.folder, self.name = folder, name
         self._places: dict[str, tuple[Path, int]] = {}
-        """where a key's line begins, in bytes: replies of a long run do not belong into memory"""
+        """file and byte offset of each key's line; the replies of a long run are too large for memory"""
         self._broken = False
         for path in sorted(folder.glob("*.jsonl")) if folder is not None else []:
             for offset, line in _lines(path):
@@ -37,7 +37,7 @@ class CallLog:
                 self._broken = file.read() != b"\n"
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The line of a key; None where there is none."""
+        """Return the line of a key; None if there is none."""
         if key not in self._places:
             return None
         path, offset = self._places[key]
@@ -46,19 +46,19 @@ class CallLog:
             return json.loads(file.readline())
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Every line, one a key."""
+        """Return all lines, one per key."""
         return (line for key in self._places if (line := self.get(key)) is not None)
 
     def append(self, key: str, line: dict[str, Any]) -> None:
-        """Keep a line. It is appended in one write, so that it is whole or the last one.
+        """Append a line in one write: only the last line of a file can be incomplete.
 
         Raises:
-            MedReflError: the log cannot be written, as on a full disk.
+            MedReflError: the log cannot be written, for example because the disk is full.
         """
         if self.folder is None:
             return
         data = (json.dumps({"key": key, **line}) + "\n").encode()
-        if self._broken:  # what a killed process left stays a line of its own
+        if self._broken:  # keep the half line of a killed process separate
             data = b"\n" + data
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,12 +78,12 @@ class CallLog:
 
 
 def call_key(*parts: object) -> str:
-    """The key of a call: a hash (hex) of the parts, which JSON has."""
+    """Return the key of a call: a hash (hex) of the parts, which must be JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each whole line with the byte where it begins."""
+    """Yield each complete line with its byte offset."""
     offset = 0
     with open(path, "rb") as file:
         for data in file:

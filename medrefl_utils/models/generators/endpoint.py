@@ -1,11 +1,12 @@
-"""Any OpenAI-compatible endpoint: a vLLM or SGLang server, or a hosted model.
+"""Use a model behind any OpenAI-compatible endpoint: a vLLM or SGLang server, or a hosted model.
 
-What the server can do is found by one probe and recorded: whether it continues a half-written assistant turn (else the
-model is asked to go on), whether a stop works there, several choices a request, log-probabilities. Every reply is
-appended to a log as it arrives, under a hash of its request: a run that was killed pays for none of them again.
+One probe finds out what the server can do, and records it: whether it continues a half-written assistant turn (if not,
+the model is asked to go on), whether a stop sequence works there, and whether it returns several choices per request
+and log-probabilities. Every reply is appended to a log when it arrives, under a hash of its request. A run that was
+killed pays for no reply twice.
 
-An endpoint gets a seed with each request. Whether the same seed gives the same words is the server's affair; what makes
-a rerun the same here is the log.
+Every request has a seed. Whether equal seeds give equal text depends on the server. A rerun gives the same text here
+because of the log.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.exam import prompts
 from medrefl_utils.exam.prompts import Messages
+from medrefl_utils.exam.steps import SERVER_STOPS, split_into_steps, step_end
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key
 from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Result, Usage
@@ -40,14 +42,14 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 class _Request:
     messages: Messages
     text: str
-    stop: str | None
+    steps: str | None
     sampling: Sampling
     seed: int
     n: int
 
 
 class EndpointGenerator(Generator):
-    """A model behind ``url`` (the part before ``/chat/completions``); the key is read from OPENAI_API_KEY alone."""
+    """A model behind ``url`` (the part before ``/chat/completions``); the API key comes from OPENAI_API_KEY only."""
 
     def __init__(
         self,
@@ -61,21 +63,21 @@ class EndpointGenerator(Generator):
         budget: Budget | None = None,
         workers: int = 1,
     ):
-        """Nothing is asked yet.
+        """Check the address; no request is sent yet.
 
         Args:
-            url: http(s)://host/v1; no key in it.
-            model: its name there.
-            log: where replies are kept, and found again.
-            concurrency: requests under way at once.
-            retries: of a request that failed in passing (429, 5xx, no connection, a reply that is none), after what the
-                server's Retry-After says or ever longer.
-            timeout: of a request [s].
-            budget: what may be spent, with all that the log holds; requests under way are let end before it stops.
-            workers: how many generators like this one share the log and the budget.
+            url: http(s)://host/v1, without a key.
+            model: the model's name on the server.
+            log: keeps the replies, and returns them in a later run.
+            concurrency: maximum number of requests at the same time.
+            retries: how often a request is repeated after a temporary failure (429, 5xx, no connection, an invalid
+                reply). The wait follows the server's Retry-After, or grows.
+            timeout: of one request [s].
+            budget: limits for this run and all that is in the log. Requests that are already sent are completed.
+            workers: number of generators that share the log and the budget.
 
         Raises:
-            MedReflError: an address that is none or has a key in it, or no model.
+            MedReflError: the address is invalid or contains a key, or the model's name is missing.
         """
         address = urlsplit(url)
         if address.scheme not in ("http", "https") or not address.hostname or not model:
@@ -95,51 +97,50 @@ class EndpointGenerator(Generator):
         paid = (Spent(**line["paid"]) for line in self.log.lines() if "paid" in line)
         self.spent = sum(paid, Spent()).share(workers) if budget else Spent()
         self._under_way = Spent()
-        """the most that the requests under way can cost"""
+        """the maximum cost of the requests that are under way"""
         self._features: Features | None = None
 
     @property
     def about(self) -> dict[str, Any]:
-        """What runs the model, for the manifest."""
+        """Return what runs the model, for the manifest."""
         return {"endpoint": self.url, "model": self.model} | (asdict(self._features) if self._features else {})
 
     def expand(
         self,
         prefixes: Sequence[Prefix],
         k: int,
-        stop: str | None,
+        steps: str | None,
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         progress: Progress | None = None,
     ) -> list[list[Continuation]]:
-        """``k`` continuations of each prefix, in the prefixes' order.
+        """Write ``k`` continuations of each prefix, in the order of the prefixes.
 
-        One request a prefix, with the seed of its first child, where the server gives several choices; else one a
-        child. A step ends as the in-process generator ends it: at ``stop`` once there is more than white space.
+        If the server returns several choices, one request serves a prefix, with the seed of its first child; else each
+        child has its own request. ``exam.steps.step_end`` ends each step. A stop sequence only saves tokens: where the
+        server stops too early, as after a heading, the same step is requested again without it.
         """
         start = time.perf_counter()
         try:
-            return _run(self._expand(prefixes, k, stop, sampling, seeds, progress))
+            return _run(self._expand(prefixes, k, steps, sampling, seeds, progress))
         finally:
             self.usage.seconds += time.perf_counter() - start
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """No tokens: an endpoint goes by the text."""
+        """Return no tokens: an endpoint uses the text."""
         return ()
 
-    def steps(self, chain: Continuation, stop: str) -> list[Continuation]:
-        """The chain's lines; its tokens are shared out by length."""
-        pieces, rest = [], chain.text
-        while (end := _end(rest, stop)) is not None and end < len(rest):
-            pieces.append(replace(_part(chain, rest[:end]), stop="boundary"))
-            rest = rest[end:]
-        return [*pieces, _part(chain, rest)]
+    def cut(self, chain: Continuation, steps: str) -> list[Continuation]:
+        """Cut a chain into steps; each gets its share of the tokens by its length."""
+        texts = split_into_steps(chain.text, steps) or [chain.text]
+        pieces = [replace(_part(chain, text), stop="boundary") for text in texts]
+        return [*pieces[:-1], replace(pieces[-1], stop=chain.stop)]
 
     async def _expand(
         self,
         prefixes: Sequence[Prefix],
         k: int,
-        stop: str | None,
+        steps: str | None,
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         progress: Progress | None,
@@ -154,7 +155,7 @@ class EndpointGenerator(Generator):
                 self._features = await self._probed(client)
             whole = self._features.choices
             asked = [
-                _Request(p.messages, p.text, stop, sampling, seed, k if whole else 1)
+                _Request(p.messages, p.text, steps, sampling, seed, k if whole else 1)
                 for p, row in zip(prefixes, seeds, strict=True)
                 for seed in (row[:1] if whole else row[:k])
             ]
@@ -166,7 +167,7 @@ class EndpointGenerator(Generator):
                     try:
                         written = await self._written(client, request)
                     except MedReflError as error:
-                        failed.append(error)  # nothing new begins, what is under way is paid for and comes in
+                        failed.append(error)  # no new request starts; those under way are paid for and are completed
                         return []
                 if progress is not None:
                     progress(len(written))
@@ -179,16 +180,17 @@ class EndpointGenerator(Generator):
         return [[c for row in rows[i : i + each] for c in row] for i in range(0, len(rows), each)]
 
     async def _written(self, client: openai.AsyncOpenAI, request: _Request) -> list[Continuation]:
-        """The continuations of one request; choices that the server held back are asked for one by one."""
+        """Return the continuations of one request; choices that the server left out are requested one by one."""
         after_prefill = bool(request.text) and self._features.prefill
-        stop = request.stop if self._features.stop or not after_prefill else None
+        stop = SERVER_STOPS[request.steps] if request.steps else None
+        stop = stop if self._features.stop or not after_prefill else None
         written = await self._replies(client, request, stop)
         for number in range(len(written), request.n):
             more = replace(request, n=1, seed=request.seed + number)
             written += await self._replies(client, more, stop)
         for number, one in enumerate(written):
             if one is None:
-                # A stop at once: the server ended at a line's end that the turn begins with, or the turn is over.
+                # The server stopped before the step was complete: at a blank line, after a heading, or at the end.
                 again = replace(request, n=1, seed=request.seed + number)
                 [written[number]] = await self._replies(client, again, None)
         self.usage.calls += len(written)
@@ -197,7 +199,7 @@ class EndpointGenerator(Generator):
     async def _replies(
         self, client: openai.AsyncOpenAI, request: _Request, stop: str | None
     ) -> list[Continuation | None]:
-        """What the server wrote, from the log or now; None for a choice that is blank before ``stop``."""
+        """Return what the server wrote, from the log or now; None for a choice that ``stop`` cut too early."""
         key = call_key(self.url, self.model, stop, asdict(request))
         line = self.log.get(key)
         if line is None:
@@ -210,7 +212,8 @@ class EndpointGenerator(Generator):
         if reply.usage is not None:
             self.usage.prompt_tokens += reply.usage.prompt_tokens
             self.usage.completion_tokens += reply.usage.completion_tokens
-        return [_read(reply, choice, request, stop) for choice in reply.choices[: request.n]]
+        repeats = not (self._features.prefill and self._features.stop)
+        return [_read(reply, choice, request, stop, repeats) for choice in reply.choices[: request.n]]
 
     def _body(self, request: _Request, stop: str | None) -> dict[str, Any]:
         can, sampling = self._features, request.sampling
@@ -235,9 +238,9 @@ class EndpointGenerator(Generator):
         }
 
     async def _paid_for(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
-        """The reply, if the budget has room for the most that it can cost."""
+        """Return the reply, if the budget has room for its maximum cost."""
         n, limit = body.get("n", 1), body.get("max_tokens") or body["max_completion_tokens"]
-        # A token is at least a byte of text, and a template adds a few to each message.
+        # A token has at least one byte of text, and a template adds a few tokens to each message.
         read = sum(len(message["content"].encode()) + 16 for message in body["messages"])
         most = Spent(n, read, n * limit)
         async with self._settled:
@@ -262,14 +265,14 @@ class EndpointGenerator(Generator):
     async def _post(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
         where = f"endpoint {self.url}, model {self.model}"
         tries = f" ({self.retries + 1} tries)"
-        kept = f"; what was received is kept in {self.log.folder}: run the same again" if self.log.folder else ""
+        kept = f"; the replies so far are kept in {self.log.folder}: run the same again" if self.log.folder else ""
         again = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Garbled),
             stop=tenacity.stop_after_attempt(self.retries + 1),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
             reraise=True,
         )
-        # Without causes: a notebook would print what they hold, which may be the key.
+        # No causes: a notebook would print them, and they may contain the key.
         try:
             return await again(self._whole_reply, client, body)
         except _Garbled as error:
@@ -286,7 +289,7 @@ class EndpointGenerator(Generator):
             raise MedReflError(f"{where}: no connection{tries}: {cause}{kept}") from None
 
     async def _whole_reply(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
-        """One reply. Raises _Garbled for one with HTTP 200 that is none."""
+        """Return one reply. Raises _Garbled for an HTTP 200 without a valid reply."""
         try:
             reply = await client.chat.completions.create(model=self.model, **body)
         except (openai.APIResponseValidationError, ValueError) as error:
@@ -300,7 +303,7 @@ class EndpointGenerator(Generator):
         return reply if (clean := _blotted(text)) == text else ChatCompletion.model_validate_json(clean)
 
     async def _probed(self, client: openai.AsyncOpenAI) -> Features:
-        """Ask the server to go on counting; what it refuses is left out until it replies."""
+        """Ask the server to continue a count; leave out what it refuses, until it replies."""
         key = call_key(self.url, self.model, "probe", COUNT)
         if line := self.log.get(key):
             return Features(**line["features"])
@@ -329,20 +332,21 @@ class EndpointGenerator(Generator):
 
 
 class _Refused(MedReflError):
-    """A request that the server will never take as it is."""
+    """A request that the server will never accept as it is."""
 
 
 class _Garbled(Exception):
-    """A reply that is none; another try may bring one."""
+    """An invalid reply; another try may succeed."""
 
 
-def _read(reply: ChatCompletion, choice: Any, request: _Request, stop: str | None) -> Continuation | None:
-    """A choice as a continuation; None where it is blank since ``stop`` came first, or may have."""
+def _read(
+    reply: ChatCompletion, choice: Any, request: _Request, stop: str | None, repeats: bool
+) -> Continuation | None:
+    """Return a choice as a continuation; None where ``stop`` cut it before its step was complete.
+
+    ``repeats``: the reply to a turn that ends with a line end may repeat that line end.
+    """
     text = choice.message.content or ""
-    said = (choice.model_extra or {}).get("stop_reason", (choice.model_extra or {}).get("matched_stop", "unknown"))
-    stopped = stop is not None and choice.finish_reason == "stop" and said in (stop, "unknown")
-    if stopped and not text.strip():
-        return None
     content = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
     share = len(text) / max(1, sum(len(other.message.content or "") for other in reply.choices))
     whole = Continuation(
@@ -352,31 +356,50 @@ def _read(reply: ChatCompletion, choice: Any, request: _Request, stop: str | Non
         "length" if choice.finish_reason == "length" else "end",
         len(content) or round(share * reply.usage.completion_tokens if reply.usage else 0),
     )
-    if request.text.endswith(prompts.STEP_BOUNDARY):
-        # A template that strips the turn, or a model that was asked to go on, begins with the line's end again.
-        whole = replace(whole, text=text.lstrip(prompts.STEP_BOUNDARY))
-    end = _end(whole.text, request.stop) if request.stop else None
+    if request.text:
+        whole = replace(whole, text=_joined(request, text, repeats))
+    if request.steps is None:
+        return whole
+    end = step_end(whole.text, request.steps)
     if end is not None:
         return replace(_part(whole, whole.text[:end]), stop="boundary")
-    return replace(whole, text=whole.text + stop, stop="boundary") if stopped else whole
+    if stop is None or choice.finish_reason != "stop" or not _may_be_stopped(choice, stop):
+        return whole
+    if step_end(whole.text + stop, request.steps) is None:
+        return None
+    return replace(whole, text=whole.text + stop, stop="boundary")
 
 
-def _end(text: str, stop: str) -> int | None:
-    """Where a step ends: after the first ``stop`` that follows more than white space."""
-    blank = len(text) - len(text.lstrip())
-    found = text.find(stop, blank)
-    return None if found < 0 or blank == len(text) else found + len(stop)
+def _may_be_stopped(choice: Any, stop: str) -> bool:
+    """Say whether ``stop`` may have ended a choice; vLLM and SGLang tell it apart from the model's end of turn."""
+    extra = choice.model_extra or {}
+    reason = extra.get("stop_reason", extra.get("matched_stop", "unknown"))
+    return isinstance(reason, str) and (reason in (stop, "unknown") or "stop" in reason.lower())
+
+
+def _joined(request: _Request, text: str, repeats: bool) -> str:
+    """Return a reply as it continues the turn so far."""
+    if request.text.endswith(prompts.STEP_BOUNDARY):
+        # A template that strips the turn, or a model that was asked to go on, repeats the line end.
+        return text.lstrip(prompts.STEP_BOUNDARY) if repeats else text
+    # A sentence ends before the space that follows it; some servers strip that space.
+    last = request.text[-1:]
+    return (
+        f" {text}"
+        if request.steps == "sentence" and last.isascii() and not last.isspace() and text[:1].isalnum()
+        else text
+    )
 
 
 def _part(whole: Continuation, text: str) -> Continuation:
-    """A part of a continuation: its share of the tokens, by length; no log-probability, which is not known by parts."""
+    """Return a part of a continuation with its share of the tokens, by length; its log-probability is not known."""
     if text == whole.text:
         return whole
     return replace(whole, text=text, logprob=None, n_tokens=max(1, round(whole.n_tokens * len(text) / len(whole.text))))
 
 
 def api_key() -> str:
-    """The key: from the environment, or from the file that OPENAI_API_KEY_FILE names."""
+    """Return the API key from the environment, or from the file in OPENAI_API_KEY_FILE."""
     if file := os.environ.get(f"{KEY_VARIABLE}_FILE"):
         try:
             return Path(file).expanduser().read_text(encoding="utf-8").strip()
@@ -391,13 +414,13 @@ def _paid(reply: ChatCompletion) -> Spent:
 
 
 def _plain(url: str) -> str:
-    """An address without what may be a key."""
+    """Return an address without anything that may be a key."""
     address = urlsplit(url)
     return f"{address.scheme}://{address.hostname}{address.path}" if address.hostname else url.split("?")[0]
 
 
 def _blotted(text: str) -> str:
-    """The text without the key, which some servers repeat."""
+    """Return the text without the key, which some servers repeat."""
     key = api_key()
     return text.replace(key, "[key]") if len(key) > 3 else text
 
@@ -407,7 +430,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """The coroutine's result; in a thread of its own, since in Jupyter an event loop runs already. Ctrl-C ends it."""
+    """Return the coroutine's result, from a thread of its own: Jupyter already runs an event loop. Ctrl-C ends it."""
     outcome: dict[str, Any] = {}
     loop = asyncio.new_event_loop()
     task = loop.create_task(work)

@@ -1,4 +1,4 @@
-"""What runs a model, behind one small interface: ``expand`` continues prefixes, ``chat`` answers messages."""
+"""The interface of all generators: ``expand`` continues prefixes, ``chat`` answers messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.models.generators.budget import Budget, Spent
 
 Progress = Callable[[int], object]
-"""Called with the number of continuations that were just finished."""
+"""A function that gets the number of continuations that were just finished."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,9 +20,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Prefix:
-    """Chat messages and the assistant's turn so far, as the tokens that the generator itself wrote and as their text.
+    """Chat messages and the start of the assistant's turn, as the generator's own tokens and as their text.
 
-    A generator that gives no tokens goes by the text.
+    A generator that returns no tokens uses the text.
     """
 
     messages: Messages
@@ -32,51 +32,62 @@ class Prefix:
 
 @dataclass
 class Usage:
-    """What a generator has done so far: the ledger's lines."""
+    """What a generator has used so far."""
 
     calls: int = 0
-    """continuations that were asked for"""
+    """continuations requested"""
     prompt_tokens: int = 0
-    """tokens of prompts and prefixes that were read (of an endpoint: as it counts them)"""
+    """tokens of prompts and prefixes that were read (an endpoint: as the server counts them)"""
     completion_tokens: int = 0
-    """tokens that were written, those of steps that were cut or merged included"""
+    """tokens written, with those of steps that were cut or merged"""
     requests: int = 0
-    """of an endpoint: HTTP requests that were answered"""
+    """endpoint: HTTP requests that were answered"""
     reused: int = 0
-    """requests to an endpoint, or batches of replies, that were on disk and cost nothing"""
+    """replies of an endpoint, or batches of a local model, that were read from the log at no cost"""
     seconds: float = field(default=0.0, compare=False)
-    """of writing; what was on disk counts with the time that it took then"""
+    """time spent on writing; a reply from the log counts with the time that it took when it was written"""
 
     def since(self, before: Usage) -> dict[str, float]:
-        """What was done after ``before`` (a copy of this)."""
+        """Return what was used after ``before``, a copy of this object."""
         return {name: value - getattr(before, name) for name, value in asdict(self).items()}
 
 
 class Generator(Protocol):
-    """The interface that rollout and evaluation know; nothing asks which generator it is.
+    """The interface that search and evaluation use; no caller asks which generator it has.
 
-    A generator that names this as its base class need not say what has a body here.
+    A generator that names this class as its base inherits the methods that have a body here.
     """
 
     usage: Usage
     key: str
-    """names what would write: model, weights, quantization or endpoint; a part of every cache key"""
+    """names what writes: model, weights, quantization or endpoint; a part of every cache key"""
     about: dict[str, Any]
-    """the same for a person, with what was found out about it: goes into the manifest"""
+    """the same for a person, with what was found out about it; recorded in the manifest"""
     budget: Budget = Budget()
     spent: Spent = Spent()
-    """of the budget, what is on disk from earlier sessions included where the budget is for that, too"""
+    """the used part of the budget; an endpoint's includes earlier sessions that are in its log"""
+    thinking_open: bool = False
+    """the chat template opens the thinking ("<think>"), so that every response begins inside it"""
 
     def expand(
         self,
         prefixes: Sequence[Prefix],
         k: int,
-        stop: str | None,
+        steps: str | None,
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         progress: Progress | None = None,
     ) -> list[list[Continuation]]:
-        """``k`` continuations of each prefix, each drawn with a seed of its own: ``seeds[prefix][child]``."""
+        """Write ``k`` continuations of each prefix.
+
+        Args:
+            prefixes: what is continued.
+            k: number of continuations of each prefix.
+            steps: each continuation is one step of this kind (``exam.steps.STEP_KINDS``); None: the whole turn.
+            sampling: how tokens are drawn; ``max_tokens`` limits one continuation.
+            seeds: ``seeds[prefix][child]`` seeds one continuation.
+            progress: called after each batch.
+        """
         ...
 
     def chat(
@@ -86,24 +97,24 @@ class Generator(Protocol):
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> list[Continuation]:
-        """The model's whole answer to each list of messages, in their order."""
+        """Write the model's whole answer to each list of messages, in order."""
         rows = self.expand([Prefix(m) for m in messages], 1, None, sampling, [[s] for s in seeds], progress)
         return [row[0] for row in rows]
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The tokens of a text that is put into the assistant's turn, without any that stand for its begin or end."""
+        """Return the tokens of a text that is put into the assistant's turn, without begin and end tokens."""
         ...
 
-    def steps(self, chain: Continuation, stop: str) -> list[Continuation]:
-        """A chain that was written in one go, as the steps that ``expand`` with ``stop`` would have made of it."""
+    def cut(self, chain: Continuation, steps: str) -> list[Continuation]:
+        """Cut a chain that was written in one go into the steps that ``expand`` would have written one by one."""
         ...
 
     def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
-        """``work(generator, item)`` of each item, as the results come: here, or where the generator's workers are."""
+        """Yield each item with ``work(generator, item)``, as results arrive: here, or on the generator's workers."""
         for item in items:
             yield item, work(self, item)
 
 
 def derive_seed(*place: object) -> int:
-    """A 64-bit seed for a place (run seed, question id, node's path ...): the same place, the same draws."""
+    """Return a 64-bit seed for a place (run seed, question id, path of a node ...): equal places, equal seeds."""
     return int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=8).digest(), "big")

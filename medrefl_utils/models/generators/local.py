@@ -1,9 +1,9 @@
-"""The in-process generator: transformers on the CPU or one GPU, each token decoded once.
+"""Run a model in this process with transformers, on the CPU or one GPU.
 
-A prefix is prefilled once and its cache repeated for its continuations. The caches of steps just written are kept, so
-that expanding them reads one token instead of the whole prefix again. Every row draws from a random generator of
-its own, so that a row's text does not depend on what shares its batch (but for floating-point ties); rows that have
-ended leave the cache.
+A prefix is prefilled once, and its key-value cache is repeated for its continuations. The caches of steps just written
+are kept: to expand such a step, the model reads one token instead of the whole prefix. Every row draws from a random
+generator of its own, so that a row's text does not depend on the rest of its batch (except for floating-point ties).
+Rows that have ended leave the cache.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.core.store import content_hash
+from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.prompts import Messages
-from medrefl_utils.models.generators import shared_prefix
+from medrefl_utils.models.generators import shared_prefix, token_cutting
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key
 from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
 from medrefl_utils.models.generators.shared_prefix import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
+from medrefl_utils.models.generators.token_cutting import StepCutter, opens_thinking, text_after, vocabulary
 from medrefl_utils.models.loading import load_model, load_tokenizer, model_key
 from medrefl_utils.models.memory import GIB, free_bytes, is_out_of_memory, power_of_two, rows_that_fit
 
 _COMPACT = 0.75
-"""Ended rows are dropped from the cache once fewer than this share are alive: dropping copies the cache."""
+"""Drop ended rows from the cache when fewer than this share of rows is alive: dropping copies the cache."""
 
 _SMALL = 20_000_000
-"""A model of fewer parameters decodes on one CPU thread: its matrices are too small to be worth handing out."""
+"""A model with fewer parameters decodes on one CPU thread: its matrices are too small to share between threads."""
 
 _ROWS_SHARE = 0.6
-"""Of the memory that is free: a quarter is for kept caches, the rest for what was not counted (ours)."""
+"""Share of the free memory for rows. A quarter is for kept caches, the rest for what is not counted (ours)."""
 
 Ids = tuple[int, ...]
 
 
 class LocalGenerator(Generator):
-    """A model of a local folder or hub id, run in this process."""
+    """A model from a local folder or the hub, run in this process."""
 
     def __init__(
         self,
@@ -67,17 +69,17 @@ class LocalGenerator(Generator):
         Args:
             model: a folder or a hub id.
             quantization: see ``load_model``.
-            adapter: folder of one to be put on top.
-            max_rows: rows decoded together, at most; 0: as many as fit (``rows_that_fit``) into a share of what
-                ``free`` says once the model is there. Asked once and rounded to powers of two, so that another start
-                on the same machine decodes the same batches, unless much else has come or gone there.
-            keep_gib: of caches kept between calls, at most; nor more than a quarter of what is free.
-            free: bytes of memory that are free.
-            log: what ``chat`` writes goes there batch by batch, and is taken from there.
-            budget: for what this generator writes.
+            adapter: folder of a LoRA adapter to load with the model.
+            max_rows: maximum number of rows decoded together; 0: as many as fit (``rows_that_fit``) into a share of
+                what ``free`` returns after the model is loaded. It is measured once and rounded to a power of two, so
+                that another start on the same machine decodes the same batches if a similar amount is free.
+            keep_gib: maximum size of the caches kept between calls [GiB]; at most a quarter of the free memory.
+            free: returns the free memory [bytes].
+            log: keeps what ``chat`` writes, batch by batch, and returns it in a later run.
+            budget: limits on what this generator writes.
 
         Raises:
-            MedReflError: a ``max_rows`` below 0, and what ``load_model`` and ``load_tokenizer`` raise.
+            MedReflError: ``max_rows`` is below 0; and what ``load_model`` and ``load_tokenizer`` raise.
         """
         if max_rows < 0:
             raise MedReflError(f"max_rows is {max_rows}, expected 0 (as many as fit) or a number of rows")
@@ -91,20 +93,23 @@ class LocalGenerator(Generator):
         left = free()
         self.keep_bytes = min(int(keep_gib * GIB), power_of_two(left / 4))
         self._for_rows = _ROWS_SHARE * left  # bytes
-        self._did_not_fit = sys.maxsize  # the fewest rows for which memory ran out
+        self._did_not_fit = sys.maxsize  # the smallest number of rows that ran out of memory
         self.log, self.budget = log or CallLog(None), budget or Budget()
         self.spent = Spent()
         self.usage = Usage()
-        """its ``prompt_tokens`` are those of prefixes that were read; those found in a kept cache do not count"""
+        """``prompt_tokens`` counts the tokens that the model read; tokens found in a kept cache do not count"""
         self._trunks: dict[Ids, Layers] = {}
         self._kept: dict[Ids, _Kept] = {}
         self._held = 0  # bytes
+        self._looked_ahead = 0  # tokens drawn only to see that a step was complete
+        self._cutters: dict[str, StepCutter] = {}
         self._rows_of = Rows if take_trunks(self.model) else PlainRows.of
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.thinking_open = opens_thinking(self.tokenizer)
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """The token ids of a prompt, the header of the assistant's turn included."""
+        """Return the token ids of a prompt, with the header of the assistant's turn."""
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
@@ -112,27 +117,27 @@ class LocalGenerator(Generator):
         self,
         prefixes: Sequence[Prefix],
         k: int,
-        stop: str | None,
+        steps: str | None,
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         progress: Progress | None = None,
     ) -> list[list[Continuation]]:
-        """``k`` continuations of each prefix, in the prefixes' order.
+        """Write ``k`` continuations of each prefix, in the order of the prefixes.
 
-        A continuation ends after the token that completes ``stop`` (one character; never before the text has
-        something other than white space), at the model's end of turn, or at ``sampling.max_tokens``.
+        A continuation ends where a step is complete (``steps``), at the model's end of turn, or at
+        ``sampling.max_tokens``.
 
         Raises:
-            MedReflError: a prompt that leaves no room in the model's context, or whose continuations alone do not fit
-                into the memory; or a budget that leaves none.
+            MedReflError: a prompt leaves no room in the model's context, one prompt's continuations do not fit into
+                memory, or the budget is too small.
         """
-        return self._expand(prefixes, k, stop, sampling, seeds, progress, CallLog(None))
+        return self._expand(prefixes, k, steps, sampling, seeds, progress, CallLog(None))
 
     def _expand(
         self,
         prefixes: Sequence[Prefix],
         k: int,
-        stop: str | None,
+        steps: str | None,
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         progress: Progress | None,
@@ -143,19 +148,19 @@ class LocalGenerator(Generator):
         ids = [(*prompt_ids[id(p.messages)], *p.token_ids) for p in prefixes]
         longest = max(map(len, ids), default=0)
         self._check_room(longest, sampling)
-        # Kept caches serve the very next call: a search expands its whole frontier at once, then never comes back.
+        # Kept caches serve the next call only: a search expands its whole frontier at once and does not return to it.
         kept, self._kept = self._kept, {}
         kept = {row: kept[row] for row in ids if row in kept}
         self._drop_trunks(kept.values())
         results: list[list[Continuation]] = [[] for _ in ids]
-        # Kept ones in their order, in which what shares a trunk stands together; others by length, for the padding.
+        # Kept prefixes stay in order, since neighbours share a trunk; others are sorted by length, for less padding.
         resumed = [i for i, row in enumerate(ids) if row in kept]
         fresh = sorted((i for i, row in enumerate(ids) if row not in kept), key=lambda i: len(ids[i]))
         for part in (resumed, fresh):
             while part:
                 chosen = part[: self._prefixes_at_once(longest, k, sampling)]
                 rows = [ids[i] for i in chosen]
-                written = self._logged(log, rows, kept, k, stop, sampling, [s for i in chosen for s in seeds[i]])
+                written = self._logged(log, rows, kept, k, steps, sampling, [s for i in chosen for s in seeds[i]])
                 if written is None:
                     self._take_fewer(len(chosen), k, longest, sampling)
                     continue
@@ -173,12 +178,12 @@ class LocalGenerator(Generator):
         ids: list[Ids],
         kept: Mapping[Ids, _Kept],
         k: int,
-        stop: str | None,
+        steps: str | None,
         sampling: Sampling,
         seeds: list[int],
     ) -> list[Continuation] | None:
-        """As ``_written``, or from the log. A batch is taken whole, so that a rerun's are made of the same rows."""
-        key = log.folder and call_key(self.key, _code(), ids, k, stop, asdict(sampling), seeds)
+        """Return what ``_written`` returns, or the same from the log, where a batch is one entry."""
+        key = log.folder and call_key(self.key, _code(), ids, k, steps, asdict(sampling), seeds)
         if line := key and log.get(key):
             written, seconds = [_continuation(one) for one in line["written"]], line["seconds"]
             self.usage.reused += 1
@@ -188,15 +193,16 @@ class LocalGenerator(Generator):
                 self.spent, Spent(len(seeds), read, len(seeds) * sampling.max_tokens)
             ):
                 raise MedReflError(f"model {self.about['model']}: {complaint}")
-            start = time.perf_counter()
-            written = self._written(ids, kept, k, stop, sampling, seeds)
+            start, ahead = time.perf_counter(), self._looked_ahead
+            written = self._written(ids, kept, k, steps, sampling, seeds)
             if written is None:
                 return None
-            seconds = time.perf_counter() - start
+            seconds, ahead = time.perf_counter() - start, self._looked_ahead - ahead
             if key:
                 log.append(key, {"written": [asdict(one) for one in written], "seconds": seconds})
-            self.spent += Spent(len(written), read, sum(row.length for row in written))
+            self.spent += Spent(len(written), read, sum(row.length for row in written) + ahead)
             self.usage.prompt_tokens += read
+            self.usage.completion_tokens += ahead
         self.usage.calls += len(written)
         self.usage.completion_tokens += sum(row.length for row in written)
         self.usage.seconds += seconds
@@ -207,22 +213,22 @@ class LocalGenerator(Generator):
         ids: list[Ids],
         kept: Mapping[Ids, _Kept],
         k: int,
-        stop: str | None,
+        steps: str | None,
         sampling: Sampling,
         seeds: list[int],
     ) -> list[Continuation] | None:
-        """The continuations of a batch of prefixes, of which all are kept or none is; None where memory ran out."""
+        """Write the continuations of a batch of prefixes, all with kept caches or all without; None: out of memory."""
         try:
             with _threads(self._threads):
                 batch = self._resume(ids, [kept[row] for row in ids]) if ids[0] in kept else self._read(ids)
-                return self._decode(batch, k, stop, sampling, seeds)
+                return self._decode(batch, k, steps, sampling, seeds)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         return None
 
     def _prefixes_at_once(self, longest: int, k: int, sampling: Sampling) -> int:
-        """How many prefixes of at most ``longest`` tokens are continued together, ``k`` times each."""
+        """Return how many prefixes of at most ``longest`` tokens are continued together, ``k`` times each."""
         config, width, budget = self.model.config, self.model.dtype.itemsize, self._for_rows
         most = self.max_rows or rows_that_fit(
             config, prefix=longest, new=sampling.max_tokens, k=k, width=width, budget=budget
@@ -230,15 +236,15 @@ class LocalGenerator(Generator):
         return max(1, min(most, self._did_not_fit // 2) // k)
 
     def _take_fewer(self, prefixes: int, k: int, longest: int, sampling: Sampling) -> None:
-        """From now on half the rows, since the memory did not suffice for these."""
+        """Halve the number of rows from now on, because these ran out of memory."""
         if prefixes == 1:
             raise MedReflError(
-                f"out of memory with {k} continuations of one prompt: of {longest} tokens, and {sampling.max_tokens} "
-                "new ones each; take fewer of either, a smaller model, or quantization nf4"
+                f"out of memory with {k} continuations of one prompt of {longest} tokens, {sampling.max_tokens} new "
+                "tokens each: use fewer continuations or tokens, a smaller model, or quantization nf4"
             )
         self._did_not_fit = prefixes * k
         fewer = max(1, prefixes // 2) * k
-        warnings.warn(f"out of memory with {prefixes * k} rows decoded together: going on with {fewer}", stacklevel=3)
+        warnings.warn(f"out of memory with {prefixes * k} rows decoded together: continuing with {fewer}", stacklevel=3)
 
     def chat(
         self,
@@ -247,24 +253,17 @@ class LocalGenerator(Generator):
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> list[Continuation]:
-        """The model's whole answer to each list of messages, in their order; from the log as far as it is there."""
+        """Write the model's whole answer to each list of messages, in order; take what is in the log from there."""
         prefixes, each = [Prefix(m) for m in messages], [[seed] for seed in seeds]
         return [row[0] for row in self._expand(prefixes, 1, None, sampling, each, progress, self.log)]
 
     def encode(self, text: str) -> Ids:
-        """The text's tokens."""
+        """Return the tokens of a text."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def steps(self, chain: Continuation, stop: str) -> list[Continuation]:
-        """The chain cut after each token that completes ``stop``, as ``expand`` would have ended it."""
-        boundary, pieces = self._tokens_with(stop), []
-        row = _Row()
-        for token, logprob in zip(chain.token_ids, chain.logprobs, strict=True):
-            row.add(token, logprob, self._ends, boundary, self._blank)
-            if row.stop is not None:
-                pieces.append(row.finish(self.tokenizer))
-                row = _Row()
-        return [*pieces, row.finish(self.tokenizer)] if row.token_ids else pieces
+    def cut(self, chain: Continuation, steps: str) -> list[Continuation]:
+        """Cut a chain into steps, as ``expand`` would have ended them."""
+        return self._cutter(steps).cut(chain, self._ends)
 
     def _check_room(self, longest: int, sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
@@ -301,7 +300,7 @@ class LocalGenerator(Generator):
 
     @torch.inference_mode()
     def _resume(self, ids: list[Ids], kept: list[_Kept]) -> _Batch:
-        """Take up kept prefixes, of which only the last token is read."""
+        """Continue kept prefixes: the model reads only their last token."""
         trunks = list(dict.fromkeys(one.trunk for one in kept))
         place = {trunk: i for i, trunk in enumerate(trunks)}
         group = [place[one.trunk] for one in kept]
@@ -311,7 +310,7 @@ class LocalGenerator(Generator):
 
     @torch.inference_mode()
     def _decode(
-        self, batch: _Batch, k: int, stop: str | None, sampling: Sampling, seeds: list[int]
+        self, batch: _Batch, k: int, steps: str | None, sampling: Sampling, seeds: list[int]
     ) -> list[Continuation]:
         lines = batch.rows
         if k > 1:
@@ -319,12 +318,12 @@ class LocalGenerator(Generator):
         logits = batch.logits.repeat_interleave(k, 0)
         draw = _Draw(sampling, seeds, [ids for ids in batch.ids for _ in range(k)], logits)
         rows = [_Row(batch.ids[i // k], batch.trunks[i // k]) for i in range(len(seeds))]
-        boundary = self._tokens_with(stop) if stop else frozenset()
+        cutter = self._cutter(steps) if steps else None
         alive = list(range(len(rows)))
         for step in range(sampling.max_tokens):
             chosen, logprobs = draw(logits, alive, step)
             for i, token, logprob in zip(alive, chosen.tolist(), logprobs.tolist(), strict=True):
-                rows[i].add(token, logprob, self._ends, boundary, self._blank)
+                rows[i].add(token, logprob, self._ends, cutter)
             going = [place for place, i in enumerate(alive) if rows[i].stop is None]
             last = not going or step + 1 == sampling.max_tokens
             compact = len(going) < _COMPACT * len(alive) or (len(going) == 1 and len(alive) > 1)
@@ -337,10 +336,11 @@ class LocalGenerator(Generator):
                 chosen = chosen[torch.tensor(going, device=chosen.device)]
                 alive = [alive[place] for place in going]
             logits = lines.forward(chosen)
+        self._looked_ahead += sum(row.looked_ahead for row in rows)
         return [row.finish(self.tokenizer) for row in rows]
 
     def _keep(self, lines: Rows | PlainRows, rows: list[_Row]) -> None:
-        """Keep the caches of finished steps for the next call, as far as ``keep_bytes`` goes."""
+        """Keep the caches of finished steps for the next call, up to ``keep_bytes``."""
         if not sliceable(lines.cache) and isinstance(lines, PlainRows):
             return
         for place, row in enumerate(rows):
@@ -354,26 +354,24 @@ class LocalGenerator(Generator):
             self._kept[ids] = _Kept(row.trunk, own)
 
     def _drop_trunks(self, kept: Iterable[_Kept]) -> None:
-        """Forget the trunks that no kept step hangs on, and count anew what is held."""
+        """Drop the trunks that no kept step needs, and recount the bytes held."""
         kept = list(kept)
         self._trunks = {one.trunk: self._trunks[one.trunk] for one in kept}
         self._held = sum(map(_bytes, [*self._trunks.values(), *(one.own for one in kept)]))
 
-    def _tokens_with(self, stop: str) -> frozenset[int]:
-        return frozenset(i for i, text in enumerate(self._vocabulary) if stop in text)
-
-    @cached_property
-    def _blank(self) -> frozenset[int]:
-        return frozenset(i for i, text in enumerate(self._vocabulary) if not text.strip())
+    def _cutter(self, steps: str) -> StepCutter:
+        if steps not in self._cutters:
+            self._cutters[steps] = StepCutter(self.tokenizer, self._vocabulary, steps)
+        return self._cutters[steps]
 
     @cached_property
     def _vocabulary(self) -> list[str]:
-        return self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        return vocabulary(self.tokenizer)
 
 
 @contextmanager
 def _threads(n: int) -> Iterator[None]:
-    """Torch with ``n`` CPU threads for a while; others in this process (a training) keep theirs."""
+    """Run torch with ``n`` CPU threads inside this context; a training in the same process keeps its own number."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -384,7 +382,7 @@ def _threads(n: int) -> Iterator[None]:
 
 @dataclass
 class _Kept:
-    """A step's cache between calls: which trunk it hangs on, and its own keys and values, the last token left out."""
+    """A step's cache between calls: its trunk, and its own keys and values without the last token."""
 
     trunk: Ids
     own: Layers
@@ -392,7 +390,7 @@ class _Kept:
 
 @dataclass
 class _Batch:
-    """Prefixes that have been read: their tokens and trunks, their rows, the next token's logits."""
+    """Prefixes that the model has read: their tokens, trunks and rows, and the logits of the next token."""
 
     ids: list[Ids]
     trunks: list[Ids]
@@ -402,37 +400,46 @@ class _Batch:
 
 @dataclass
 class _Row:
-    """One continuation in the making."""
+    """One continuation that is being written."""
 
-    prefix: Ids = ()
-    trunk: Ids = ()
+    prefix: Ids
+    trunk: Ids
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stop: str | None = None
-    written: bool = False
+    may_end: bool = False
+    looked_ahead: int = 0
 
-    def add(self, token: int, logprob: float, ends: set[int], boundary: frozenset[int], blank: frozenset[int]) -> None:
-        """Take the next token, unless the row has ended (it then waits for the cache to be compacted)."""
+    def add(self, token: int, logprob: float, ends: set[int], cutter: StepCutter | None) -> None:
+        """Add the next token. A row that has ended stays as it is until the cache is compacted."""
         if self.stop is not None:
             return
         self.logprobs.append(logprob)
         self.token_ids.append(token)
-        self.written = self.written or (token not in blank and token not in ends)
         if token in ends:
             self.stop = "end"
-        elif self.written and token in boundary:
-            self.stop = "boundary"
+        elif cutter is not None:
+            self.may_end = self.may_end or cutter.may_end(token)
+            length = cutter.end(self.token_ids, self._before) if self.may_end else None
+            if length is not None:
+                self.stop, self.looked_ahead = "boundary", len(self.token_ids) - length
+                del self.token_ids[length:], self.logprobs[length:]
 
     def finish(self, tokenizer: PreTrainedTokenizerBase) -> Continuation:
-        text = tokenizer.decode(self.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = text_after(tokenizer, self._before, self.token_ids)
         stop, logprobs = self.stop or "length", tuple(self.logprobs)
         return Continuation(text, tuple(self.token_ids), sum(logprobs), stop, len(self.token_ids), logprobs)
+
+    @property
+    def _before(self) -> int | None:
+        return self.prefix[-1] if self.prefix else None
 
 
 @cache
 def _code() -> str:
-    """What writes, beside the model: other code, other replies."""
-    return call_key(*(inspect.getsource(module) for module in (sys.modules[__name__], shared_prefix)))
+    """Return a hash of the code that writes: a change of the code invalidates the log."""
+    modules = (sys.modules[__name__], shared_prefix, token_cutting, exam_steps)
+    return call_key(*(inspect.getsource(module) for module in modules))
 
 
 def _continuation(kept: dict[str, Any]) -> Continuation:
@@ -444,10 +451,10 @@ def _bytes(layers: Layers) -> int:
 
 
 class _Draw:
-    """Draws each row's next token with the row's own uniform numbers, by the inverse of its distribution."""
+    """Draws each row's next token: the inverse of its cumulative distribution at the row's own uniform number."""
 
     def __init__(self, sampling: Sampling, seeds: list[int], prefixes: Sequence[Ids], logits: torch.Tensor):
-        """Of rows that begin with ``prefixes``; ``logits`` [rows, vocabulary] say what there is to draw from."""
+        """Prepare rows that begin with ``prefixes``; ``logits`` [rows, vocabulary] gives the vocabulary's size."""
         self.sampling = sampling
         self.uniform = None
         if sampling.temperature > 0:
@@ -460,7 +467,7 @@ class _Draw:
                 self.seen[row, torch.tensor(ids, device=logits.device)] = True
 
     def __call__(self, logits: torch.Tensor, alive: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [rows] and their log-probabilities [rows] under the model itself, before any sampling setting."""
+        """Return tokens [rows] and their log-probabilities [rows] under the model, before any sampling setting."""
         logprobs = logits.log_softmax(-1)
         rows = torch.tensor(alive, device=logits.device)
         if self.seen is not None:

@@ -1,4 +1,4 @@
-"""Open the generator that the parameters of a notebook name."""
+"""Open the generator that a notebook's parameters select."""
 
 from __future__ import annotations
 
@@ -25,17 +25,23 @@ def open_generator(
     calls: Path | None = None,
     budget: Budget | None = None,
 ) -> Generator:
-    """What these parameters of a notebook name.
+    """Return the generator that these parameters select.
 
-    An ``endpoint`` (and ``endpoint_model`` there) is taken before ``model``, which the ``engine`` runs in this process
-    ("local": transformers; "vllm"). With ``workers`` so many Ray actors each have a generator of their own.
-
-    What was written is kept in the folder ``calls`` and not asked for again: every reply of an endpoint; of a model
-    in this process what ``chat`` wrote (of steps the rollout keeps its shards). The ``budget`` is, of an endpoint, for
-    all that is in ``calls``; in this process for the session.
+    Args:
+        model: folder or hub id of the model that the ``engine`` runs in this process.
+        quantization: of the model: nf4 (4 bit) or none.
+        max_rows: continuations decoded together; 0: as many as fit into memory.
+        engine: "local" (transformers) or "vllm".
+        workers: number of Ray actors, each with its own generator; 0: this process.
+        endpoint: base URL of a server; it replaces ``model``.
+        endpoint_model: name of the model on the server.
+        concurrency: maximum number of requests to the endpoint at the same time.
+        calls: folder that keeps replies, which are then not requested again: every reply of an endpoint; what ``chat``
+            wrote with a model in this process (the rollout keeps its own shards of steps).
+        budget: limits. For an endpoint they cover everything in ``calls``; in this process, the session.
 
     Raises:
-        MedReflError: an unknown engine, an extra that is not installed, and what the generators themselves raise.
+        MedReflError: the engine is unknown or an extra is not installed; and what the generators raise.
     """
     if engine not in ENGINES:
         raise MedReflError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
@@ -64,7 +70,7 @@ def open_in_process(
     worker: int = 0,
     workers: int = 1,
 ) -> Generator:
-    """A generator of this process, as ``open_generator``; ``worker`` of ``workers`` that share calls and budget."""
+    """Return a generator in this process, number ``worker`` of ``workers`` that share calls and budget."""
     log = CallLog(calls, f"worker-{worker}" if workers > 1 else "main")
     if endpoint:
         from medrefl_utils.models.generators.endpoint import EndpointGenerator

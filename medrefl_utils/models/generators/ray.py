@@ -1,8 +1,8 @@
-"""Ray for more than one process or machine: actors with a generator of their own each, one per GPU where there are.
+"""Spread the work over several processes or machines with Ray: each actor has its own generator, and a GPU if any.
 
-A shard goes to one actor as a whole, so its batches, and with them its trees, are those of a run in one process. An
-actor that dies is started again with its shard. The extra is ``[ray]``; actors connect to the cluster that RAY_ADDRESS
-names, else to one that is started here.
+One actor gets a shard as a whole. So the batches and the trees are the same as in one process. An actor that dies
+starts again with its shard. The extra is ``[ray]``. Actors connect to the cluster in RAY_ADDRESS; without it, Ray
+starts one here.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from medrefl_utils.models.generators.interface import Generator, Item, Prefix, P
 try:
     import ray
 except ImportError as error:
-    raise MedReflError("workers: Ray is not installed: pip install 'medrefl[ray]', or workers: 0") from error
+    raise MedReflError("workers: Ray is not installed: run pip install 'medrefl[ray]', or set workers: 0") from error
 
 
 class RayGenerator:
-    """``workers`` actors with a generator of their own each: ``open_one(model, **settings)``."""
+    """A generator that uses ``workers`` actors, each with its own generator ``open_one(model, **settings)``."""
 
     def __init__(
         self,
@@ -37,20 +37,20 @@ class RayGenerator:
         calls: Path | None = None,
         **settings: Any,
     ):
-        """Start the actors, of which each but an endpoint's reserves a CPU or its share of them, and its share of GPUs.
+        """Start the actors. Each reserves one CPU or its share of them, and its share of the GPUs; an endpoint's, none.
 
         Raises:
-            MedReflError: Ray does not start, or has too little that is free, for which Ray itself would wait without
-                a word; or, of the actors, where the model cannot be had.
+            MedReflError: Ray does not start; the cluster has too few free CPUs or GPUs (Ray itself would wait
+                silently); or the actors cannot load the model.
         """
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # An actor on this machine finds the package as this process does, which need not have it installed.
+            # An actor on this machine must find the package even if it is not installed.
             paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
             try:
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-            except Exception as error:  # Ray raises Exception itself where its own processes are not up in 30 seconds
+            except Exception as error:  # Ray raises a bare Exception if its processes are not up in 30 seconds
                 raise MedReflError(f"workers: Ray does not start: {' '.join(str(error).split())[:300]}") from error
         computes = not settings.get("endpoint")
         cpus, gpus = (_share(kind, workers) if computes else 0 for kind in ("CPU", "GPU"))
@@ -61,7 +61,7 @@ class RayGenerator:
         self._actors = [
             actor.options(**options).remote(open_one, model, settings | {"worker": i}) for i in range(workers)
         ]
-        self.key, about, share = _got(self._actors[0].identity.remote())
+        self.key, about, share, self.thinking_open = _got(self._actors[0].identity.remote())
         self.about = {**about, "ray_workers": workers}
         self.budget, self.spent = settings.get("budget") or Budget(), sum([share] * workers, Spent())
         self.usage = Usage()
@@ -70,13 +70,13 @@ class RayGenerator:
         self,
         prefixes: Sequence[Prefix],
         k: int,
-        stop: str | None,
+        steps: str | None,
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         progress: Progress | None = None,
     ) -> list[list[Continuation]]:
-        """By the first actor; whole shards of work go through ``spread``."""
-        return self._first("expand", prefixes, k, stop, sampling, seeds)
+        """Let the first actor write; whole shards of work use ``spread``."""
+        return self._first("expand", prefixes, k, steps, sampling, seeds)
 
     def chat(
         self,
@@ -85,19 +85,19 @@ class RayGenerator:
         seeds: Sequence[int],
         progress: Progress | None = None,
     ) -> list[Continuation]:
-        """Likewise."""
+        """Let the first actor answer."""
         return self._first("chat", messages, sampling, seeds)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """See ``Generator``."""
         return self._first("encode", text)
 
-    def steps(self, chain: Continuation, stop: str) -> list[Continuation]:
+    def cut(self, chain: Continuation, steps: str) -> list[Continuation]:
         """See ``Generator``."""
-        return self._first("steps", chain, stop)
+        return self._first("cut", chain, steps)
 
     def spread(self, work: Callable[[Generator, Item], Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
-        """Each item to the next actor that is free; results as they come, in whatever order."""
+        """Give each item to the next free actor; yield the results in the order in which they arrive."""
         waiting, running = list(enumerate(items))[::-1], {}
         free = list(self._actors)
         while waiting or running:
@@ -113,7 +113,7 @@ class RayGenerator:
             yield items[number], result
 
     def close(self) -> None:
-        """End the actors."""
+        """Stop the actors."""
         for actor in self._actors:
             ray.kill(actor)
 
@@ -129,13 +129,13 @@ class RayGenerator:
 
 
 class _Actor:
-    """A generator on a worker; every answer carries what it used."""
+    """A generator on a worker; every result includes what it used."""
 
     def __init__(self, open_one: Callable[..., Generator], model: str, settings: dict[str, Any]):
         self.generator = open_one(model, **settings)
 
-    def identity(self) -> tuple[str, dict[str, Any], Spent]:
-        return self.generator.key, self.generator.about, self.generator.spent
+    def identity(self) -> tuple[str, dict[str, Any], Spent, bool]:
+        return self.generator.key, self.generator.about, self.generator.spent, self.generator.thinking_open
 
     def work(self, work: Callable[[Generator, Item], Result], item: Item) -> tuple[Result, dict[str, float], Spent]:
         return self._with_costs(lambda: work(self.generator, item))
@@ -149,20 +149,20 @@ class _Actor:
 
 
 def _share(kind: str, workers: int) -> float:
-    """What each of so many actors reserves of the cluster's CPUs or GPUs: one, or an equal part of all."""
+    """Return how many CPUs or GPUs each actor reserves: one, or an equal part of all in the cluster."""
     there = float(ray.cluster_resources().get(kind, 0))
     free = float(ray.available_resources().get(kind, 0))
     each = min(1.0, there / workers)
     if each * workers > free + 1e-6:
         raise MedReflError(
             f"workers: {workers} actors need {each * workers:g} {kind}s, Ray's cluster has {free:g} of {there:g} free:"
-            " end what runs there, or take fewer workers"
+            " stop what runs there, or use fewer workers"
         )
     return each
 
 
 def _got(reference: Any) -> Any:
-    """What an actor gives back; the project's own errors as they were raised there, in one line."""
+    """Return an actor's result; raise the project's own errors as they were raised there, in one line."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible server can do, and the request that finds it out."""
+"""Describe what an OpenAI-compatible server can do, and make the request that finds it out."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FLAGS = {"continue_final_message": True, "add_generation_prompt": False}
 
 @dataclass(frozen=True)
 class Features:
-    """What a server can do."""
+    """Features of a server."""
 
     prefill: bool = True
-    """it continues an assistant turn that is half written"""
+    """it continues a half-written assistant turn"""
     flags: bool = True
-    """it takes vLLM's and SGLang's ``continue_final_message``, which that needs there"""
+    """it accepts ``continue_final_message``, which vLLM and SGLang need to continue a turn"""
     stop: bool = True
-    """a stop works there too: the turn's last line end is not lost in the chat template"""
+    """a stop sequence works in a continued turn: the chat template keeps the turn's last line end"""
     choices: bool = True
-    """it gives ``n`` choices"""
+    """it returns ``n`` choices"""
     logprobs: bool = True
     seed: bool = True
     max_name: str = "max_tokens"
@@ -42,11 +42,11 @@ _REFUSALS = (
     ("", {"choices": False}),
     ("", {"seed": False}),
 )
-"""A word of the server's complaint, and what is left out then; without such a word one after another."""
+"""A word in the server's error message, and what to leave out; without such a word, try one after another."""
 
 
 def disable_refused(can: Features, complaint: str) -> Features | None:
-    """The same less one thing that may be what the server complains of; None where nothing is left."""
+    """Return the features without the one that the error message may be about; None if none is left to remove."""
     for word, change in _REFUSALS:
         less = replace(can, **change)
         if word in complaint and less != can:
@@ -55,7 +55,7 @@ def disable_refused(can: Features, complaint: str) -> Features | None:
 
 
 def probe_body(can: Features, stop: bool) -> dict[str, Any]:
-    """The request that is answered with "5" by a server that continues the half-written turn."""
+    """Return the probe request; a server that continues a half-written turn answers "5"."""
     return {
         "messages": COUNT,
         "temperature": 1.0 if can.choices else 0.0,

@@ -1,9 +1,9 @@
-"""Decoding of rows that begin alike: what they share is kept once, and read once a step for all of them.
+"""Decode rows that share a prefix: the shared keys and values are stored once, and read once per decoding step.
 
-The rows of a reasoning tree share their question's prompt, and siblings the path from there to their parent: most of
-what they attend to. A row's attention is that over each shared part, computed for all its rows in one product, merged
-with that over its own tokens by their log-sum-exp (the same sum in another order). Own tokens lie in buffers with room
-to grow, so that a step copies nothing, and are all that is copied when rows end.
+The rows of a reasoning tree share their question's prompt; siblings also share the path to their parent. This is most
+of what they attend to. The attention over a shared part is one matrix product for all its rows. It is merged with the
+attention over the row's own tokens by their log-sum-exp, which is the same sum in another order. Own tokens are in
+buffers with room to grow, so that a decoding step copies nothing. When rows end, only own tokens are copied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAME = "medrefl_trunk"
 _ROOM = 32  # columns by which a full buffer grows
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of one row, [heads, tokens, width] for each layer."""
+"""Keys and values of one row: [heads, tokens, width] for each layer."""
 
 _NOW: ContextVar[Rows | None] = ContextVar("rows that are decoded now", default=None)
 
@@ -36,7 +36,7 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The model's attention: over shared and own tokens while rows are decoded, else torch's own."""
+    """Compute attention over shared and own tokens while rows are decoded; otherwise use torch's own."""
     rows = _NOW.get()
     if rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -49,17 +49,17 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 class _Own(DynamicLayer):
-    """A cache layer that writes into a buffer with room; ``keys`` and ``values`` are views of what is filled."""
+    """A cache layer that writes into a larger buffer; ``keys`` and ``values`` are views of its filled part."""
 
     def fill(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Take [rows, heads, columns, width], with room behind."""
+        """Copy [rows, heads, columns, width] into a buffer with room behind."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         self._buffers = [self._roomy(keys), self._roomy(values)]
         self._view(keys.shape[2])
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple:
-        """Write one column; returns all."""
+        """Write one column and return all columns."""
         filled = self.keys.shape[2]
         if filled == self._buffers[0].shape[2]:
             self.fill(self.keys, self.values)
@@ -80,17 +80,17 @@ class _Own(DynamicLayer):
 
 
 class _Shared:
-    """What groups of rows begin with, the same for all rows of a group: kept and read once for each group."""
+    """Keys and values that the rows of a group share: stored and read once per group."""
 
     def __init__(self, parts: Sequence[Layers], group: Sequence[int], device: torch.device):
-        """``parts`` are the groups' keys and values; ``group[row]`` is a row's group."""
+        """Store the groups' keys and values ``parts``; ``group[row]`` is the group of a row."""
         lengths = [part[0][0].shape[1] for part in parts]
         longest = max(lengths)
         self.layers = [
             tuple(_padded([part[layer][side] for part in parts], longest) for side in (0, 1))
             for layer in range(len(parts[0]))
         ]
-        # Parts begin at column 0; columns behind a shorter one are masked, by a number: one part may be of none.
+        # Parts begin at column 0. The mask is a finite number, since a part may have no columns at all.
         self.lengths = torch.tensor(lengths, device=device)
         least = torch.finfo(torch.float32).min
         self.mask = torch.where(torch.arange(longest, device=device) < self.lengths[:, None], 0.0, least)
@@ -98,25 +98,25 @@ class _Shared:
         self._arrange()
 
     def attend(self, layer: int, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention of [rows, heads, queries, width] over what each row shares, and its log-sum-exp."""
+        """Return the attention of [rows, heads, queries, width] over each row's shared part, and its log-sum-exp."""
         heads = query.shape[1]
         keys, values = self.layers[layer]
         over, total = _attended(self._to_groups(query), keys, values, self.mask[:, None, None])
         return self._to_rows(over, heads), self._to_rows(total, heads)
 
     def take(self, rows: torch.Tensor) -> None:
-        """Only these rows, in this order; a row may come more than once."""
+        """Keep only these rows, in this order; a row may occur more than once."""
         self.group = self.group[rows]
         self._arrange()
 
     def of(self, row: int) -> Layers:
-        """The keys and values that a row shares."""
+        """Return the keys and values that a row shares."""
         group = int(self.group[row])
         end = int(self.lengths[group])
         return [(keys[group, :, :end], values[group, :, :end]) for keys, values in self.layers]
 
     def _arrange(self) -> None:
-        """Each row's place among the rows of its group: rows lie side by side in a product, group by group."""
+        """Compute each row's place among the rows of its group, where a product has them side by side."""
         counts = torch.bincount(self.group, minlength=len(self.lengths))
         alive = counts.nonzero()[:, 0]
         if 2 * len(alive) <= len(counts):
@@ -145,10 +145,10 @@ class _Shared:
 
 
 class Rows:
-    """Rows that are decoded together: what they share, and the keys and values of the tokens that each writes now.
+    """Rows that are decoded together: what they share, and the keys and values of each row's new tokens.
 
-    ``trunks`` are distinct; ``group[row]`` is a row's trunk, ``path[row]`` its tokens between that and now (may be of
-    none), which the row's copies will share in their turn.
+    ``trunks`` are distinct and ``group[row]`` is a row's trunk. ``path[row]`` holds the row's tokens after the trunk
+    (possibly none); copies of the row share them.
     """
 
     def __init__(self, model: PreTrainedModel, trunks: Sequence[Layers], group: Sequence[int], path: Sequence[Layers]):
@@ -164,13 +164,13 @@ class Rows:
         return len(self.shared[0].group)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append a token [rows] to each row; next-token logits [rows, vocabulary], in 32 bit."""
+        """Append a token [rows] to each row; return next-token logits [rows, vocabulary] in float32."""
         before = sum(part.lengths[part.group] for part in self.shared)
         token = _NOW.set(self)
         try:
             out = self.model(
                 input_ids=tokens[:, None],
-                # Of the shape of a mask that is ready, which the model then leaves alone; the masks are ours.
+                # The shape of a finished 4D mask: the model does not change it, and ``attend`` has its own masks.
                 attention_mask=torch.zeros(len(tokens), 1, 1, 1, device=self.device),
                 position_ids=(before + self.cache.layers[0].keys.shape[2])[:, None],
                 past_key_values=self.cache,
@@ -182,15 +182,15 @@ class Rows:
         return out.logits[:, -1].float()
 
     def repeat(self, k: int) -> None:
-        """Each row ``k`` times."""
+        """Repeat each row ``k`` times."""
         self._take(torch.arange(len(self), device=self.device).repeat_interleave(k))
 
     def select(self, rows: Sequence[int]) -> None:
-        """Only these rows."""
+        """Keep only these rows."""
         self._take(torch.tensor(rows, device=self.device))
 
     def own(self, row: int, trunk: int, columns: int) -> Layers:
-        """A copy of the keys and values of a row's first ``columns`` tokens after its ``trunk`` tokens."""
+        """Return a copy of the keys and values of a row's first ``columns`` tokens after its ``trunk`` tokens."""
         path = self.shared[1].of(row) if len(self.shared) > 1 else None
         out = []
         for number, layer in enumerate(self.cache.layers):
@@ -202,9 +202,9 @@ class Rows:
         return out
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attention [rows, heads, width] of scaled queries [rows, heads, width] over all that is before them."""
+        """Return the attention [rows, heads, width] of scaled queries [rows, heads, width] over earlier tokens."""
         rows, heads, width = query.shape
-        few = key.shape[1]  # heads of keys and values, each for several of the queries'
+        few = key.shape[1]  # heads of keys and values; several query heads share one
         query = query.view(rows, few, heads // few, width)
         parts = [part.attend(layer, query) for part in self.shared]
         over, total = _attended(query, key, value)
@@ -222,10 +222,10 @@ class Rows:
 
 
 class PlainRows:
-    """The same for models with another attention (sliding windows, soft caps ...): one cache row a row."""
+    """The same for models with another attention (sliding windows, soft caps ...): one cache row per row."""
 
     def __init__(self, model: PreTrainedModel, cache: Cache, mask: torch.Tensor):
-        """``cache`` holds the rows left-padded, as ``mask`` [rows, columns] says."""
+        """Use a ``cache`` whose rows are left-padded as in ``mask`` [rows, columns]."""
         self.model, self.cache, self.mask = model, cache, mask
         self.begin = mask.shape[1] - mask.sum(1)
 
@@ -233,7 +233,7 @@ class PlainRows:
     def of(
         cls, model: PreTrainedModel, trunks: Sequence[Layers], group: Sequence[int], own: Sequence[Layers]
     ) -> PlainRows:
-        """Rows made as ``Rows`` are: each with a copy of its trunk."""
+        """Make rows from the arguments of ``Rows``; each gets a copy of its trunk."""
         whole = [
             [
                 tuple(torch.cat(sides, 1) for sides in zip(*layers, strict=True))
@@ -276,7 +276,7 @@ class PlainRows:
 def next_logits(
     model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, cache: Cache
 ) -> torch.Tensor:
-    """Next-token logits [rows, vocabulary], in 32 bit."""
+    """Return next-token logits [rows, vocabulary] in float32."""
     out = model(
         input_ids=tokens,
         attention_mask=mask,
@@ -289,14 +289,14 @@ def next_logits(
 
 
 def sliceable(cache: Cache) -> bool:
-    """Whether every layer holds all tokens; a sliding window has forgotten its first ones."""
+    """Say whether every layer holds all tokens; a sliding window has dropped its first ones."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def take_trunks(model: PreTrainedModel) -> bool:
-    """Have the model decode ``Rows``; False, and the model left as it was, where its logits would not be the same.
+    """Make the model decode ``Rows``; return False and leave it unchanged if its logits would differ.
 
-    Only torch's own attention is replaced, and only if a trial on two made-up prompts agrees with it.
+    Only torch's own attention is replaced, and only if both agree on two made-up prompts.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = base.config._attn_implementation
@@ -325,7 +325,7 @@ def take_trunks(model: PreTrainedModel) -> bool:
 def _attended(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of [rows, heads, queries, width] over [rows, heads, keys, width], and the log-sum-exp of its scores."""
+    """Return the attention of [rows, heads, queries, width] over [rows, heads, keys, width], and its log-sum-exp."""
     scores = (query @ key.transpose(-1, -2)).float()
     if mask is not None:
         scores = scores + mask
@@ -336,7 +336,7 @@ def _attended(
 
 
 def _padded(rows: Sequence[torch.Tensor], width: int, left: bool = False) -> torch.Tensor:
-    """Rows of [heads, tokens, size] as one tensor [rows, heads, width, size], zeros on one side."""
+    """Stack rows of [heads, tokens, size] into one tensor [rows, heads, width, size], padded with zeros."""
     heads, _, size = rows[0].shape
     out = rows[0].new_zeros(len(rows), heads, width, size)
     for place, row in enumerate(rows):

@@ -1,0 +1,200 @@
+"""Finds explicit statements in other languages than English, with one set of rules and a row of words per language.
+
+A statement is a word for "answer", words that may stand between, and an option ("La respuesta correcta es C"). A word
+of negation before or behind the option makes it denied, a condition makes it supposed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from medrefl_utils.exam.answer_options import Options
+from medrefl_utils.exam.answer_statements import ASKED, ASSERTED, DENIED, SUPPOSED, UNREADABLE, Statement, prose
+from medrefl_utils.exam.answer_text import clause_begin, sentence_end
+from medrefl_utils.exam.answer_words import LANGUAGES, Language
+
+_SPACED = frozenset(("es", "fr", "de", "pt", "it", "ru", "vi", "tr", "ar", "hi"))
+_NOT_BEHIND = frozenset(("ko", "ja", "hi", "tr", "th"))
+_PUNCTUATION = r"[\s\"'“”‘’`*_(\[\]){:=>«»–—「」『』【】<|→,-]"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The patterns of one language: ``cue`` introduces an answer, ``between`` may stand before its value."""
+
+    language: Language
+    spaced: bool
+    cue: re.Pattern[str]
+    between: re.Pattern[str]
+    negation: re.Pattern[str]
+    behind: re.Pattern[str]
+    but: re.Pattern[str]
+    condition: re.Pattern[str]
+    mood: re.Pattern[str] | None
+    denied_head: re.Pattern[str]
+    retraction: re.Pattern[str]
+    joins: re.Pattern[str]
+    verdict: re.Pattern[str]
+    chooses: re.Pattern[str]
+
+
+@lru_cache(maxsize=32)
+def rules_of(language: Language) -> Rules:
+    """The patterns of a language's row, compiled on first use."""
+    spaced = language.code in _SPACED
+    begin, end = (r"(?<![^\W_])", r"(?![^\W_])") if spaced else ("", "")
+
+    def word(alternatives: str) -> str:
+        return rf"{begin}(?:{alternatives}){end}"
+
+    row = language
+    apart = r"[\s\"'*]{0,3}"
+    negation = word(row.negation).replace("n'" + end, "n'") if row.code == "fr" else word(row.negation)
+    if row.code == "fr":
+        negation = rf"(?:(?<!\w)n'|{word('ne|pas|jamais|aucun')})"
+    joins = word(row.joins) if row.code not in ("fr", "it") else rf"(?:(?<!\w)l'|{word(row.joins)})"
+    behind = rf"[\s\"'*).,]{{0,4}}(?:{word(row.joins)}|{word(row.option)}){{0,2}}\s?{word(row.negation)}"
+    if row.code in ("ko", "ja"):
+        behind = rf"[\s\"'*)]{{0,4}}(?:은|는|이|가|で|は|では)?\s?(?:{row.negation})"
+    elif row.code == "tr":
+        behind = rf"[\s\"'*)]{{0,4}}(?:{row.option})?\s?(?:değil|olamaz)"
+    elif row.code == "hi":
+        behind = r"[\s\"'*)]{0,4}(?:नहीं)"
+    verdict = (
+        rf"(?:{_PUNCTUATION}|[.、，。]|{joins}|{word(row.option)}|'d[ıi]r){{0,8}}?(?P<no>{negation})?(?:{_PUNCTUATION}|"
+        rf"{joins}){{0,3}}?"
+        rf"(?:(?P<wrong>{word(row.wrong)})|(?P<right>{word(row.right)}|{word(row.choose)}|✅|✓|✔)|(?P<cross>❌|✗|✘))"
+    )
+    right, option, between = word(row.right), word(row.option), rf"{_PUNCTUATION}|{joins}"
+    cues = (
+        _CONTRAST.get(row.code, r"(?!)"),
+        rf"{right}(?=\s(?:es|est|ist|é|è|—)\s)",
+        word(row.choose),
+        word(row.answer),
+        rf"{option}{apart}{right}",
+        rf"{right}{apart}{option}",
+    )
+    return Rules(
+        language=row,
+        spaced=spaced,
+        cue=re.compile("|".join(cues)),
+        between=re.compile(rf"(?:{_PUNCTUATION}|{negation}|{joins}|{right}|{option}){{0,14}}+"),
+        negation=re.compile(negation),
+        behind=re.compile(behind),
+        but=re.compile(
+            rf"[\s,、，;)\"'*]{{0,4}}(?:{word(row.negation)})?[\s,、，;]{{0,3}}(?:{word(row.but)})?"
+            rf"(?:{between}|{option}){{0,6}}+"
+        ),
+        condition=re.compile(word(row.condition)),
+        mood=re.compile(_MOODS[row.code]) if row.code in _MOODS else None,
+        denied_head=re.compile(rf"(?:{negation}|不|别|別)\W?\Z"),
+        retraction=re.compile(rf"(?:\A|(?<=[\s.,;:!?。,、…—।]))(?:{row.retraction})"),
+        joins=re.compile(rf"(?:{joins}|:|c'est)(?:{between}|{option}){{0,6}}+"),
+        verdict=re.compile(verdict),
+        chooses=re.compile(rf"{right}|{word(row.answer)}|{word(row.choose)}"),
+    )
+
+
+# Words that begin the second half of "not A but C", where they have no other use.
+# Then "it is" before an option, whose letter is masked.
+_CONTRAST = {
+    "zh": "而是",
+    "es": r"\bsino\b|\bes (?:la )?(?=\0)",
+    "fr": r"\bc'est (?:la |l'option |la réponse )?(?=\0)",
+    "de": r"\bsondern\b|\bes ist (?=\0)",
+    "it": r"\bbensì\b|\bè (?:la )?(?=\0)",
+    "pt": r"\bmas sim\b|\bé (?:a )?(?=\0)",
+    "vi": "mà là",
+}
+_MOODS = {
+    "es": r"\bsi\b.{0,150}\b(?:sería|habría|elegiría)|supongamos|suponiendo",
+    "fr": r"\bs[i'].{0,150}\b(?:serait|aurait|choisirais)|supposons",
+    "de": r"(?:\bwenn\b|\bfalls\b|\bwäre\b|\bhätte\b).{0,150}\b(?:wäre|würde|hätte)\b|angenommen",
+    "pt": r"\b(?:se|caso)\b.{0,150}\b(?:seria|teria|escolheria)|supond|suponha",
+    "it": r"\b(?:se|qualora)\b.{0,150}\b(?:sarebbe|sceglierei)|supponiamo",
+    "tr": r"\b(?:eğer|olsaydı|olurdu|varsayalım)\b",
+}
+
+
+def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
+    """Whether a sentence is hypothetical; where a language has a mood for it, the conjunction is not enough."""
+    if rules.mood:
+        return rules.mood.search(low[begin : sentence_end(low, at)]) is not None
+    return rules.condition.search(low, begin, at) is not None
+
+
+_LATIN_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) < "\u0250"]
+_OTHER_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) >= "\u0250"]
+
+
+_NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u0250"]
+
+
+def active(low: str) -> list[Rules]:
+    """The rules of the languages whose words occur in a text. An English text may end with a label in another one."""
+    if " the " in low:
+        near = max(0, len(low) - 300)
+        found = [row for noun, row in _NOUNS if low.find(noun, near) >= 0]
+    else:
+        found = [row for probe, row in _LATIN_PROBES if probe in low]
+    if not low.isascii():
+        found += [row for probe, row in _OTHER_PROBES if probe in low]
+    return [rules_of(row) for row in dict.fromkeys(found)] if found else []
+
+
+def foreign(text: str, low: str, languages: list[Rules], options: Options) -> list[Statement]:
+    """The explicit statements in other languages than English, in no order."""
+    found: list[Statement] = []
+    signs = list(low)
+    for at in options.alone_in(text):  # a capital "A" is no Portuguese article
+        signs[at] = "\0"
+    low = "".join(signs)
+    for rules in languages:
+        end = 0
+        for cue in rules.cue.finditer(low):
+            if cue.start() < end:
+                continue
+            if statement := _foreign_at(text, low, cue, rules, options):
+                found.append(statement)
+                end = statement.end
+    return found
+
+
+def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: Options) -> Statement | None:
+    between = rules.between.match(low, cue.end())
+    start = between.end()
+    while start > cue.end() and text[start - 1] in "([{\"'*-<":
+        start -= 1
+    value = options.value_at(text, start)
+    begin = clause_begin(low, cue.start())
+    denied = rules.negation.search(between[0]) or rules.denied_head.search(
+        low, max(begin, cue.start() - 8), cue.start()
+    )
+    if value is None:
+        line_end = low.find("\n", start)
+        line_end = len(low) if line_end < 0 else line_end
+        is_label = ":" in between[0] and low[low.rfind("\n", 0, cue.start()) + 1 : cue.start()].strip(" *#_>") == ""
+        if not is_label or "\n" in between[0] or not text[start:line_end].strip(" *_"):
+            return None
+        said = prose(text, start, line_end, options)
+        if said is None:
+            return Statement(cue.start(), line_end, "", None, "stated", UNREADABLE, True)
+        return Statement(cue.start(), said.end, said.letter, said.written, "stated", label=True)
+    after = rules.behind.match(low, value.end) if rules.language.code in _NOT_BEHIND else None
+    if denied or after:
+        but = rules.but.match(low, after.end() if after else value.end)
+        turned = options.value_at(text, but.end()) if but else None
+        if turned is None or turned.letter == value.letter:
+            return Statement(cue.start(), after.end() if after else value.end, value.letter, None, "stated", DENIED)
+        return Statement(cue.start(), turned.end, turned.letter, turned.written, "stated")
+    judged = rules.verdict.match(low, value.end)
+    judged = judged if judged and "。" not in judged[0] and "." not in judged[0] else None
+    if judged and (judged["wrong"] or judged["no"] or judged["cross"]):
+        return Statement(cue.start(), value.end, value.letter, None, "stated", DENIED)
+    stance = ASSERTED
+    if is_hypothetical(low, begin, cue.start(), rules) or ASKED.match(low, value.end):
+        stance = SUPPOSED
+    label = ":" in between[0] or "\n" in between[0]
+    return Statement(cue.start(), value.end, value.letter, value.written, "stated", stance, label)

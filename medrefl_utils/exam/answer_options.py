@@ -1,0 +1,403 @@
+"""Recognizes one question's options in a text: a letter, an option's text, or several options joined.
+
+``Options.value_at`` reads what is written at one position. It abstains (None) where a capital letter is an article
+("A statin"), a pronoun ("I think"), a genus ("E. coli"), a name's initial ("A. B. is 40") or a formula ("H = 3"), and
+where a number only begins like an option ("2.5", "10,000", "L4-L5").
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+from medrefl_utils.exam.answer_words import AFTER_ARTICLE, AFTER_PRONOUN, EPITHETS, GOES_ON
+
+# A number with its sign, separators and range is one token: "-2", "1,000", "2-4", "L4/L5", "25%".
+TOKEN = re.compile(
+    r"(?:(?<![\w)\]%])[-−](?=\.?\d))?(?:[^\W\d_]*+\d[^\W_]*+(?:[.,:/–−-][^\W\d_]*+\d[^\W_]*+)*+|\.\d++)%?"
+    r"|[^\W_]++|[<>=+%↑↓≥≤±/]"
+)
+_FIRST = re.compile(r"[^\W_]|[-−](?=\.?\d)|\.(?=\d)|[<>=+%↑↓≥≤±/]")
+_ENDS = re.compile(r"[.!?;]\s")
+_DIGIT = re.compile(r"\d")
+_THOUSANDS = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
+# Signs that may stand before a value: blanks, quotes, Markdown, brackets, LaTeX.
+OPEN = re.compile(
+    r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡∴⇒#|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|"
+    r"\[|!|;|\")){0,12}+"
+)
+_CLOSE = re.compile(r"[\s\"'”’`*_)\]}.:：,\-–—>|」』》$\\]{0,12}")
+# Letters that may not touch an option's letter. Chinese, Japanese, Korean, Thai, Arabic and Hindi letters may.
+_TOUCHING = r"0-9A-Za-z_\u00aa-\u02af\u0370-\u052f"
+_WORD_AFTER = re.compile(r"[ \t]+([^\W\d_]+)")
+_INITIAL = re.compile(r"\.\s?[A-Z]\.")
+_SPECIES = re.compile(r"\.?\s([a-z]{3,})")
+_FORMULA = re.compile(r"\s?(?:[=>≥≤≈±×]\s?[\d\\.-]|\^|<(?![/|]))|\s?[+]\s?\d")
+_ARTICLE_NUMBER = re.compile(r"[ \t]\d")
+_BEST_VERB = re.compile(r"[ \t]+best\s(?:matches|fits|explains|describes|answers|represents|accounts)\b")
+_PART_OF_MORE = re.compile(r"[-–/]\w|[.,:]\d|%")
+_JOIN = re.compile(
+    r"[\s\"'”’*)\].]{0,6}(?P<join>→\s?|->\s?|[,;、/&+|=]\s{0,2}(?:possibly|maybe|perhaps|then|and/or|and|or|und|oder|"
+    r"y|o|et|ou|e|"
+    r"и|или|أو|و|或|和)?|(?:and/or|and|or|nor|plus|then|followed by|through|to|vs\.?|versus|"
+    r"und|oder|y|o|et|ou|e|и|или|أو|و|या|और|หรือ|และ|và|hoặc|ve|veya|ya da)"
+    r"(?=[\s\"'*(])|와|과|또는|및|이나|나|と|や|または|か|"
+    r"或者|或|和|与|與|及)[\s\"'“‘*(\[]{0,5}(?:(?:option|choice|letter|either|both|maybe|perhaps|"
+    r"possibly)\s)?[\s\"'“‘*(\[]{0,3}"
+)
+_OR = re.compile(
+    r"or\b|to\b|through|→|->|=|vs|versus|\||nor|oder|\bo\b|\bu\b|\bou\b|или|أو|या|หรือ|hoặc|veya|ya da|또는|이나|나|"
+    r"または|か|"
+    r"或|/"
+)
+_OWN_CLAUSE = re.compile(
+    r"[\s\"'”’*).]{0,5}\s(?:is|are|was|were|being|would|can|cannot|could|does|do|did|has|have|may|might|because|will|"
+    r"acts?|"
+    r"causes?)\b"
+)
+_DENIED_CLAUSE = re.compile(
+    r"[\s\"'”’*).]{0,5}\s(?:is|would be|was)\s(?:not|wrong|incorrect|ruled|excluded|less|unlikely)\b"
+)
+TAKEN_BACK = re.compile(
+    r"[^.,;:\n]{0,60}?\s(?:(?:is|are|was|would be|seems?|can be|could be)\s(?:also\s|clearly\s|definitely\s)?(?:not|"
+    r"incorrect|wrong|"
+    r"less|unlikely|excluded|eliminated|ruled|false|tempting)|isn['’]t|wouldn['’]t|does\snot|doesn['’]t|would\snot|"
+    r"cannot|can['’]t)\b",
+    re.IGNORECASE,
+)
+_BOUND = re.compile(r"[<>≥≤]\s?\Z")
+_NUMERAL = re.compile(r"[ivxlc]+[a-e]?|.*\d.*")
+_EVERY = re.compile(
+    r"(?:all|each|every one) of (?:the above|these|those|them|the (?:options|choices|answers))|all (?:the )?above", re.I
+)
+_NO_ONE = re.compile(
+    r"none(?: of (?:the above|these|those|them|the (?:options|choices|answers)))?|no(?:ne)? (?:of )?the above", re.I
+)
+_ALL = re.compile(r"all(?=[.!\s*]*(?:\Z|\n))", re.I)
+_PHRASE_ENDS = re.compile(r"\s*(?:[.!,;:)*\"'\n}\]]|\Z|\s(?:are|is|apply|applies|were)\b)")
+_BOTH = re.compile(r"(?:both\s)?\(?([A-Z])\)?(?:\s?(?:,|and|&|\+)\s?\(?([A-Z])\)?)+(?:\s(?:only|are correct))?", re.I)
+_BRACKETED = re.compile(r"[\s*_\"']{0,3}[(\[]\s?(?:[Oo]ption\s|[Cc]hoice\s)?([A-Z])[)\]]")
+_UNSPACED = re.compile(r"[\u0600-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
+
+class Value(NamedTuple):
+    """What is written at a position: the letter that is meant ("": several), the letter as written, and its end."""
+
+    letter: str
+    written: str | None
+    end: int
+
+
+def _normal(token: str) -> str:
+    token = token.casefold().replace("−", "-")
+    if "," in token and _THOUSANDS.fullmatch(token):
+        token = token.replace(",", "")
+    return f"0{token}" if token.startswith(".") else token
+
+
+def _bounded(folded: str, option: str) -> int:
+    """How often a text names an option as a bound or a part of a ratio ("> 20", "5 mg/kg"), and so not itself."""
+    if not option[1].isdigit():
+        return 0
+    return folded.count(f"{option}/ ") + sum(folded.count(f" {sign}{option}") for sign in "<>≥≤")
+
+
+def fold(text: str) -> str:
+    """The text's tokens in lower case without punctuation, with a space on both sides of each."""
+    tokens = TOKEN.findall(text.casefold())
+    return f" {' '.join(map(_normal, tokens) if _DIGIT.search(text) else tokens)} "
+
+
+@dataclass(frozen=True)
+class Options:
+    """One question's options, prepared for reading."""
+
+    letters: str
+    alone: re.Pattern[str]
+    small: re.Pattern[str]
+    texts: tuple[tuple[str, str], ...]  # (folded text, letter), longest first; ambiguous texts left out
+    by_first: Mapping[str, tuple[tuple[list[str], str], ...]]  # first token -> (tokens, letter), longest first
+    exact: Mapping[str, tuple[tuple[str, str], ...]]  # first character -> (text as given, letter), longest first
+    initials: frozenset[str]  # first characters of the texts: most positions need no further look
+    unspaced: tuple[tuple[str, str], ...]  # (text of a script without word boundaries, letter), longest first
+    joint: Mapping[frozenset[str], str]  # letters -> the option that says them ("Both A and B")
+    every: str  # the letter of "All of the above", or ""
+    no_one: str  # the letter of "None of the above", or ""
+
+    def text_at(self, text: str, at: int) -> tuple[str, int] | None:
+        """The letter of the option whose text begins at a position, and where that text ends."""
+        for option, letter in self.unspaced:
+            if text.startswith(option, at):
+                return letter, at + len(option)
+        sign = _FIRST.search(text, at, at + 13)
+        if sign is None or sign[0].casefold() not in self.initials or _ENDS.search(text, at, sign.start()):
+            return None
+        at = sign.start()
+        for option, letter in self.exact.get(text[at], ()):
+            end = at + len(option)
+            if text.startswith(option, at) and not text[end : end + 1].isalnum() and not _PART_OF_MORE.match(text, end):
+                return letter, end
+        first = TOKEN.match(text, at, at + 80)
+        if first is None:
+            return None
+        if found := self.by_first.get(_normal(first[0])):
+            for words, letter in found:
+                here = list(islice(TOKEN.finditer(text, first.start()), len(words)))
+                if [_normal(word[0]) for word in here] == words:
+                    end = here[-1].end()
+                    if words[-1][-1].isdigit() or len(words[-1]) < 4:
+                        if _PART_OF_MORE.match(text, end):
+                            continue
+                    return letter, end
+        if not self.every and not self.no_one:
+            return None
+        for letter, phrase in ((self.every, _EVERY), (self.no_one, _NO_ONE)):
+            if (
+                letter
+                and (said := phrase.match(text, first.start()) or _ALL.match(text, first.start()))
+                and _PHRASE_ENDS.match(text, said.end())
+            ):
+                return letter, said.end()
+        return None
+
+    def alone_in(self, text: str) -> list[int]:
+        """Where letters stand alone, in order. One search per letter is faster than one search for all of them."""
+        found = []
+        for letter in self.letters:
+            at = text.find(letter)
+            while at >= 0:
+                if self.alone.match(text, at):
+                    found.append(at)
+                at = text.find(letter, at + 1)
+        found.sort()
+        return found
+
+    def is_letter(self, text: str, at: int) -> bool:
+        """Whether the capital that stands alone at a position can be an option's letter, by what follows it."""
+        end, letter = at + 1, text[at]
+        follows = text[end : end + 1]
+        if follows in ("", "\n", ")", "]", "}", '"', "*", ":"):
+            return True
+        if follows == "." or follows.isspace():
+            species = _SPECIES.match(text, end)
+            if species and species[1] in EPITHETS or _INITIAL.match(text, end):
+                return False
+        if follows == ">" and text[at - 1 : at] == "<":
+            return True
+        if follows in " =<>≥≤≈±×^+" and _FORMULA.match(text, end):
+            return False
+        word = _WORD_AFTER.match(text, end)
+        if word is None:
+            return letter != "A" or _ARTICLE_NUMBER.match(text, end) is None
+        if letter == "A" and _BEST_VERB.match(text, end):
+            return True
+        allowed = AFTER_ARTICLE if letter == "A" else AFTER_PRONOUN if letter == "I" else GOES_ON
+        if word[1].casefold() in allowed or word[1] == letter or _UNSPACED.match(word[1]):
+            return True
+        named = self.text_at(text, end)
+        return named is not None and named[0] == letter
+
+    def letter_at(self, text: str, at: int) -> int | None:
+        """Where the option's letter at a position ends, None without one. A small letter counts before a bracket."""
+        if self.alone.match(text, at):
+            return at + 1 if self.is_letter(text, at) else None
+        small = self.small.match(text, at)
+        if small is None:
+            return None
+        species = _SPECIES.match(text, at + 1)
+        return None if species and species[1] in EPITHETS else at + 1
+
+    def one_at(self, text: str, at: int) -> Value | None:
+        """The single option at a position. Where letter and exact text disagree, the text is what the model meant."""
+        if named := self.text_at(text, at):
+            letter = _BRACKETED.match(text, named[1])
+            if letter and letter[1] in self.letters:
+                return Value(named[0], letter[1], letter.end())
+            return Value(named[0], None, named[1])
+        end = self.letter_at(text, at)
+        if end is None:
+            return None
+        written = text[at].upper()
+        closed = _CLOSE.match(text, end).end()
+        named = self.text_at(text, closed)
+        if named is None or (
+            named[0] != written and (_OWN_CLAUSE.match(text, named[1]) or TAKEN_BACK.match(text, named[1]))
+        ):
+            return Value(written, written, end)
+        return Value(named[0], written, named[1])
+
+    def value_at(self, text: str, at: int) -> Value | None:
+        """What is written at a position: one option, or several that are joined ("A or B", "aspirin and warfarin").
+
+        Several are one option where that option says them ("Both A and B", "All of the above"), else "".
+        """
+        at = OPEN.match(text, at).end()
+        first = self.one_at(text, at)
+        if first is None or (first.written is None and text[at : at + 1].isdigit() and _BOUND.search(text, at - 3, at)):
+            return None
+        letters, end, all_hold = [first.letter], first.end, True
+        while (join := _JOIN.match(text, end)) and len(letters) < 26:
+            more = self.one_at(text, join.end())
+            own_clause = _OWN_CLAUSE if join["join"][0] in ",;、" else _DENIED_CLAUSE
+            if more is None or own_clause.match(text, more.end):
+                break
+            letters.append(more.letter)
+            all_hold = all_hold and not _OR.search(join["join"])
+            end = more.end
+        if len(set(letters)) == 1:
+            return first
+        return Value(self.joined(letters) if all_hold else "", first.written, end)
+
+    def joined(self, letters: list[str]) -> str:
+        """The option that stands for several ("Both A and B"), or ""."""
+        said = frozenset(letters)
+        if self.every and said - {self.every} == set(self.letters) - {self.every, self.no_one}:
+            return self.every
+        return self.joint.get(said, "")
+
+    def named_in(self, text: str) -> list[str]:
+        """The letters of the options whose text stands in a text; a text inside a longer one does not count."""
+        named = []
+        if self.texts:
+            folded = fold(text)
+            for option, letter in self.texts:
+                if option in folded and folded.count(option) > _bounded(folded, option):
+                    named.append(letter)
+                    folded = folded.replace(option, " \0 ")
+        for option, letter in self.unspaced:
+            if option in text:
+                named.append(letter)
+                text = text.replace(option, "\0")
+        for letter, phrase in ((self.every, _EVERY), (self.no_one, _NO_ONE)):
+            if letter and letter not in named:
+                for said in phrase.finditer(text):
+                    if said[0].lower() != "none" and _PHRASE_ENDS.match(text, said.end()):
+                        named.append(letter)
+                        break
+        return list(dict.fromkeys(named))
+
+    def nearly(self, text: str) -> set[str]:
+        """The letters of the options (6 signs and more) that a text spells with a slip or two."""
+        words, found = fold(text).split(), set()
+        for option, letter in self.texts:
+            if len(option) < 8 or len(words) < (n := len(option.split())):
+                continue
+            matcher = difflib.SequenceMatcher(None, "", option.strip(), autojunk=False)
+            fixed = [i for i, word in enumerate(option.split()) if len(word) < 4 or _NUMERAL.fullmatch(word)]
+            for i in range(len(words) - n + 1):
+                if any(words[i + k] != option.split()[k] for k in fixed):  # "factor ix" is not nearly "factor x"
+                    continue
+                matcher.set_seq1(" ".join(words[i : i + n]))
+                if min(matcher.real_quick_ratio(), matcher.quick_ratio()) > 0.85 and matcher.ratio() > 0.85:
+                    found.add(letter)
+                    break
+        return found
+
+    def described(self, text: str) -> set[str]:
+        """The letters of the options whose every word begins like one of the text ("CT scan of the abdomen")."""
+        stems = {word[:5] for word in fold(text).split()}
+        return {
+            letter
+            for option, letter in self.texts
+            if len(words := option.split()) > 1
+            and option.replace(" ", "").isalpha()
+            and all(word[:5] in stems for word in words)
+        }
+
+
+@lru_cache(maxsize=64)
+def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
+    return {
+        "alone": re.compile(
+            rf"(?<![{_TOUCHING}.-])[{letters}](?![{_TOUCHING}]|['’](?!(?:d[ıiuü]r|t[ıiuü]r|s\s(?:wrong|right|correct|"
+            rf"incorrect|out|not|the))\b)[A-Za-z]|[-–]\w|\.\w\w)"
+        ),
+        "small": re.compile(
+            rf"(?<![{_TOUCHING}.-])[{letters.lower()}](?:\.(?!\w)|(?=[)\]:}}\"'*,;<]|\s*(?:\n|\Z)|\s+(?:because|"
+            rf"since|as|due)\b|"
+            r"\s[-–—]|\s(?:is|was)\s(?:correct|right|the)\b))"
+        ),
+    }
+
+
+def _aliases(text: str) -> Iterator[str]:
+    """A text's other names: without and inside its brackets, a species with its genus as an initial."""
+    inside = re.fullmatch(r"\s*([^()]{3,})\(([^()]{3,})\)\s*", text)
+    if inside:
+        yield from (part.strip() for part in inside.groups())
+    species = re.fullmatch(r"\s*([A-Z])[a-z]{3,} ([a-z]{3,})\s*", text)
+    if re.fullmatch(r"both(?: of (?:the above|these|them))?", text.strip().rstrip("."), re.I):
+        yield "both"
+    if species and species[2] in EPITHETS:
+        yield f"{species[1]}. {species[2]}"
+
+
+def _joint_letters(text: str, options: Mapping[str, str]) -> frozenset[str]:
+    """The letters that an option's text names ("Both A and B", "A, B and C"), or an empty set."""
+    text = text.strip().rstrip(".")
+    if not _BOTH.fullmatch(text):
+        return frozenset()
+    named = frozenset(re.findall(r"\b[A-Z]\b", text))
+    return named if named <= options.keys() else frozenset()
+
+
+def _initials(named: list[tuple[str, str]], every: str, no_one: str) -> frozenset[str]:
+    first = {text[1] for text, _ in named} | set("ae" if every else "") | set("n" if no_one else "")
+    return frozenset(first | ({"."} if "0" in first else set()) | ({"−"} if "-" in first else set()))
+
+
+@lru_cache(maxsize=4096)
+def prepare(items: tuple[tuple[str, str], ...]) -> Options:
+    """The options of one question, prepared for reading: ``items`` are (letter, text)."""
+    options = dict(items)
+    owners: dict[str, set[str]] = {}
+    aliases: dict[str, set[str]] = {}
+    for letter, text in items:
+        owners.setdefault(fold(text), set()).add(letter)
+        for alias in _aliases(text):
+            aliases.setdefault(fold(alias), set()).add(letter)
+    for alias, letters in aliases.items():
+        owners.setdefault(alias, letters)
+    named = [
+        (text, next(iter(letters)))
+        for text, letters in owners.items()
+        # A text such as "B" is not told from a letter.
+        if len(letters) == 1 and text.strip() and text.strip().upper() not in options
+    ]
+    named.sort(key=lambda option: -len(option[0]))
+    raw = {letter: text.strip() for letter, text in items}
+    unspaced = [(raw[letter], letter) for text, letter in named if _UNSPACED.search(raw[letter])]
+    by_first: dict[str, list[tuple[list[str], str]]] = {}
+    for text, letter in named:
+        by_first.setdefault(text.split()[0], []).append((text.split(), letter))
+    texts = [(text, letter) for text, letter in named if (raw[letter], letter) not in unspaced]
+    exact: dict[str, tuple[tuple[str, str], ...]] = {}
+    known = {letter for _, letter in named}
+    for letter in sorted(known, key=lambda letter: -len(raw[letter])):
+        if raw[letter][-1:].isalnum() and raw[letter].upper() not in options:
+            exact[raw[letter][0]] = (*exact.get(raw[letter][0], ()), (raw[letter], letter))
+    joint = {said: letter for letter, text in items if (said := _joint_letters(text, options))}
+    for letter, text in items:  # "Metformin and insulin", where both are options
+        parts = [owners.get(fold(part), set()) for part in re.split(r",\s*(?:and\s)?|\s(?:and|&|\+)\s", text)]
+        if len(parts) > 1 and all(len(part) == 1 for part in parts):
+            joint.setdefault(frozenset().union(*parts), letter)
+    letters = "".join(options)
+    every = next((letter for letter, text in items if _EVERY.fullmatch(text.strip().rstrip("."))), "")
+    no_one = next((letter for letter, text in items if _NO_ONE.fullmatch(text.strip().rstrip("."))), "")
+    return Options(
+        letters,
+        **_patterns(letters),
+        texts=tuple(texts),
+        by_first={first: tuple(found) for first, found in by_first.items()},
+        exact=exact,
+        initials=_initials(named, every, no_one),
+        unspaced=tuple(sorted(unspaced, key=lambda option: -len(option[0]))),
+        joint=joint,
+        every=every,
+        no_one=no_one,
+    )
