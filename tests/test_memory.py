@@ -221,7 +221,9 @@ def test_advice_goes_from_what_costs_nothing_to_what_costs_tokens():
     for gib in (15, 80, 8.5):
         shorter = int(told(gib).removeprefix("set max_length to ").split(":")[0])
         assert 64 <= shorter <= 1350
-    assert told(8.5) != told(80) == told(15) == "set max_length to 1350: longer pairs are cut, or left out by 03's"
+    assert (
+        told(8.5) != told(80) == told(15) == "set max_length to 1350: longer pairs are truncated, or left out by 03's"
+    )
     assert told(max_length=1000).startswith("set max_length to 750:")  # what was tried is what the limit let through
 
 
