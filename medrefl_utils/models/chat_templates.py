@@ -113,7 +113,8 @@ def _wants_parts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     except (TemplateError, TypeError):
         pass  # render_prompt meets the same error where parts do not help
     try:
-        return _holds_sentinel(_render(tokenizer, template, _sentinel_prompt(), True, True))
+        # The lines as one text: Python's own notation of a list, which some templates print, escapes the line end.
+        return "\n".join(_SENTINEL) in _render(tokenizer, template, _sentinel_prompt(), True, True)
     except (TemplateError, TypeError):
         return False
 

@@ -21,6 +21,7 @@ _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_CONV1D = ("gpt2", "openai-gpt")
 _OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 # bitsandbytes writes these beside a 4-bit weight; the last one is JSON and holds the shape before packing.
 _PACKING = re.compile(
@@ -87,15 +88,14 @@ def check_adapter_folder(folder: Path, model: str) -> None:
 
 def _check_adapter_fits(where: str, config: Mapping[str, Any], loras: Shapes, base: Path, model: str) -> None:
     of_model = _weights(base, f"model {model}", "model")
-    expected = _config_layers(_object(base / "config.json", f"model {model}")) or _layers(of_model)
+    base_config = _object(base / "config.json", f"model {model}")
+    expected = _config_layers(base_config) or _layers(of_model)
+    # torch's Linear stores [outputs, inputs], GPT-2's Conv1D stores [inputs, outputs].
+    outputs, inputs = (1, 0) if base_config.get("model_type") in _CONV1D else (0, 1)
     if not config.get("layers_to_transform") and (n := _layers(loras)) != expected:
         raise MedReflError(f"{where}: is for {n} layers, but the model {model} has {expected}: another base")
     for lora, shape in loras.items():
         layer = re.sub(r"\.lora_[AB]\.", ".", lora).removeprefix("base_model.model.")
-        # torch's Linear stores [outputs, inputs]; GPT-2's Conv1D stores [inputs, outputs], and PEFT says so.
-        outputs, inputs = 0, 1
-        if config.get("fan_in_fan_out"):
-            outputs, inputs = inputs, outputs
         base_shape = of_model.get(layer)
         if base_shape is None or len(base_shape) != 2:
             continue

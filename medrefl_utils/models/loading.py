@@ -139,7 +139,7 @@ def device() -> str:
 
 
 def _placement() -> str | dict[str, int] | None:
-    """Return the device map for loading: one GPU per process of a launcher; None where FSDP or DeepSpeed places weights."""
+    """Return the device map for loading: a GPU per launched process; None where FSDP or DeepSpeed places weights."""
     if device() == "cpu" or "LOCAL_RANK" not in os.environ:
         return device()
     if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):

@@ -210,7 +210,7 @@ class Fit:
     experts: int = 0
 
     def line(self) -> str:
-        """Return one line: predicted peak with its parts, available memory, and what to change where it does not fit."""
+        """Return one line: predicted peak with its parts, available memory, and what to change if it does not fit."""
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in vars(self.memory).items())
         line = f"predicted peak memory {self.memory.gib:.3g} GiB ({parts}) of {self.gib:.3g} {self.where}"
         if self.experts:

@@ -38,7 +38,7 @@ class WeightCounts:
     linear: int
     """weights of linear maps other than the output head: 4 bit under NF4"""
     experts: int
-    """weights of experts that one tensor per layer holds: 16 bit under NF4, since bitsandbytes reads linear maps only"""
+    """weights of fused experts (one tensor per layer): 16 bit under NF4, as bitsandbytes quantizes linear maps only"""
     other: int
     """embeddings, head, norms, biases and routers: 16 bit"""
     lora: int

@@ -204,7 +204,7 @@ def push_to_hub(folder: Path, hub_id: str, *, private: bool = True) -> str:
 
 @torch.inference_mode()
 def _read(model: torch.nn.Module, ids: pd.DataFrame) -> torch.Tensor:
-    """Return [response tokens, 2]: the most probable token at each place, and the log-probability of the token there."""
+    """Return [response tokens, 2]: the most probable token, and the log-probability of the response's own token."""
     read = []
     for row in ids.itertuples():
         tokens = torch.tensor([row.prompt_ids + row.chosen_ids], device=model.device)
