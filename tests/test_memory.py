@@ -218,6 +218,7 @@ def test_mixtral_has_46_7_billion_parameters_and_nf4_leaves_its_experts_in_16_bi
     settings = SETTINGS | {"compute_dtype": "bf16"}
     fit = fit_training(shape, LENGTHS, settings=settings, card=80)
     assert fit.memory.weights > 2 * experts and fit.changes is None
+    assert "GiB for 46.7 billion parameters (weights " in fit.line()
     assert "of 80 on the card (45.1B weights of fused experts stay in 16 bit under nf4)" in fit.line()
     plain = fit_training(shape, LENGTHS, settings=settings | {"quantization": "none"}, card=80)
     assert "fused experts" not in plain.line()
@@ -326,8 +327,8 @@ def test_a_fit_tells_the_peak_its_parts_and_what_to_change():
     shape, settings = ModelShape.of(LLAMA_8B), ALL_PUBLISHED | {"compute_dtype": "bf16"}
     there = fit_training(shape, longest_pairs(5000, 4), settings=SETTINGS | {"compute_dtype": "fp16"}, card=22)
     assert there.changes == {} and there.line() == (
-        "predicted peak memory 12.8 GiB (weights 5.3, adapter 1.6, activations 4.5, working 0.6, context 0.6) "
-        "of 22 on the card"
+        "predicted peak memory 12.8 GiB for 8.03 billion parameters (weights 5.3, adapter 1.6, activations 4.5, "
+        "working 0.6, context 0.6) of 22 on the card"
     )
     large = fit_training(shape, longest_pairs(5000, 4), settings=settings, card=40)
     assert large.line().endswith(

@@ -200,19 +200,22 @@ class Fit:
     """Whether a training fits.
 
     ``memory`` is the predicted peak, ``gib`` the memory that ``where`` names, ``changes`` what ``changes_that_fit``
-    returns. ``experts``: weights of fused experts that NF4 leaves in 16 bit; 0 without NF4.
+    returns. ``parameters``: those of the base; ``experts``: weights of fused experts that NF4 leaves in 16 bit, 0
+    without NF4.
     """
 
     memory: Memory
     gib: float
     where: str
     changes: dict[str, Any] | None
-    experts: int = 0
+    parameters: int
+    experts: int
 
     def line(self) -> str:
         """Return one line: predicted peak with its parts, available memory, and what to change if it does not fit."""
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in vars(self.memory).items())
-        line = f"predicted peak memory {self.memory.gib:.3g} GiB ({parts}) of {self.gib:.3g} {self.where}"
+        peak = f"predicted peak memory {self.memory.gib:.3g} GiB for {parameters_text(self.parameters)} ({parts})"
+        line = f"{peak} of {self.gib:.3g} {self.where}"
         if self.experts:
             line += f" ({experts_text(self.experts)})"
         if self.changes is None:
@@ -234,7 +237,15 @@ def fit_training(
     width = {"fp32": 4, "auto": 2 if where == "on the card" else 4}.get(settings["compute_dtype"], 2)
     memory = predict_training(shape, lengths, settings=settings, width=width)
     changes = changes_that_fit(shape, lengths, settings=settings, gib=card, width=width)
-    return Fit(memory, card, where, changes, shape.expert_weights if settings["quantization"] == "nf4" else 0)
+    experts = shape.expert_weights if settings["quantization"] == "nf4" else 0
+    return Fit(memory, card, where, changes, shape.weights, experts)
+
+
+def parameters_text(parameters: int) -> str:
+    """Return a number of parameters in words, such as "46.7 billion parameters"."""
+    if parameters < 1e8:
+        return f"{parameters / 1e6:.3g} million parameters"
+    return f"{parameters / 1e9:.3g} billion parameters"
 
 
 def experts_text(experts: int) -> str:
