@@ -36,9 +36,7 @@ def test_a_hub_that_does_not_answer_is_one_line_within_five_seconds(replies, mon
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
         monkeypatch.delenv("HF_HUB_OFFLINE")
         start = time.monotonic()
-        with pytest.raises(
-            MedReflError, match=r"^model owner/name: no such folder, and not available on the hub"
-        ):
+        with pytest.raises(MedReflError, match=r"^model owner/name: no such folder, and not available on the hub"):
             resolve_model("owner/name")
         assert time.monotonic() - start < 5
 
