@@ -54,9 +54,9 @@ def test_the_card_tells_data_settings_figures_and_licences(adapter, tiny_student
     for told in (
         "5 pairs from 3 questions: reasoning 3, reflection_mid 2.",
         "| beta | 0.1 |\n| seed | 3 |",
-        "Last fifth of 10 optimizer steps: loss 0.4000",
-        "margin\n1.250, pairs ranked right 90.0%.",
-        "Held-out pairs: loss 0.6000, margin 0.750, ranked right 80.0%.",
+        "Mean of the last fifth of 10 optimizer steps: loss 0.4000",
+        "reward margin\n1.250, reward accuracy 90.0%.",
+        "Held-out pairs: loss 0.6000, reward margin 0.750, reward accuracy 80.0%.",
         f"| base: {tiny_student} | Apache-2.0 |",
         "| questions: clinic | Apache-2.0 |\n| questions: x | not stated |",
         "rank 8, on down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",

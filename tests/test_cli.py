@@ -253,7 +253,7 @@ def test_two_chains_do_not_work_in_one_folder_and_a_dead_ones_lock_is_free(finis
         assert holder.stdout.readline() == "mine\n"
         second = medrefl(finished, "run", "params/tiny.yaml")
         assert second.returncode == 2 and len(second.stderr.strip().splitlines()) == 1
-        assert re.search(rf"runs/t: process {holder.pid} on .+, since .+, works in this run: wait", second.stderr)
+        assert re.search(rf"runs/t: process {holder.pid} on .+, since .+, uses this run: wait", second.stderr)
         assert medrefl(finished, "run", "params/tiny.yaml", "--set", "shared.run=u", "--dry-run").returncode == 0
     finally:
         holder.kill()

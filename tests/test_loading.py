@@ -36,9 +36,7 @@ def test_a_hub_that_does_not_answer_is_one_line_within_five_seconds(replies, mon
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
         monkeypatch.delenv("HF_HUB_OFFLINE")
         start = time.monotonic()
-        with pytest.raises(
-            MedReflError, match=r"^model owner/name: no such folder, nor a model that the hub gives out"
-        ):
+        with pytest.raises(MedReflError, match=r"^model owner/name: no such folder, and not available on the hub"):
             resolve_model("owner/name")
         assert time.monotonic() - start < 5
 
@@ -72,7 +70,7 @@ def test_a_folder_without_config_is_refused(folder):
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 def test_loading_looks_at_the_folder_first(folder, load):
-    """The lines of ``folders.check_model``, which tests/test_refusals.py has one by one."""
+    """The lines of ``check_model_folder``, which tests/test_refusals.py has one by one."""
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
     with pytest.raises(MedReflError, match=r"^model \S+: model\.safetensors cannot be read \(.*incomplete"):
         load(str(folder))

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config
 
 from medrefl_utils.core import MedReflError
 from medrefl_utils.models import (
@@ -164,6 +164,87 @@ def test_weights_are_counted_as_the_models_have_them():
     )
 
 
+TINY = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+LATENT = {
+    "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "num_key_value_heads": 4,
+}  # fmt: skip
+# Family: its own config keys, and the width that a token uses of a layer's experts.
+FAMILIES = {
+    "mixtral": ({"num_local_experts": 4, "num_experts_per_tok": 2}, 2 * 96),
+    "phimoe": ({"num_local_experts": 4, "num_experts_per_tok": 2}, 2 * 96),
+    "gpt_oss": ({"num_local_experts": 4, "num_experts_per_tok": 2}, 2 * 96),
+    "olmoe": ({"num_experts": 4, "num_experts_per_tok": 2}, 2 * 96),
+    "qwen3_moe": (EXPERTS, 2 * 32),
+    "qwen2_moe": (EXPERTS | {"shared_expert_intermediate_size": 48, "mlp_only_layers": [0]}, 2 * 32 + 48),
+    "deepseek_v2": (ROUTED | LATENT | {"n_shared_experts": 2, "q_lora_rank": None}, 4 * 32),
+    "deepseek_v3": (
+        ROUTED | LATENT | {"n_shared_experts": 1, "q_lora_rank": 16, "n_group": 2, "topk_group": 1},
+        3 * 32,
+    ),
+    "glm4_moe": (ROUTED | {"n_shared_experts": 1}, 3 * 32),
+    "llama4_text": ({"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 128}, 96),
+    "gemma2": ({}, 96),
+    "gpt_neox": ({}, 96),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_parameters_of_each_family_are_those_of_its_model(family):
+    own, width = FAMILIES[family]
+    config = AutoConfig.for_model(family, **TINY | own)
+    shape, model = ModelShape.of(config), AutoModelForCausalLM.from_config(config)
+    assert shape.weights == shape.linear_weights + shape.other_weights == sum(p.numel() for p in model.parameters())
+    fused = {name: p.numel() for name, p in model.named_parameters() if p.dim() == 3}
+    assert shape.expert_weights == sum(fused.values()) and bool(fused) == bool(own)
+    assert shape.intermediate == width
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert shape.adapter(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_mixtral_has_46_7_billion_parameters_and_nf4_leaves_its_experts_in_16_bit():
+    """By hand: 32 layers of 8 experts of three maps of 4096 x 14336."""
+    config = AutoConfig.for_model(
+        "mixtral", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, num_local_experts=8, num_experts_per_tok=2, vocab_size=32000, tie_word_embeddings=False,
+    )  # fmt: skip
+    shape = ModelShape.of(config)
+    experts = 32 * 8 * 3 * 4096 * 14336
+    assert shape.weights == 46_702_792_704 and shape.expert_weights == experts == 45_097_156_608
+    settings = SETTINGS | {"compute_dtype": "bf16"}
+    fit = fit_training(shape, LENGTHS, settings=settings, card=80)
+    assert fit.memory.weights > 2 * experts and fit.changes is None
+    assert "GiB for 46.7 billion parameters (weights " in fit.line()
+    assert "of 80 on the card (45.1B weights of fused experts stay in 16 bit under nf4)" in fit.line()
+    plain = fit_training(shape, LENGTHS, settings=settings | {"quantization": "none"}, card=80)
+    assert "fused experts" not in plain.line()
+
+
+def test_nf4_leaves_fused_experts_in_16_bit(tmp_path):
+    """What the prediction says of experts is what loading does."""
+    from medrefl_utils.models import load_model
+    from tests.models import save_tokenizer
+
+    tokenizer = save_tokenizer(tmp_path, "qwen25")
+    own = {"vocab_size": len(tokenizer), "num_local_experts": 4, "num_experts_per_tok": 2}
+    config = AutoConfig.for_model("mixtral", **TINY | own)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model, shape = load_model(str(tmp_path), "nf4", dtype=torch.bfloat16), ModelShape.of(config)
+    packed = [p for p in model.parameters() if p.dtype == torch.uint8]
+    assert 2 * sum(p.numel() for p in packed) == shape.linear_weights
+    assert sum(p.numel() for p in model.parameters() if p.dim() == 3) == shape.expert_weights
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters() if p.dim() == 3)
+
+
+def test_a_shape_in_a_loop_builds_no_model():
+    assert ModelShape.of(SMALL, count=False).counts is None
+    assert ModelShape.of(SMALL, count=False).weights == ModelShape.of(SMALL).weights
+
+
 def test_four_bit_weights_take_what_bitsandbytes_says(tiny_student):
     from medrefl_utils.models import load_model
 
@@ -221,7 +302,9 @@ def test_advice_goes_from_what_costs_nothing_to_what_costs_tokens():
     for gib in (15, 80, 8.5):
         shorter = int(told(gib).removeprefix("set max_length to ").split(":")[0])
         assert 64 <= shorter <= 1350
-    assert told(8.5) != told(80) == told(15) == "set max_length to 1350: longer pairs are cut, or left out by 03's"
+    assert (
+        told(8.5) != told(80) == told(15) == "set max_length to 1350: longer pairs are truncated, or left out by 03's"
+    )
     assert told(max_length=1000).startswith("set max_length to 750:")  # what was tried is what the limit let through
 
 
@@ -244,8 +327,8 @@ def test_a_fit_tells_the_peak_its_parts_and_what_to_change():
     shape, settings = ModelShape.of(LLAMA_8B), ALL_PUBLISHED | {"compute_dtype": "bf16"}
     there = fit_training(shape, longest_pairs(5000, 4), settings=SETTINGS | {"compute_dtype": "fp16"}, card=22)
     assert there.changes == {} and there.line() == (
-        "predicted peak memory 12.8 GiB (weights 5.3, adapter 1.6, activations 4.5, working 0.6, context 0.6) "
-        "of 22 on the card"
+        "predicted peak memory 12.8 GiB for 8.03 billion parameters (weights 5.3, adapter 1.6, activations 4.5, "
+        "working 0.6, context 0.6) of 22 on the card"
     )
     large = fit_training(shape, longest_pairs(5000, 4), settings=settings, card=40)
     assert large.line().endswith(

@@ -147,7 +147,7 @@ def test_record_writes_outputs_figures_and_tokens(tmp_path: Path) -> None:
 
 def test_record_wants_outputs_that_exist_inside_the_run(tmp_path: Path) -> None:
     run = RunFiles(tmp_path / "r")
-    with pytest.raises(MedReflError, match="^02: .*values.parquet was to be recorded, but does not exist$"):
+    with pytest.raises(MedReflError, match="^02: .*values.parquet does not exist, so it cannot be recorded$"):
         store.record_stage(run, "02", [run.values], {})
     (tmp_path / "elsewhere").write_text("x")
     with pytest.raises(MedReflError, match="outside the run's folder"):

@@ -77,6 +77,6 @@ def test_a_folder_of_other_files_is_not_written_over(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     tokenizer = student.train_tokenizer(["a b c"], 270)
     model = student.new_model(tokenizer, hidden=64, layers=1, kv_heads=1, seed=0)
-    with pytest.raises(MedReflError, match="holds files and no model"):
+    with pytest.raises(MedReflError, match="holds files but no model"):
         student.save(model, tokenizer, tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]

@@ -2,12 +2,12 @@
 
 In: nothing. Out: the frozen records (``Question``, ``Answer``, ``Sampling``, ``Continuation``), the schema of every
 table (``describe(STEPS)`` prints its columns), the places of a run's files (``RunFiles``), Parquet tables, hashes and
-the manifest on disk, and ``MedReflError``, the one error of wrong input.
+the manifest on disk, and ``MedReflError``, the error of wrong input.
 """
 
 import lazy_loader
 
-# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+# Each name is imported from its module at first use, so that importing this room imports no torch and no matplotlib.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={

@@ -1,4 +1,4 @@
-"""Ask the model hub whether it gives something out: once, within seconds, and without importing torch."""
+"""Check whether a model or data set is in the local cache or on the hub, within seconds and without importing torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Literal
 from medrefl_utils.core.errors import MedReflError
 
 SECONDS = 3.0
-"""How long the hub has to answer before its absence is an error; its own clients would retry for half a minute."""
+"""Seconds that the hub has to respond before it counts as unreachable. Its own client retries for half a minute."""
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE says that nothing but the cache may be read."""
+    """Return whether HF_HUB_OFFLINE restricts reading to the local cache."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def has_cached_dataset(name: str) -> bool:
-    """Whether the hub's cache, or that of the library datasets, has a folder for this dataset."""
+    """Return whether the cache of the hub, or of the library datasets, has a folder for this data set."""
     from huggingface_hub import constants
 
     prepared = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")
@@ -28,7 +28,7 @@ def has_cached_dataset(name: str) -> bool:
 
 
 def hub_refusal(kind: Literal["model", "dataset"], name: str) -> Exception | None:
-    """What the hub, or the way to it, raises when asked for ``name``; None where it gives it out."""
+    """Return the exception that asking the hub for ``name`` raises, network errors included; None where it is there."""
     from huggingface_hub import HfApi
 
     failed: list[Exception | None] = [TimeoutError(f"no reply within {SECONDS:.0f} seconds")]
@@ -41,7 +41,7 @@ def hub_refusal(kind: Literal["model", "dataset"], name: str) -> Exception | Non
         except Exception as error:  # the HTTP client's own errors have no common base
             failed[0] = error
 
-    # In a thread, since a name server that does not reply heeds no timeout.
+    # In a thread, since a timeout of the HTTP client does not cover the name server.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(SECONDS)
@@ -49,10 +49,10 @@ def hub_refusal(kind: Literal["model", "dataset"], name: str) -> Exception | Non
 
 
 def resolve_model(model: str) -> str:
-    """A model folder's path, or a hub id that can be had: from the local cache, or on the hub now.
+    """Return the path of a model folder, or a hub id that is in the local cache or on the hub.
 
     Raises:
-        MedReflError: one line, within ``SECONDS``, where neither holds.
+        MedReflError: neither a folder nor an available hub id; one line, within ``SECONDS``.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -69,10 +69,10 @@ def resolve_model(model: str) -> str:
         raise MedReflError(f"model {model}: no such folder, not in the hub's local cache, and HF_HUB_OFFLINE is set")
     error = hub_refusal("model", model)
     if error is not None:
-        raise MedReflError(f"model {model}: no such folder, nor a model that the hub gives out ({one_line(error)})")
+        raise MedReflError(f"model {model}: no such folder, and not available on the hub ({one_line(error)})")
     return model
 
 
 def one_line(error: BaseException) -> str:
-    """An error's name and message, cut to one line of a terminal or two."""
+    """Return an error's class and message on one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

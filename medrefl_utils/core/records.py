@@ -1,4 +1,4 @@
-"""The frozen records that rooms exchange: ``Question``, ``Answer``, ``Sampling``, ``Continuation``."""
+"""Define the frozen records that rooms exchange: ``Question``, ``Answer``, ``Sampling``, ``Continuation``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Question:
-    """One exam question: a stem, options {letter: text} and one gold letter."""
+    """One exam question: a stem, options {letter: text} and one gold letter, the letter of the right option."""
 
     question_id: str
     stem: str
@@ -24,10 +24,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer read from a response: its letter (None: unreadable) and the rule that read it.
+    """The answer that was read from a response: its letter (None: unreadable) and the rule that read it.
 
-    ``stated_letter`` is the letter as written, None where the answer is a text alone; ``conflict``: it is not the
-    letter of the option whose text the response gives, and ``letter`` is that option's.
+    ``stated_letter`` is the letter as written, None where the response gives only an option's text. ``conflict`` is
+    true where letter and text belong to different options; then ``letter`` is that of the text.
     """
 
     letter: str | None
@@ -38,7 +38,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model draws its next token. ``temperature`` 0 is greedy; ``max_tokens`` bounds one continuation."""
+    """How a model samples its next token.
+
+    ``temperature`` 0 is greedy decoding; ``max_tokens`` limits one continuation. Raises MedReflError for a value out of
+    range.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -60,9 +64,10 @@ class Sampling:
 class Continuation:
     """What a generator wrote after a prefix.
 
-    ``stop`` is why it ended: "boundary" (a step is complete), "end" (the model closed its turn) or "length".
-    ``logprob`` is the sum over the tokens, in nats, under the sampling distribution's untempered model; ``logprobs``
-    are its parts where the generator has them. ``n_tokens`` counts what was written where ``token_ids`` are not given.
+    ``stop`` is the reason why it ended: "boundary" (a step is complete), "end" (the model closed its turn) or "length"
+    (the token limit). ``logprob`` is the sum of the tokens' log-probabilities in nats, under the model without
+    temperature and top-p; ``logprobs`` are the tokens' own, where the generator gives them. ``n_tokens`` is the number
+    of tokens where ``token_ids`` is empty.
     """
 
     text: str
@@ -74,5 +79,5 @@ class Continuation:
 
     @property
     def length(self) -> int:
-        """Tokens written."""
+        """Return the number of tokens written."""
         return len(self.token_ids) or self.n_tokens

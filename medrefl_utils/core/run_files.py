@@ -1,4 +1,4 @@
-"""The places of a run's files below ``runs/<name>``."""
+"""Name the files of a run below ``runs/<name>``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run keeps its artifacts; ``root`` is ``runs/<name>``."""
+    """Paths of a run's artifacts; ``root`` is ``runs/<name>``."""
 
     root: Path
 
@@ -22,12 +22,12 @@ class RunFiles:
 
     @property
     def shards(self) -> Path:
-        """What rollout has grown, by content: kept over a change of parameters until the new trees are there."""
+        """Shards of the rollout, by content; after a change of parameters they stay until new trees are complete."""
         return self.root / "shards"
 
     @property
     def calls(self) -> Path:
-        """What models replied, by the hash of what they were asked (``generators.calls``): never removed by a run."""
+        """Replies of models by the hash of their request (``models.generators.call_log``); no run removes them."""
         return self.root / "calls"
 
     @property

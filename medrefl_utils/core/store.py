@@ -1,4 +1,4 @@
-"""What a run keeps on disk: Parquet tables, content hashes and the manifest. Every write is whole or not at all."""
+"""Write and read what a run keeps on disk: Parquet tables, content hashes and the manifest. Every write is atomic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from pydantic import BaseModel, Field, ValidationError
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.run_files import RunFiles
 
-# The artifact (a name of RunFiles) and the notebook that makes it.
 MADE_BY: Mapping[str, str] = {
     "questions": "01_tree_rollout",
     "steps": "01_tree_rollout",
@@ -45,16 +44,25 @@ MADE_BY: Mapping[str, str] = {
     "arms": "07_ablation",
     "ablation": "07_ablation",
 }
+"""{artifact, a name of ``RunFiles``: the notebook that makes it}"""
 
 
 def write_table(
     path: Path, table: pd.DataFrame | pa.Table, schema: pa.Schema, key: str = "", notes: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write one Parquet file with exactly the schema's columns; columns outside the schema are left out.
+    """Write one Parquet file with exactly the schema's columns, and return its path.
 
-    The file appears whole or not at all (written beside its place, then renamed). ``key``, a hash of all that the
-    table depends on, is kept in the file for ``table_key``, and ``notes`` for ``table_notes``. Raises MedReflError when
-    a column is missing or a value does not fit its type.
+    Columns outside the schema are left out. The write is atomic: a temporary file, then a rename.
+
+    Args:
+        path: of the file.
+        table: with at least the schema's columns.
+        schema: one of ``core.schemas``.
+        key: a hash of everything that the table depends on; ``table_key`` returns it.
+        notes: JSON values beside the table; ``table_notes`` returns them.
+
+    Raises:
+        MedReflError: a column is missing, a value does not fit its type, or the file cannot be written.
     """
     path = Path(path)
     _check_columns(path, list(table.columns) if isinstance(table, pd.DataFrame) else table.column_names, schema)
@@ -73,7 +81,7 @@ def write_table(
 
 
 def table_key(path: Path) -> str | None:
-    """The key that a table was written with; None where there is no readable table."""
+    """Return the key that a table was written with; None where there is no readable table."""
     try:
         return (pq.read_schema(path).metadata or {}).get(b"key", b"").decode()
     except (OSError, pa.ArrowInvalid):
@@ -81,15 +89,17 @@ def table_key(path: Path) -> str | None:
 
 
 def table_notes(path: Path) -> dict[str, Any]:
-    """The notes that a table was written with."""
+    """Return the notes that a table was written with."""
     return json.loads((pq.read_schema(path).metadata or {}).get(b"notes", b"{}"))
 
 
 def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """Read a Parquet file, or a folder of them in the order of their names, as the schema's columns.
+    """Read a Parquet file, or a folder of them in the order of their names, and return the schema's columns.
 
-    A map column comes back as a list of (key, value) tuples, so ``dict(row.options)`` works. Raises MedReflError
-    when the file is missing (naming the notebook that makes it), broken, or lacks a column.
+    A map column becomes a list of (key, value) tuples, so ``dict(row.options)`` works.
+
+    Raises:
+        MedReflError: the file is missing (the message names the notebook that makes it), broken, or lacks a column.
     """
     path = Path(path)
     files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith(".")) if path.is_dir() else [path]
@@ -108,7 +118,10 @@ def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
 
 
 def content_hash(path: Path) -> str:
-    """sha256 (hex) of a file's bytes, or of a folder's sorted relative names and contents; hidden files left out."""
+    """Return the sha256 (hex) of a file's bytes, or of a folder's sorted relative names and contents.
+
+    Hidden files of a folder are left out.
+    """
     path = Path(path)
     if not path.is_dir():
         return _file_hash(path)
@@ -122,15 +135,20 @@ def content_hash(path: Path) -> str:
 def record_stage(
     run: RunFiles, stage: str, outputs: Sequence[Path], figures: Mapping[str, Any], tokens: int = 0
 ) -> dict[str, Any]:
-    """Write what a stage made into the manifest: its outputs with their sha256, headline figures, tokens generated.
+    """Write a stage's outputs with their sha256, its headline figures and its generated tokens into the manifest.
 
-    It replaces the stage's earlier entry, so that a stage rerun by hand is never taken for the chain's own. Raises
-    MedReflError when an output does not exist or lies outside the run's folder.
+    The entry replaces the stage's earlier one, so that the chain does not take a stage rerun by hand for its own.
+
+    Returns:
+        The entry.
+
+    Raises:
+        MedReflError: an output does not exist or lies outside the run's folder.
     """
     hashes = {}
     for output in map(Path, outputs):
         if not output.exists():
-            raise MedReflError(f"{stage}: {output} was to be recorded, but does not exist")
+            raise MedReflError(f"{stage}: {output} does not exist, so it cannot be recorded")
         if not output.resolve().is_relative_to(run.root.resolve()):
             raise MedReflError(f"{stage}: {output} lies outside the run's folder {run.root}")
         hashes[output.resolve().relative_to(run.root.resolve()).as_posix()] = content_hash(output)
@@ -142,7 +160,7 @@ def record_stage(
 
 
 class _Stage(BaseModel):
-    """What is read of a stage's entry; there may be more."""
+    """The part of a stage's entry that this project reads; other keys are allowed."""
 
     key: str = ""
     running: str = ""
@@ -155,7 +173,7 @@ class _Stage(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What is read of a manifest; there may be more."""
+    """The part of a manifest that this project reads; other keys are allowed."""
 
     stages: dict[str, _Stage] = {}
     seeds: dict[str, dict[str, Any]] = {}
@@ -166,7 +184,11 @@ class _Manifest(BaseModel):
 
 
 def read_manifest(run: RunFiles) -> dict[str, Any]:
-    """The run's manifest, or an empty one. Raises MedReflError for a file of another shape than a manifest's."""
+    """Return the run's manifest, empty where there is none.
+
+    Raises:
+        MedReflError: the file is not JSON, or not of a manifest's shape.
+    """
     if not run.manifest.exists():
         return {}
     try:
@@ -193,22 +215,24 @@ def write_manifest(run: RunFiles, manifest: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file, whole or not at all. A lone surrogate becomes "?"."""
+    """Write a text file atomically, and return its path. A lone surrogate becomes "?"."""
     return write_whole(path, lambda beside: beside.write_bytes(text.encode("utf-8", "replace")))
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let ``write`` make a file beside its place, then put it there: no reader ever sees a part of it.
+    """Write a file atomically, and return its path: ``write`` makes a temporary file, which is then renamed.
 
     Raises:
-        MedReflError: the disk is full, or the place may not be written to; what stood there stays.
+        MedReflError: the disk is full or the folder is not writable; an earlier file stays as it was.
     """
-    # Hidden, so that a reader of a folder of shards never takes it for one.
+    # A hidden name, which readers of a folder of shards skip.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.*.tmp"):
-            if not psutil.pid_exists(int(left.name.split(".")[-2])):  # another run may write the same references now
+            if not psutil.pid_exists(
+                int(left.name.split(".")[-2])
+            ):  # a live process may be writing the same references
                 left.unlink(missing_ok=True)
         write(beside)
         os.replace(beside, path)
@@ -222,12 +246,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder``, which takes its place once all is written.
+    """Yield a new folder, which replaces ``folder`` at the end of the block; an exception removes it.
 
     Raises:
         MedReflError: as ``write_whole``.
     """
-    # Without a process's number: several processes write a sharded model into one folder.
+    # The name has no process id, since several processes write a sharded model into one folder.
     beside = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -244,10 +268,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def lock_run(run: RunFiles) -> Iterator[None]:
-    """Work in a run's folder alone. The lock is the system's: that of a process that died is free at once.
+    """Hold the lock of a run's folder for the block. The operating system frees the lock of a process that died.
 
     Raises:
-        MedReflError: another process holds the folder; the message says which.
+        MedReflError: another process holds the lock; the message names it.
     """
     try:
         run.root.mkdir(parents=True, exist_ok=True)
@@ -259,7 +283,7 @@ def lock_run(run: RunFiles) -> Iterator[None]:
     except Timeout:
         who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
         raise MedReflError(
-            f"{run.root}: {who} works in this run: wait for it, or take another name (--set shared.run=NAME)"
+            f"{run.root}: {who} uses this run: wait for it, or choose another name (--set shared.run=NAME)"
         ) from None
     try:
         holder.write_text(f"process {os.getpid()} on {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M:%S},")
@@ -280,14 +304,14 @@ def _file_hash(path: Path) -> str:
     return _hash_bytes(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-@cache  # a model folder of many GB is read once per process; size, time and inode tell a change
+@cache  # a model folder of many GB is hashed once per process; size, time and inode show a change
 def _hash_bytes(path: str, size: int, mtime_ns: int, inode: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types: numpy numbers by ``item``, paths as text, a number that JSON has not as None."""
+    """Return a value in JSON's types: numpy numbers as numbers, paths as text, NaN and infinities as None."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,13 +1,14 @@
-"""Models: loading them, generating with them, and predicting their memory.
+"""Models: getting them, loading them, rendering their prompts, generating with them, and predicting their memory.
 
-In: a model folder or hub id, or the address of a server. Out: a ``Generator``, which continues prefixes (``expand``)
-and answers messages (``chat``). Other rooms know this interface only, never what runs the model. The tiny student, a
-Llama of 0.92 million parameters for tests and demos, is in ``tiny_student/``.
+In: a model folder or hub id, a GGUF file, or the address of a server. Out: a ``Generator``, which continues prefixes
+(``expand``) and answers messages (``chat``). Other rooms know this interface only, never what runs the model. The tiny
+student, a Llama of 0.92 million parameters for tests and demos, is in ``tiny_student/``; ``get_smollm2`` makes a folder
+of SmolLM2-135M-Instruct without a hub.
 """
 
 import lazy_loader
 
-# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+# Each name is imported from its module at first use, so that importing this room imports no torch.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["student"],
@@ -22,11 +23,22 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "model_key",
         ],
         "folder_checks": ["check_adapter_base", "check_adapter_folder", "check_model_folder", "resolve_checked_model"],
+        "chat_templates": [
+            "DATE_VARIABLE",
+            "open_thinking",
+            "prompt_date",
+            "render_prompt",
+            "thinking_is_open",
+            "writes_date",
+        ],
+        "context_limit": ["ContextSplit", "context_length", "split_by_context"],
+        "gguf_conversion": ["convert_gguf", "describe_folder"],
+        "smollm2": ["get_smollm2"],
+        "model_shape": ["ModelShape"],
         "memory": [
             "GIB",
             "Fit",
             "Memory",
-            "ModelShape",
             "changes_that_fit",
             "fit_training",
             "free_bytes",

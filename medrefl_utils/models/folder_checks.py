@@ -1,7 +1,7 @@
-"""A model's or an adapter's folder, looked at before it is loaded: what would not load is one line, within a second.
+"""Check the folder of a model or an adapter before it is loaded, within a second.
 
-Only JSON, the headers of safetensors and the tokenizer's own file are read: no weights, no torch, no code or pickle
-that lies there. What only loading can tell (``models.load_model``) is not told here.
+The checks read JSON, the headers of safetensors files and the tokenizer's own file. They read no weights, import no
+torch and run no code of the folder. What only loading shows is left to ``models.loading.load_model``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.hub import resolve_model
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_WRITES_ON = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_CONV1D = ("gpt2", "openai-gpt")
 _OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+# bitsandbytes writes these beside a 4-bit weight; the last one is JSON and holds the shape before packing.
+_PACKING = re.compile(
+    r"^(.+\.weight)\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def resolve_checked_model(model: str) -> str:
-    """``hub.resolve_model`` of a model; a local folder is looked at, too: see ``check_model``."""
+    """Return what ``core.hub.resolve_model`` returns, after ``check_model_folder`` where it is a local folder."""
     name = resolve_model(model)
     if Path(name).is_dir():
         check_model_folder(Path(name), model)
@@ -34,7 +40,7 @@ def resolve_checked_model(model: str) -> str:
 
 
 def check_model_folder(folder: Path, model: str) -> None:
-    """Look at a model's folder: config, weights, tokenizer, chat template, and whether they fit one another.
+    """Check that a model folder has config, weights, tokenizer and chat template, and that they fit each other.
 
     Raises:
         MedReflError: one line that begins with "model" and ``model``, the name that the user gave.
@@ -42,26 +48,28 @@ def check_model_folder(folder: Path, model: str) -> None:
     where = f"model {model}"
     config = _object(folder / "config.json", where)
     _check_architecture(config, where)
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    _check_quantization(config, where)
+    text = _text_config(config)
     shapes = _weights(folder, where, "model")
     embedding = next((shape for name, shape in shapes.items() if _EMBEDDING.search(name) and len(shape) == 2), None)
-    told = (text.get("vocab_size"), text.get("hidden_size"))
-    if embedding and None not in told and embedding != told:
-        found = f"{embedding[0]} tokens x {embedding[1]}, but its config.json says {told[0]} x {told[1]}"
+    stated = (text.get("vocab_size"), text.get("hidden_size"))
+    if embedding and None not in stated and embedding != stated:
+        found = f"{embedding[0]} tokens x {embedding[1]}, but its config.json says {stated[0]} x {stated[1]}"
         raise MedReflError(f"{where}: its weights embed {found}: expected the weights of that model")
-    layers = _layers(shapes)
-    if isinstance(n := text.get("num_hidden_layers"), int) and layers < n:
-        raise MedReflError(f"{where}: its weights have {layers} layers, but its config.json says {n}")
+    layers, expected = _layers(shapes), _config_layers(config)
+    # More layers than the config states are layers for multi-token prediction, which transformers does not load.
+    if expected is not None and layers < expected:
+        raise MedReflError(f"{where}: its weights have {layers} layers, but its config.json says {expected}")
     tokens = _check_tokenizer(folder, where)
     if embedding and tokens > embedding[0]:
         raise MedReflError(f"{where}: its tokenizer has {tokens} tokens, expected at most the {embedding[0]} embedded")
 
 
 def check_adapter_folder(folder: Path, model: str) -> None:
-    """Look at a LoRA adapter's folder, and whether its tensors are for the layers of ``model`` (a folder or hub id).
+    """Check a LoRA adapter's folder, and that its tensors fit the layers of ``model`` (a folder or hub id).
 
     Raises:
-        MedReflError: no config or weights, pickled weights, or shapes that are not the model's.
+        MedReflError: no config or no weights, pickled weights, or shapes that are not the model's.
     """
     where = f"adapter {folder}"
     if not (folder / "adapter_config.json").is_file():
@@ -75,27 +83,51 @@ def check_adapter_folder(folder: Path, model: str) -> None:
             f"{where}: its weights have rank {found}, but its adapter_config.json says {config.get('r')}"
         )
     if loras and Path(name := resolve_model(model)).is_dir():
-        of_model = _weights(Path(name), f"model {model}", "model")
-        if not config.get("layers_to_transform") and (n := _layers(loras)) != (expected := _layers(of_model)):
-            raise MedReflError(f"{where}: is for {n} layers, but the model {model} has {expected}: another base")
-        for lora, shape in loras.items():
-            side = 1 if ".lora_A." in lora else 0  # A reads what the layer reads, B writes what it writes
-            layer = re.sub(r"\.lora_[AB]\.", ".", lora).removeprefix("base_model.model.")
-            expected = of_model.get(layer, shape)[side]
-            if shape[side] != expected:
-                found = f"{layer.removesuffix('.weight')} has {shape[side]} where the model {model} has {expected}"
-                raise MedReflError(f"{where}: {found}: another base")
+        _check_adapter_fits(where, config, loras, Path(name), model)
+
+
+def _check_adapter_fits(where: str, config: Mapping[str, Any], loras: Shapes, base: Path, model: str) -> None:
+    of_model = _weights(base, f"model {model}", "model")
+    base_config = _object(base / "config.json", f"model {model}")
+    expected = _config_layers(base_config) or _layers(of_model)
+    # torch's Linear stores [outputs, inputs], GPT-2's Conv1D stores [inputs, outputs].
+    outputs, inputs = (1, 0) if base_config.get("model_type") in _CONV1D else (0, 1)
+    if not config.get("layers_to_transform") and (n := _layers(loras)) != expected:
+        raise MedReflError(f"{where}: is for {n} layers, but the model {model} has {expected}: another base")
+    for lora, shape in loras.items():
+        layer = re.sub(r"\.lora_[AB]\.", ".", lora).removeprefix("base_model.model.")
+        base_shape = of_model.get(layer)
+        if base_shape is None or len(base_shape) != 2:
+            continue
+        # A has shape [rank, inputs], B has shape [outputs, rank].
+        found, needed = (shape[1], base_shape[inputs]) if ".lora_A." in lora else (shape[0], base_shape[outputs])
+        if found != needed:
+            sizes = f"{layer.removesuffix('.weight')} has {found} where the model {model} has {needed}"
+            raise MedReflError(f"{where}: {sizes}: another base")
 
 
 def check_adapter_base(folder: Path, model: str) -> None:
-    """Whether an adapter was trained on ``model`` by its own account, and fits it; see ``check_adapter``.
+    """Check an adapter's folder, and that its config names ``model`` as its base.
 
-    Two local folders are one model when their weights are the same bytes, other names when their last parts are.
+    Two local folders are the same model where their weights are the same bytes; other names are the same model where
+    their last parts agree.
+
+    Raises:
+        MedReflError: as ``check_adapter_folder``, or the adapter names another base.
     """
     check_adapter_folder(folder, model)
     base = _object(folder / "adapter_config.json", f"adapter {folder}").get("base_model_name_or_path")
     if base and not _same_model(Path(base), Path(resolve_model(model))):
         raise MedReflError(f"adapter {folder}: was trained on {base}, expected one of the model {model}")
+
+
+def is_saved_in_4_bit(config: Mapping[str, Any]) -> bool:
+    """Return whether a model's config.json says that bitsandbytes saved its weights in 4 bit."""
+    quantization = config.get("quantization_config") or {}
+    # Older folders name no method.
+    return quantization.get("quant_method", "bitsandbytes") == "bitsandbytes" and bool(
+        quantization.get("load_in_4bit") or quantization.get("_load_in_4bit")
+    )
 
 
 def _same_model(a: Path, b: Path) -> bool:
@@ -106,23 +138,31 @@ def _same_model(a: Path, b: Path) -> bool:
 
 
 def _check_architecture(config: Mapping[str, Any], where: str) -> None:
-    # Imported here: half a second that a run whose stages are unchanged need not pay. No torch comes with it.
+    # Imported here: it takes half a second, which a run of unchanged stages saves. It imports no torch.
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
     kind, classes = config.get("model_type"), config.get("architectures") or []
     if kind not in CONFIG_MAPPING_NAMES:
         own = "; the code beside it (auto_map) is never run" if config.get("auto_map") else ""
         raise MedReflError(f"{where}: its model_type {kind!r} is none that transformers knows{own}")
-    if config.get("is_encoder_decoder") or (classes and not any(_WRITES_ON.search(str(name)) for name in classes)):
+    if config.get("is_encoder_decoder") or (classes and not any(_CAUSAL.search(str(name)) for name in classes)):
         found = ", ".join(map(str, classes)) or kind
         raise MedReflError(f"{where}: is a {found}, expected a causal language model, such as LlamaForCausalLM")
 
 
-def _check_tokenizer(folder: Path, where: str) -> int:
-    """One more than the tokenizer's largest id; 0 where it is of a kind that only transformers reads."""
-    from jinja2 import TemplateSyntaxError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _check_quantization(config: Mapping[str, Any], where: str) -> None:
+    quantization = config.get("quantization_config")
+    if not quantization or (isinstance(quantization, dict) and is_saved_in_4_bit(config)):
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    bits = " in 8 bit" if method == "bitsandbytes" else ""
+    raise MedReflError(
+        f"{where}: its weights are saved quantized by {method}{bits}, expected 16 or 32 bit, or bitsandbytes in 4 bit"
+    )
 
+
+def _check_tokenizer(folder: Path, where: str) -> int:
+    """Return one more than the tokenizer's largest id; 0 for a kind that only transformers reads."""
     file, tokens = folder / "tokenizer.json", 0
     if file.is_file():
         from tokenizers import Tokenizer
@@ -133,11 +173,25 @@ def _check_tokenizer(folder: Path, where: str) -> int:
             raise MedReflError(f"{where}: its tokenizer.json cannot be read ({_line(error)})") from None
     elif not any((folder / name).is_file() for name in _OTHER_TOKENIZERS):
         raise MedReflError(f"{where}: no tokenizer there, expected tokenizer.json")
-    settings = folder / "tokenizer_config.json"
-    template = _object(settings, where).get("chat_template") if settings.is_file() else None
+    _check_template(folder, where)
+    return tokens
+
+
+def _check_template(folder: Path, where: str) -> None:
+    """Check that there is a chat template, in any of the places where one is saved, and that Jinja can parse it."""
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    template = None
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if template is None and (folder / name).is_file():
+            template = _object(folder / name, where).get("chat_template")
     if (beside := folder / "chat_template.jinja").is_file():
         template = beside.read_text(encoding="utf-8", errors="replace")
-    if not template and not any(folder.glob("*chat_template*")):
+    if isinstance(template, list):  # several templates with names, of which "default" renders a plain chat
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    if not template:
         raise MedReflError(f"{where}: its tokenizer has no chat template, which every prompt goes through")
     if isinstance(template, str):
         # transformers' own tag, which plain Jinja does not know, only marks a part of the text.
@@ -146,11 +200,13 @@ def _check_tokenizer(folder: Path, where: str) -> int:
             ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
         except TemplateSyntaxError as error:
             raise MedReflError(f"{where}: its chat template is broken (line {error.lineno}: {_line(error)})") from None
-    return tokens
 
 
 def _weights(folder: Path, where: str, stem: str) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in ``stem``.safetensors, or in the parts that its index names."""
+    """Return name -> shape of every tensor in ``stem``.safetensors, or in the parts that its index names.
+
+    A 4-bit weight of bitsandbytes has its shape before packing.
+    """
     from safetensors import SafetensorError, safe_open
 
     index, whole = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
@@ -168,17 +224,34 @@ def _weights(folder: Path, where: str, stem: str) -> dict[str, tuple[int, ...]]:
             raise MedReflError(f"{where}: {found}: expected {stem}.safetensors")
         raise MedReflError(f"{where}: no weights there, expected {stem}.safetensors")
     shapes: dict[str, tuple[int, ...]] = {}
+    packed: dict[str, tuple[int, ...]] = {}
     for file in files:
         try:
             with safe_open(file, framework="np") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+                for name in tensors.keys():
+                    if not (packing := _PACKING.match(name)):
+                        shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                    elif packing[2].startswith("quant_state."):
+                        packed[packing[1]] = tuple(json.loads(bytes(tensors.get_tensor(name)))["shape"])
         except (OSError, SafetensorError) as error:
             raise MedReflError(f"{where}: {file.name} cannot be read ({_line(error)})") from None
-    return shapes
+        except (ValueError, KeyError, TypeError) as error:
+            raise MedReflError(f"{where}: {file.name} has a broken 4-bit weight ({_line(error)})") from None
+    return shapes | packed
 
 
 def _layers(shapes: Shapes) -> int:
     return 1 + max((int(found[1]) for name in shapes if (found := _LAYER.search(name))), default=-1)
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
+
+
+def _config_layers(config: Mapping[str, Any]) -> int | None:
+    text = _text_config(config)
+    return next((text[name] for name in _LAYER_COUNTS if isinstance(text.get(name), int)), None)
 
 
 def _object(path: Path, where: str) -> dict[str, Any]:

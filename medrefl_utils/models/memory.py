@@ -1,13 +1,13 @@
-"""How much memory a DPO training takes at its peak, and decoding, from the model's config and lengths alone.
+"""Predict the peak memory of DPO training and of decoding from the model's config and the lengths alone.
 
-    predict(Shape.named("meta-llama/Llama-3.1-8B-Instruct"), lengths, settings=settings).gib
+    predict_training(ModelShape.named("meta-llama/Llama-3.1-8B-Instruct"), lengths, settings=settings).gib
     rows_that_fit(config, prefix=300, new=128, k=3, width=2, budget=20 * GIB)
 
-What is counted of a training: the base in NF4 (embeddings, head and norms in 16 bit), the adapter with its gradients
-and optimizer states in 32 bit, what one forward pass keeps for the backward pass, the largest working set of that pass,
-and the library's own share. The activations are counted tensor by tensor of a Llama-like layer under PEFT's LoRA: tests
-hold them to what torch keeps, and the peak of a small model's step to what torch takes. The constants at the top are
-ours, to be checked on each card.
+The prediction of a training adds up the base (linear maps in NF4; embeddings, head, norms and fused experts in 16 bit),
+the adapter with its gradients and optimizer states in 32 bit, the activations that one forward pass keeps for the
+backward pass, the largest working set of that pass, and the CUDA context. Activations are counted tensor by tensor
+for a Llama layer under PEFT's LoRA. Tests compare them with what torch keeps, and with the peak of a small model's
+step. The constants at the top are ours; check them on each card.
 """
 
 from __future__ import annotations
@@ -19,29 +19,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from medrefl_utils.core.errors import MedReflError
-from medrefl_utils.core.hub import resolve_model
+from medrefl_utils.models.model_shape import ModelShape
 
 GIB = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes a weight: 4 bits, and an 8-bit scale for each 64 weights, with double quantization (QLoRA, section 3)."""
+"""Bytes per weight: 4 bits, and an 8-bit scale per 64 weights, with double quantization (QLoRA, section 3)."""
 CONTEXT = 0.6 * GIB
-"""CUDA context and library workspaces (ours: 0.4 to 0.7 GiB by card)."""
+"""Bytes of the CUDA context and library workspaces (ours: 0.4 to 0.7 GiB, by card)."""
 FRAGMENTED = 1.05
-"""What the caching allocator holds for what is asked of it (ours)."""
+"""Bytes that torch's caching allocator reserves per byte allocated (ours)."""
 HEAD_TILE = 4096 * 32768
-"""Numbers of one tile of TRL's fused head, at most."""
+"""Most numbers in one tile of TRL's fused output head."""
 DRAWING = 64
-"""Bytes a row and word of the vocabulary while a token is drawn: log-probabilities, and masses in 64 bit, sorted."""
+"""Bytes per row and vocabulary entry while a token is sampled: log-probabilities, and sorted 64-bit probabilities."""
 MOST_ROWS = 1024
-"""Rows decoded together, at most (ours: most rows of a step end early, so that many must begin to fill a batch)."""
+"""Most rows decoded together (ours: most rows of a step end early, so many must start to keep a batch full)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted peak of a training in bytes, by what it is for."""
+    """Predicted peak memory of a training in bytes, by purpose."""
 
     weights: float
     adapter: float
@@ -51,89 +50,20 @@ class Memory:
 
     @property
     def gib(self) -> float:
-        """All of it, in GiB."""
+        """The sum of the parts, in GiB."""
         return (self.weights + self.adapter + FRAGMENTED * (self.activations + self.working) + self.context) / GIB
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes of a Llama-like model (Llama, Qwen2, Mistral ...) that memory depends on."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied: bool
-
-    @classmethod
-    def named(cls, model: str) -> ModelShape:
-        """Of a folder or a hub id; raises MedReflError for one that cannot be had, or whose config lacks a size."""
-        name = resolve_model(model)
-        try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            found = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise MedReflError(f"model {model}: its config does not load: {found}") from error
-        return cls.of(config)
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> ModelShape:
-        """Read from a transformers config; raises MedReflError where it lacks one of the sizes."""
-        text = config.get_text_config()
-        try:
-            return cls(
-                hidden=text.hidden_size,
-                layers=text.num_hidden_layers,
-                heads=text.num_attention_heads,
-                kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-                head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-                intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-                vocabulary=text.vocab_size,
-                tied=bool(getattr(text, "tie_word_embeddings", False)),
-            )
-        except AttributeError as error:
-            raise MedReflError(f"memory: the config of a {config.model_type} model lacks a size: {error}") from error
-
-    @property
-    def linears(self) -> list[tuple[int, int]]:
-        """Inputs and outputs of a layer's seven linear maps: q, k, v, o, gate, up, down."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        h, m = self.hidden, self.intermediate
-        return [(h, q), (h, kv), (h, kv), (q, h), (h, m), (h, m), (m, h)]
-
-    @property
-    def linear_weights(self) -> int:
-        """Weights of all linear maps but the head."""
-        return self.layers * sum(i * o for i, o in self.linears)
-
-    @property
-    def other_weights(self) -> int:
-        """Weights of embeddings, head and norms, which stay in 16 bit."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2) + (2 * self.layers + 1) * self.hidden
-
-    @property
-    def cached(self) -> int:
-        """Numbers that a token's keys and values are, over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
-
-    def adapter(self, rank: int) -> int:
-        """Weights of a LoRA of this rank on all linear maps but the head."""
-        return self.layers * rank * sum(i + o for i, o in self.linears)
-
-
 def kept_per_token(shape: ModelShape, rank: int, width: int) -> int:
-    """Bytes that a layer keeps of each token for the backward pass, without gradient checkpointing.
+    """Return the bytes that a layer keeps per token for the backward pass, without gradient checkpointing.
 
-    ``width``: bytes a number of the computation: 2 under autocast to 16 bit, or 4.
+    ``width``: bytes per number of the computation: 2 under autocast to 16 bit, else 4.
     """
     q, h, m = shape.heads * shape.head_dim, shape.hidden, shape.intermediate
     norms = 2 * 4 * h  # RMSNorm computes in 32 bit
-    inputs = width * (2 * h + m)  # q, k, v and gate, up read the same tensor; o reads what the attention keeps
+    inputs = width * (2 * h + m)  # q, k, v share one input, gate and up another; o reads the attention output
     lora = 7 * rank * width
-    attention = width * 4 * q + 4 * shape.heads  # q, k and v, repeated to all heads, and what comes out
+    attention = width * 4 * q + 4 * shape.heads  # q, k, v repeated to all heads, and the output
     gated = 3 * m * width
     return norms + inputs + lora + attention + gated
 
@@ -141,15 +71,16 @@ def kept_per_token(shape: ModelShape, rank: int, width: int) -> int:
 def predict_training(
     shape: ModelShape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], width: int = 2
 ) -> Memory:
-    """Peak memory of training on pairs of these lengths.
+    """Predict the peak memory of training on pairs of these lengths.
 
     Args:
-        shape: of the base.
-        lengths: ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens`` of the pairs (columns of ``records.PAIRS``);
-            ``shared_tokens``, how many tokens both sides begin with, counts as 0 where it is missing.
+        shape: shape of the base.
+        lengths: ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens`` of the pairs (columns of
+            ``schemas.PAIRS``). ``shared_tokens``, the number of tokens that both sides begin with, is optional; it
+            counts as 0 where it is missing.
         settings: the parameters of 04_dpo_lora_4bit by name: quantization, lora_rank, batch_size, max_length,
             shared_prefix, gradient_checkpointing, activation_offloading, optimizer.
-        width: bytes a number of the computation: 2 (bf16, fp16) or 4 (fp32).
+        width: bytes per number of the computation: 2 (bf16, fp16) or 4 (fp32).
     """
     rank = settings["lora_rank"]
     rows, longest = _largest_batch(lengths, settings)
@@ -161,15 +92,15 @@ def predict_training(
     if settings["gradient_checkpointing"]:
         activations = shape.layers * border + kept
     elif settings["activation_offloading"]:
-        activations = 5 * kept  # TRL's stash of tensors on their way
+        activations = 5 * kept  # tensors that TRL holds while they move to the main memory
     else:
         activations = shape.layers * kept
     if settings["gradient_checkpointing"] and settings["activation_offloading"]:
         activations = 5 * border + kept
-    # The backward pass of the gated map: the gradients of both its factors, and one dequantised weight.
-    dequantised = width * max(i * o for i, o in shape.linears) if settings["quantization"] == "nf4" else 0
-    working = 2 * width * shape.intermediate * tokens + dequantised
-    mask = width * rows * longest**2  # one for all layers
+    # The backward pass of the gated map holds the gradients of both factors and one dequantized weight.
+    dequantized = width * max(i * o for i, o in shape.linears) if settings["quantization"] == "nf4" else 0
+    working = 2 * width * shape.intermediate * tokens + dequantized
+    mask = width * rows * longest**2  # one mask for all layers
     head = 4 * shape.hidden * tokens + width * min(HEAD_TILE, tokens * shape.vocabulary)
     return Memory(
         weights=weights,
@@ -181,50 +112,55 @@ def predict_training(
 
 
 def predict_decoding(shape: ModelShape, *, quantization: str, rows: int, tokens: int, width: int = 2) -> float:
-    """Bytes that so many rows take to decode up to ``tokens`` tokens, prompt and all, with the model itself."""
+    """Predict the bytes to decode ``rows`` rows of up to ``tokens`` tokens, prompt and model weights included."""
     return _weights(shape, quantization, width) + CONTEXT + rows * _row(shape, tokens, width)
 
 
 def _weights(shape: ModelShape, quantization: str, width: int) -> float:
-    """Bytes of the model itself: the linear maps in ``quantization``, all else in ``width`` bytes a number."""
+    """Return the bytes of the weights: linear maps in ``quantization``, all else in ``width`` bytes per number."""
     return (NF4_BYTES if quantization == "nf4" else width) * shape.linear_weights + width * shape.other_weights
 
 
 def _row(shape: ModelShape, tokens: int, width: int) -> float:
-    """Bytes of a row that decodes: its cache of so many tokens, and its draw."""
+    """Return the bytes of one decoding row: its cache of ``tokens`` tokens, and its sampling."""
     return width * shape.cached * tokens + DRAWING * shape.vocabulary
 
 
 def rows_that_fit(config: PreTrainedConfig, *, prefix: int, new: int, k: int, width: int, budget: float) -> int:
-    """How many rows, ``k`` for each prefix, decode together in ``budget`` bytes: a power of two, from 1 to MOST_ROWS.
+    """Return how many rows, ``k`` per prefix, decode together in ``budget`` bytes: a power of two up to MOST_ROWS.
 
-    Counted as if each row filled its ``new`` tokens and had its own copy of the ``prefix`` tokens, as some models'
-    have; a prefix is held twice more, and read by a layer, while it becomes a trunk. ``width``: bytes a number of the
-    computation. Raises MedReflError for a config that lacks a size.
+    The count assumes that each row fills its ``new`` tokens and has its own copy of the ``prefix`` tokens, as in some
+    models. While a prefix is read, it takes two more copies and one layer's activations. ``width``: bytes per number
+    of the computation.
+
+    Raises:
+        MedReflError: the config lacks a size.
     """
-    shape = ModelShape.of(config)
+    shape = ModelShape.of(config, count=False)
     row = _row(shape, prefix + new, width)
     reading = width * (2 * shape.cached + 3 * shape.intermediate + 6 * shape.hidden) * prefix
     return power_of_two(min(MOST_ROWS, k * budget / (k * row + reading)))
 
 
 def power_of_two(number: float) -> int:
-    """The largest power of two that is at most ``number``, and at least 1."""
+    """Return the largest power of two that is at most ``number``, and at least 1."""
     return 1 << (max(1, int(number)).bit_length() - 1)
 
 
 def free_bytes() -> int:
-    """Bytes that are free for models here: the GPU's if there is one, else the main memory's."""
+    """Return the bytes that are free for models: of the GPU if there is one, else of the main memory."""
     import torch
 
     if not torch.cuda.is_available():
         return psutil.virtual_memory().available
-    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # what torch holds, and would use again
+    unused = (
+        torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    )  # reserved by torch, and free for its next tensors
     return torch.cuda.mem_get_info()[0] + unused
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory, of a GPU's or the main memory."""
+    """Return whether torch ran out of memory, on a GPU or in the main memory."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -233,7 +169,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def longest_that_fits(
     shape: ModelShape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], gib: float, width: int = 2
 ) -> int | None:
-    """The largest ``max_length`` predicted to fit in ``gib``, in steps of 64 tokens; None where none does."""
+    """Return the largest ``max_length`` predicted to fit in ``gib``, in steps of 64 tokens; None where none fits."""
     for length in range(int(settings["max_length"]) // 64 * 64, 63, -64):
         if predict_training(shape, lengths, settings={**settings, "max_length": length}, width=width).gib <= gib:
             return length
@@ -243,11 +179,11 @@ def longest_that_fits(
 def changes_that_fit(
     shape: ModelShape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], gib: float, width: int = 2
 ) -> dict[str, Any] | None:
-    """The parameters to change, and to what, until the training is predicted to fit in ``gib``.
+    """Return the parameters to change, with their new values, so that the training is predicted to fit in ``gib``.
 
-    Empty where it fits as it is, None where nothing makes it fit. In this order, each only as far as it goes: what
-    trains the same first (smaller batches with the same effective batch, checkpointing), then the base in 4 bit, then
-    a shorter ``max_length``.
+    Empty where it fits unchanged; None where no change makes it fit. Changes come in this order: those that train the
+    same (smaller batches at the same effective batch size, gradient checkpointing), then the 4-bit base, then a
+    shorter ``max_length``.
     """
     changed: dict[str, Any] = {}
     while predict_training(shape, lengths, settings={**settings, **changed}, width=width).gib > gib:
@@ -261,17 +197,27 @@ def changes_that_fit(
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a training fits: its predicted peak, the GiB that ``where`` there are, and ``changes_that_fit``."""
+    """Whether a training fits.
+
+    ``memory`` is the predicted peak, ``gib`` the memory that ``where`` names, ``changes`` what ``changes_that_fit``
+    returns. ``parameters``: those of the base; ``experts``: weights of fused experts that NF4 leaves in 16 bit, 0
+    without NF4.
+    """
 
     memory: Memory
     gib: float
     where: str
     changes: dict[str, Any] | None
+    parameters: int
+    experts: int
 
     def line(self) -> str:
-        """The peak and its parts, what there is, and what to change if that is not enough."""
+        """Return one line: predicted peak with its parts, available memory, and what to change if it does not fit."""
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in vars(self.memory).items())
-        line = f"predicted peak memory {self.memory.gib:.3g} GiB ({parts}) of {self.gib:.3g} {self.where}"
+        peak = f"predicted peak memory {self.memory.gib:.3g} GiB for {parameters_text(self.parameters)} ({parts})"
+        line = f"{peak} of {self.gib:.3g} {self.where}"
+        if self.experts:
+            line += f" ({experts_text(self.experts)})"
         if self.changes is None:
             return f"{line}: does not fit, whatever is changed"
         return f"{line}: to fit, {changes_text(self.changes)}" if self.changes else line
@@ -280,10 +226,10 @@ class Fit:
 def fit_training(
     shape: ModelShape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], card: float | None = None
 ) -> Fit:
-    """Whether training on pairs of these lengths fits on a card of ``card`` GiB, or else on this machine.
+    """Predict whether training on pairs of these lengths fits on a card of ``card`` GiB, or else on this machine.
 
-    ``settings`` are those of ``predict``, with gradient_accumulation and compute_dtype. Without a card the free
-    main memory counts, and the computation is in 32 bit unless ``compute_dtype`` says otherwise.
+    ``settings``: those of ``predict_training``, with gradient_accumulation and compute_dtype. Without a card the free
+    main memory counts, and the computation is in 32 bit unless ``compute_dtype`` names another type.
     """
     where = "on the card"
     if card is None and (card := card_gib()) is None:
@@ -291,17 +237,30 @@ def fit_training(
     width = {"fp32": 4, "auto": 2 if where == "on the card" else 4}.get(settings["compute_dtype"], 2)
     memory = predict_training(shape, lengths, settings=settings, width=width)
     changes = changes_that_fit(shape, lengths, settings=settings, gib=card, width=width)
-    return Fit(memory, card, where, changes)
+    experts = shape.expert_weights if settings["quantization"] == "nf4" else 0
+    return Fit(memory, card, where, changes, shape.weights, experts)
+
+
+def parameters_text(parameters: int) -> str:
+    """Return a number of parameters in words, such as "46.7 billion parameters"."""
+    if parameters < 1e8:
+        return f"{parameters / 1e6:.3g} million parameters"
+    return f"{parameters / 1e9:.3g} billion parameters"
+
+
+def experts_text(experts: int) -> str:
+    """Return the words that tell how many weights of fused experts NF4 leaves in 16 bit."""
+    return f"{experts / 1e9:.3g}B weights of fused experts stay in 16 bit under nf4"
 
 
 def longest_pairs(max_length: int, pairs: int) -> pd.DataFrame:
-    """The lengths of the largest pairs that ``max_length`` lets through: two sides that fill it and share nothing."""
+    """Return the lengths of the largest pairs within ``max_length``: both sides fill it and share no token."""
     side = [max_length] * pairs
     return pd.DataFrame({"prompt_tokens": 0, "chosen_tokens": side, "rejected_tokens": side})
 
 
 def changes_text(changes: Mapping[str, Any]) -> str:
-    """``changes_that_fit`` in words."""
+    """Return the result of ``changes_that_fit`` in words."""
     words = [f"{name} to {str(value).lower() if value is True else value}" for name, value in changes.items()]
     return "set " + ", ".join(words) + (", which trains the same" if changes.keys() <= _TRAINS_THE_SAME else "")
 
@@ -309,10 +268,10 @@ def changes_text(changes: Mapping[str, Any]) -> str:
 def memory_advice(
     shape: ModelShape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], gib: float | None = None
 ) -> str:
-    """Which parameters to lower, and to what, when the batch of these lengths did not fit, whatever was predicted.
+    """Return which parameters to lower, and to what, after a batch of these lengths ran out of memory.
 
-    One step in the order of ``changes_that_fit``. ``gib`` is the memory that the card has; without a card there is
-    none to ask.
+    The advice is one step in the order of ``changes_that_fit``, whatever was predicted. ``gib``: memory of the card;
+    this machine's card where it is None.
     """
     if one := _next_change(settings):
         return changes_text(one)
@@ -321,14 +280,14 @@ def memory_advice(
     longer_side = lengths[["chosen_tokens", "rejected_tokens"]].max(axis=1)
     longest = min(int((lengths["prompt_tokens"] + longer_side).max()), settings["max_length"])
     shorter = max(64, min(fitting or longest, longest * 3 // 4))
-    return f"{changes_text({'max_length': shorter})}: longer pairs are cut, or left out by 03's"
+    return f"{changes_text({'max_length': shorter})}: longer pairs are truncated, or left out by 03's"
 
 
 _TRAINS_THE_SAME = {"batch_size", "gradient_accumulation", "gradient_checkpointing"}
 
 
 def _next_change(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The next parameter that saves memory and costs no tokens; empty where none is left."""
+    """Return the next change that saves memory and drops no tokens; empty where none is left."""
     if settings["batch_size"] > 1:
         half = settings["batch_size"] // 2
         raised = -(-settings["batch_size"] * settings["gradient_accumulation"] // half)
@@ -339,14 +298,14 @@ def _next_change(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_gib() -> float | None:
-    """GiB of the GPU, in use or not; None where there is none."""
+    """Return the GiB of the GPU, used and free; None without a GPU."""
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else None
 
 
 def _largest_batch(lengths: pd.DataFrame, settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and padded tokens of the batch with the longest pairs."""
+    """Return rows and padded tokens per row of the batch with the longest pairs."""
     prompt = lengths["prompt_tokens"].to_numpy()
     room = np.maximum(settings["max_length"] - prompt, 0)
     chosen, rejected = (np.minimum(lengths[f"{s}_tokens"].to_numpy() + 1, room) for s in ("chosen", "rejected"))

@@ -1,9 +1,9 @@
-"""The tiny student: a small Llama trained from scratch on the clinic, so that every stage is real on a CPU.
+"""Train the tiny student: a small Llama, from scratch on the clinic, that runs every stage on a CPU.
 
-It learns from a teacher who errs: eliminations slip, and some relations are taught wrong more often than right, so
-that its outcomes have something to teach it. It also learns the other roles of the chain: to go on from a given
-step, to go on after a reflection, to write one, to judge a chain, and to guess at questions from outside its world,
-so that real exams go through the chain. The result is an ordinary model folder.
+Its teacher makes errors: some eliminations are wrong, and some relations are taught wrong more often than right, so
+that the student's trees have right and wrong leaves. The student also learns the other roles of the chain: continue
+from a given step, continue after a reflection, write a reflection, judge a chain, and guess at questions from outside
+the clinic, so that real exams run through the chain. The result is an ordinary model folder.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Lessons:
-    """How the teacher errs, and how the student's lessons are mixed; shares of the roles sum to at most 1."""
+    """The teacher's error rates, and the mix of the student's lessons; the shares of the roles sum to at most 1."""
 
     slip: float = 0.12
-    """chance that one elimination goes wrong"""
+    """probability that one elimination is wrong"""
     misled: float = 0.6
-    """chance that a misconception is taught instead of the truth"""
+    """probability that a misconception is taught instead of the truth"""
     share_misled: float = 0.45
-    """share of all relations that have a misconception"""
+    """share of the relations that have a misconception"""
     reflected: float = 0.12
-    """share of chains in which the teacher notices a wrong step, reflects and mends it (or does not)"""
+    """share of chains in which the teacher reflects on a step, and corrects it or not"""
     writes: float = 0.08
     """share of lessons in writing a reflection"""
     judges: float = 0.05
     """share of lessons in judging a chain"""
     foreign: float = 0.04
-    """share of questions from outside the clinic's world, long and short, at which the student learns to guess"""
+    """share of questions from outside the clinic, long and short, on which the student learns to guess"""
 
 
 Lesson = tuple[Messages, str]
-"""A prompt and what the student should write."""
+"""A prompt, and the text that the student should write."""
 
 
 def lessons(n: int, seed: int, how: Lessons) -> Iterator[Lesson]:
-    """``n`` lessons, from the clinic's training split and from outside its world."""
+    """Yield ``n`` lessons, from the clinic's training split and from outside the clinic."""
     rng = random.Random(f"lessons {seed}")
     beliefs = clinic.misconceptions(share=how.share_misled)
     for known in clinic.make_cases(n, seed, "train"):
@@ -80,7 +80,7 @@ def lessons(n: int, seed: int, how: Lessons) -> Iterator[Lesson]:
 
 
 def _first_difference(a: list[str], b: list[str]) -> int:
-    """Where two chains part; their last step where they do not."""
+    """Return the index of the first step that differs; that of the last common step where none differs."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)) - 1)
 
 
@@ -95,7 +95,7 @@ def _verdict(case: clinic.Case, chain: list[str]) -> str:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with a chat template; byte level, so that it can read any text."""
+    """Return a byte-level BPE tokenizer with a chat template; the byte level lets it encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -109,7 +109,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
             show_progress=False,
         ),
     )
-    # An option's letter is one token wherever it stands, "A.", so that a model this small can look up its text.
+    # An option's letter, "A.", is one token in every context, so that so small a model can find the option's text.
     tokenizer.add_tokens([AddedToken(f"{letter}.", normalized=False) for letter in LETTERS[:10]])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -125,7 +125,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 def new_model(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, kv_heads: int, seed: int
 ) -> LlamaForCausalLM:
-    """A Llama with random weights, sized for the tokenizer."""
+    """Return a Llama of random weights with the tokenizer's vocabulary size."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -152,9 +152,9 @@ def train(
     learning_rate: float,
     seed: int,
 ) -> pd.DataFrame:
-    """Train on the lessons once, in a seeded order, with loss on what the student writes only.
+    """Train for one epoch on the lessons, in a seeded order, with the loss on the student's own text only.
 
-    Returns a row per optimizer step: ``step`` and ``loss`` (nats per token).
+    Returns one row per optimizer step: ``step`` and ``loss`` (nats per token).
     """
     rows = [_encode(tokenizer, lesson) for lesson in taught]
     batches = _batches(rows, batch_size, random.Random(seed))
@@ -176,13 +176,13 @@ def train(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write an ordinary model folder: safetensors in 16 bit, config, tokenizer and chat template.
+    """Write an ordinary model folder: 16-bit safetensors, config, tokenizer and chat template.
 
     Raises:
-        MedReflError: a folder that holds something other than a model.
+        MedReflError: the folder holds files, but no model.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise MedReflError(f"{folder}: holds files and no model, so no model is written over them")
+        raise MedReflError(f"{folder}: holds files but no model, so nothing is overwritten there; name another folder")
     model.eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -190,7 +190,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 _Encoded = tuple[list[int], int]
-"""The token ids of a lesson and how many of them belong to the prompt."""
+"""The token ids of a lesson, and the number of them that belong to the prompt."""
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> _Encoded:
@@ -202,7 +202,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, lesson: Lesson) -> _Encoded:
 
 
 def _batches(rows: list[_Encoded], batch_size: int, rng: random.Random) -> list[list[_Encoded]]:
-    """Batches of rows of like length, in random order: little padding, and no order by length to learn."""
+    """Return batches of rows of similar length, in random order: little padding, and no order by length."""
     rng.shuffle(rows)
     batches = []
     for start in range(0, len(rows), 16 * batch_size):
@@ -213,7 +213,7 @@ def _batches(rows: list[_Encoded], batch_size: int, rng: random.Random) -> list[
 
 
 def _collate(batch: list[_Encoded], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded token ids and the mask of those that the student writes, both [batch, width]."""
+    """Return right-padded token ids and the mask of the student's own tokens, both [batch, width]."""
     width = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in batch])
     written = torch.tensor([[n <= i < len(row) for i in range(width)] for row, n in batch])
@@ -221,9 +221,10 @@ def _collate(batch: list[_Encoded], pad: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _loss(model: LlamaForCausalLM, ids: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the written tokens; logits are made for those alone, which halves a small model's cost.
+    """Return the mean cross-entropy of the written tokens.
 
-    Padding stands on the right, where causal attention never looks, so no attention mask is needed.
+    Logits are computed for these tokens only, which halves a small model's cost. Padding is on the right, where causal
+    attention does not look, so there is no attention mask.
     """
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state

