@@ -161,7 +161,8 @@ def test_model_by_command_outside_a_checkout(base, tmp_path, root):
     made = by_command(tmp_path, "tiny.gguf", "folder", **path)
     assert made.returncode == 0, made.stderr
     n = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(base).parameters()) / 1e6
-    told = f"folder: tiny, LlamaForCausalLM, {n:.4g} million parameters, context of 4096 tokens, licence apache-2.0\n"
+    told = f"folder: LlamaForCausalLM, {n:.4g} million parameters, context of 4096 tokens, from tiny.gguf, "
+    told += "licence apache-2.0\n"
     assert made.stdout.endswith(f"made {told}")
     assert by_command(tmp_path, "tiny.gguf", "folder", **path).stdout == f"already there: {told}"
     for words, line in (

@@ -67,11 +67,14 @@ def describe_folder(folder: Path) -> str:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     source = converted_from(folder)
     architecture = ", ".join(config.architectures or [config.model_type])
-    parts = [source.get("general.name"), architecture, f"{ModelShape.of(config).weights / 1e6:.4g} million parameters"]
-    parts.append(f"context of {config.get_text_config().max_position_embeddings} tokens")
+    parts = [architecture, f"{ModelShape.of(config).weights / 1e6:.4g} million parameters"]
+    if context := getattr(config.get_text_config(), "max_position_embeddings", None):
+        parts.append(f"context of {context} tokens")
+    if file := source.get("file"):
+        parts.append(f"from {file}")
     if licence := source.get("general.license"):
         parts.append(f"licence {licence}")
-    return f"{folder}: {', '.join(part for part in parts if part)}"
+    return f"{folder}: {', '.join(parts)}"
 
 
 def _check_magic(file: Path) -> None:
