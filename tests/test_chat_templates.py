@@ -64,7 +64,7 @@ def with_template(folder):
 
 @pytest.fixture(autouse=True)
 def no_date(monkeypatch):
-    monkeypatch.delenv("MEDREFL_PROMPT_DATE", raising=False)
+    monkeypatch.delenv("MEDREFL_RUN_DATE", raising=False)
 
 
 def test_a_template_that_wants_parts_gets_them(with_template):
@@ -136,14 +136,14 @@ def test_a_prompt_that_ends_inside_a_thinking_block_is_known(with_template, head
 def test_a_template_writes_the_date_of_the_run(with_template, monkeypatch):
     tokenizer = with_template(DATED)
     assert writes_date(tokenizer)
-    monkeypatch.setenv("MEDREFL_PROMPT_DATE", "2026-03-09")
+    monkeypatch.setenv("MEDREFL_RUN_DATE", "2026-03-09")
     expected = f"Today Date: 09 Mar 2026\n\n{PROMPT[0]['content']}"
     assert render_prompt(tokenizer, PROMPT) == expected
-    monkeypatch.setenv("MEDREFL_PROMPT_DATE", "2026-03-10")
+    monkeypatch.setenv("MEDREFL_RUN_DATE", "2026-03-10")
     assert render_prompt(tokenizer, PROMPT).startswith("Today Date: 10 Mar 2026\n")
     assert "strftime_now('%d %b %Y')" in tokenizer.chat_template  # what is saved beside an adapter keeps its clock
-    monkeypatch.setenv("MEDREFL_PROMPT_DATE", "yesterday")
-    with pytest.raises(MedReflError, match="MEDREFL_PROMPT_DATE is 'yesterday', expected a date such as 2026-01-31"):
+    monkeypatch.setenv("MEDREFL_RUN_DATE", "yesterday")
+    with pytest.raises(MedReflError, match="MEDREFL_RUN_DATE is 'yesterday', expected a date such as 2026-01-31"):
         render_prompt(tokenizer, PROMPT)
 
 
@@ -152,7 +152,7 @@ def test_the_first_prompt_fixes_the_date_for_the_process_and_its_children(with_t
     today = datetime.date.today()
     first = render_prompt(tokenizer, PROMPT)
     assert first.startswith(f"Today Date: {today:%d %b %Y}\n")
-    assert os.environ["MEDREFL_PROMPT_DATE"] == today.isoformat() == prompt_date().isoformat()
+    assert os.environ["MEDREFL_RUN_DATE"] == today.isoformat() == prompt_date().isoformat()
 
     class Tomorrow(datetime.date):
         @classmethod
@@ -165,7 +165,7 @@ def test_the_first_prompt_fixes_the_date_for_the_process_and_its_children(with_t
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d", "%A, %d %B %Y", "%-d %b %y", "%d/%m/%Y %H:%M"])
 def test_every_usual_format_is_that_of_strftime(with_template, form, monkeypatch):
-    monkeypatch.setenv("MEDREFL_PROMPT_DATE", "2026-03-09")
+    monkeypatch.setenv("MEDREFL_RUN_DATE", "2026-03-09")
     template = "  \n{% set form = '" + form + "' %}{{ strftime_now(form) }}\n{{ messages[0].content }}"
     written = datetime.datetime(2026, 3, 9).strftime(form)
     assert render_prompt(with_template(template), PROMPT) == f"  \n{written}\n{PROMPT[0]['content']}"

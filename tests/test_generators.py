@@ -12,9 +12,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from medrefl_utils.core import Continuation, MedReflError, Sampling
 from medrefl_utils.exam import clinic, prompts, step_end
 from medrefl_utils.models import LocalGenerator, Prefix, derive_seed, open_generator
+from medrefl_utils.models.chat_templates import thinking_is_open
 from medrefl_utils.models.generators.local import _Draw
 from medrefl_utils.models.generators.shared_prefix import PlainRows, Rows, take_trunks
-from medrefl_utils.models.generators.token_cutting import opens_thinking
 from medrefl_utils.models.memory import is_out_of_memory
 from medrefl_utils.trees import SearchSettings, grow_trees
 
@@ -221,7 +221,7 @@ def test_a_template_that_opens_the_thinking_is_known_by_its_prompt(generator, en
     tokenizer = copy.deepcopy(generator.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}" + ending.replace("\n", "\\n")
     tokenizer.chat_template = tokenizer.chat_template.replace("\\n", "{{ '\\n' }}")
-    assert opens_thinking(tokenizer) is opens
+    assert thinking_is_open(tokenizer) is opens
     assert generator.thinking_open is False
 
 

@@ -5,7 +5,7 @@ as a string or as a list of parts, a template that writes today's date, and a ge
 block. Every prompt of this project ends with a user's turn and has no system turn, so a template that refuses the
 system role needs no special case.
 
-The date that a template writes comes from the environment variable ``MEDREFL_PROMPT_DATE`` (YYYY-MM-DD). Without the
+The date that a template writes comes from the environment variable ``MEDREFL_RUN_DATE`` (YYYY-MM-DD). Without the
 variable it is the date of the first prompt of this process, which the variable then holds, so that child processes
 and prompts after midnight see the same date. A run records the date and sets the variable again when it resumes.
 """
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.exam.prompts import Messages
 
-DATE_VARIABLE = "MEDREFL_PROMPT_DATE"
+DATE_VARIABLE = "MEDREFL_RUN_DATE"
 
 THINKING_MARKS = (
     ("<think>", "</think>"),
@@ -33,6 +33,9 @@ THINKING_MARKS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("[THINK]", "[/THINK]"),
+    ("<|think|>", "<|/think|>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis<|message|>", "<|end|>"),
 )
 """The marks that open and close a thinking block in published templates."""
 
@@ -52,7 +55,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add
         add_generation_prompt: end with the header of the assistant's turn.
 
     Raises:
-        MedReflError: ``MEDREFL_PROMPT_DATE`` holds no date.
+        MedReflError: ``MEDREFL_RUN_DATE`` holds no date.
         jinja2.TemplateError: the template refuses the messages.
     """
     template = tokenizer.get_chat_template()
@@ -96,7 +99,7 @@ def prompt_date() -> date:
     """Return the date that templates write; see the module's text.
 
     Raises:
-        MedReflError: ``MEDREFL_PROMPT_DATE`` holds no date.
+        MedReflError: ``MEDREFL_RUN_DATE`` holds no date.
     """
     text = os.environ.setdefault(DATE_VARIABLE, date.today().isoformat())
     try:

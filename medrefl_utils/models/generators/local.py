@@ -28,12 +28,13 @@ from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.core.store import content_hash
 from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.prompts import Messages
+from medrefl_utils.models.chat_templates import render_prompt, thinking_is_open
 from medrefl_utils.models.generators import shared_prefix, token_cutting
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key
 from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
 from medrefl_utils.models.generators.shared_prefix import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
-from medrefl_utils.models.generators.token_cutting import StepCutter, opens_thinking, text_after, vocabulary
+from medrefl_utils.models.generators.token_cutting import StepCutter, text_after, vocabulary
 from medrefl_utils.models.loading import load_model, load_tokenizer, model_key
 from medrefl_utils.models.memory import GIB, free_bytes, is_out_of_memory, power_of_two, rows_that_fit
 
@@ -106,11 +107,11 @@ class LocalGenerator(Generator):
         self._rows_of = Rows if take_trunks(self.model) else PlainRows.of
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.thinking_open = opens_thinking(self.tokenizer)
+        self.thinking_open = thinking_is_open(self.tokenizer)
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Return the token ids of a prompt, with the header of the assistant's turn."""
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = render_prompt(self.tokenizer, messages)
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def expand(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -28,12 +27,6 @@ def text_after(tokenizer: PreTrainedTokenizerBase, before: int | None, token_ids
     first = tokenizer.decode([before], **options)
     both = tokenizer.decode([before, *token_ids], **options)
     return both[len(first) :] if both.startswith(first) else alone
-
-
-_OPEN = re.compile(
-    r"(?:<\|?think(?:ing)?\|?>|\[THINK\]|◁think▷|<\|channel\|>analysis<\|message\|>)\s*\Z", re.IGNORECASE
-)
-"""Marks that open a thinking, at the end of a prompt."""
 
 
 class StepCutter:
@@ -104,11 +97,3 @@ class StepCutter:
         logprobs = chain.logprobs[low:high]
         stop = chain.stop if high == len(chain.token_ids) else "boundary"
         return Continuation(text, chain.token_ids[low:high], sum(logprobs), stop, high - low, logprobs)
-
-
-def opens_thinking(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether the chat template opens the thinking itself, so that a response begins inside it."""
-    question = "Which?"
-    turn = [{"role": "user", "content": question}]
-    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    return bool(_OPEN.search(prompt.rpartition(question)[2]))

@@ -17,9 +17,10 @@ from medrefl_utils.core.hub import resolve_model
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.exam.steps import SERVER_STOPS
+from medrefl_utils.models.chat_templates import render_prompt, thinking_is_open
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
-from medrefl_utils.models.generators.token_cutting import StepCutter, opens_thinking, text_after, vocabulary
+from medrefl_utils.models.generators.token_cutting import StepCutter, text_after, vocabulary
 
 
 class VllmGenerator(Generator):
@@ -48,7 +49,7 @@ class VllmGenerator(Generator):
         )
         self.usage = Usage()
         self.budget = budget or Budget()
-        self.thinking_open = opens_thinking(self.tokenizer)
+        self.thinking_open = thinking_is_open(self.tokenizer)
         self._texts = vocabulary(self.tokenizer)
 
     def expand(
@@ -133,7 +134,7 @@ class VllmGenerator(Generator):
         return Continuation(text, ids, sum(logprobs), row.stop, len(ids), logprobs)
 
     def _prompt_ids(self, messages: Messages) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = render_prompt(self.tokenizer, messages)
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
 
