@@ -36,8 +36,8 @@ _MEANINGS = {
 }
 _KINDS = {
     "reasoning": "question; an excellent right path; a confusing wrong path",
-    "reflection_mid": "question; a wrong step, a reflection, right steps; the same wrong step, a reflection, wrong steps",
-    "reflection_post": "question; a wrong path, a reflection, right steps; the same wrong path, a reflection, wrong steps",
+    "reflection_mid": "question; a wrong step, a reflection, right steps; the same step, a reflection, wrong steps",
+    "reflection_post": "question; a wrong path, a reflection, right steps; the same path, a reflection, wrong steps",
     "random_cot": "question; a random right path; a random wrong path (control)",
 }
 _TRL_COLUMNS = ("prompt", "chosen", "rejected")
@@ -136,7 +136,9 @@ def _sharegpt(row: Mapping[str, list[dict[str, str]]]) -> dict[str, Any]:
 
     def turn(message: Mapping[str, str]) -> dict[str, str]:
         if message["role"] not in names:
-            raise MedReflError(f"exports: a message has the role {message['role']!r}, expected one of {', '.join(names)}")
+            raise MedReflError(
+                f"exports: a message has the role {message['role']!r}, expected one of {', '.join(names)}"
+            )
         return {"from": names[message["role"]], "value": message["content"]}
 
     return {

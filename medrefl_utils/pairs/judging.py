@@ -30,6 +30,8 @@ _SCALE = re.compile(
     r"\b(?:(?:on|from|in)\s+)?(?:an?\s+|the\s+)?(?:scale\s+(?:of|from)\s+)?1\s*(?:-|–|—|\bto\b)\s*5\b(?!\s*/)",
     re.IGNORECASE,
 )
+_WORDS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+_WORD = re.compile(rf"\b({'|'.join(_WORDS)})\b(?=[^\w\n]*(?:\n|\Z)|\s*[.,;/(]|\s+out\b)", re.IGNORECASE)
 _FILLER = (
     r"(?:[\W_]|(?<![^\W_])(?:score|scores|scored|rating|rated|rate|grade|value|points?|is|are|be|was|would|of|the|a|an|i|give|it|at|"
     r"as|my|final|overall)\b){0,30}?"
@@ -98,9 +100,9 @@ def judge_pairs(
 def read_scores(reply: Continuation) -> tuple[tuple[int, int] | None, str]:
     """Read correctness and logic, whole numbers from 1 to 5, from a judge's reply.
 
-    Read are lines in any order ("**Correctness** (1-5): 4/5"), JSON and tables, with the digits of any script; "4.0" is
-    4. The last score of each name counts. A thinking before the verdict is not read. A score that is not whole, out of
-    range, on another scale ("4/10") or a range ("3-4") makes the reply unreadable.
+    The scores may be lines in any order ("**Correctness** (1-5): 4/5"), JSON or a table, with the digits of any script
+    or in words; "4.0" is 4. The last score of each name counts. A thinking before the verdict is not read. A reply is
+    unreadable if a score is not whole, out of range, on another scale ("4/10") or a range ("3-4").
 
     Returns:
         ((correctness, logic), ""), or (None, "unreadable").
@@ -114,7 +116,7 @@ def read_scores(reply: Continuation) -> tuple[tuple[int, int] | None, str]:
 
 def _last_score(text: str, name: re.Pattern[str]) -> int | None:
     """Return the last score that follows a name in a text, before the next name."""
-    text = _SCALE.sub(" ", text)
+    text = _WORD.sub(lambda word: _WORDS[word[0].casefold()], _SCALE.sub(" ", text))
     starts = sorted(match.start() for pattern in _NAME for match in pattern.finditer(text))
     for match in reversed(list(name.finditer(text))):
         part = text[match.end() : next((at for at in starts if at > match.start()), len(text))]

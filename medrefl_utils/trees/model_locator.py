@@ -41,6 +41,13 @@ _VERDICT = re.compile(
 )
 _ALONE = re.compile(r"^\W{0,6}(?:boxed\{)?(?:step\W{0,4})?(?P<n>\d{1,4})\W{0,6}$", re.IGNORECASE | re.MULTILINE)
 _NAMED = re.compile(r"\bstep\W{0,6}(\d{1,4})\b(?!\s?(?:-|–|or\b|to\b|/))", re.IGNORECASE)
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+# "the third step", "step three", "First wrong step: three"; not "the first step that goes wrong".
+_ORDINAL = re.compile(
+    rf"\b({'|'.join(_ORDINALS[1:])}|first(?=\sstep\s(?:is|was|contains|has|makes)\b))\sstep\b", re.IGNORECASE
+)
+_NUMBER = re.compile(rf"(?<=step)(\W{{1,6}})({'|'.join(_NUMBERS)})\b", re.IGNORECASE)
 _REMARK = re.compile(r"\([^()\d]{0,60}\)")
 _ALL_RIGHT = re.compile(
     r"\bno\s(?:\w+\s)?(?:wrong|incorrect|error|mistake)|\b(?:is|are)\s(?:all\s)?(?:right|correct|fine|sound)\b",
@@ -98,10 +105,12 @@ def read_first_wrong_step(reply: Continuation) -> int | None:
 
     Read in this order: a labelled number ("First wrong step: 3", the last one counts), the first step that is called
     wrong ("Step 2 is wrong"), a number on a line of its own (the last one counts), and the only step that is named. So
-    "Step 1 is right. First wrong step: 3" is 3. A thinking before the verdict is not read. Digits of any script count.
+    "Step 1 is right. First wrong step: 3" is 3. A thinking before the verdict is not read. Digits of any
+    script and the words for 1 to 10 count.
     """
     _, text = split_thinking(reply.text)
-    text = _REMARK.sub("", text)
+    text = _ORDINAL.sub(lambda found: f"step {_ORDINALS.index(found[1].casefold()) + 1}", _REMARK.sub("", text))
+    text = _NUMBER.sub(lambda found: f"{found[1]}{_NUMBERS.index(found[2].casefold()) + 1}", text)
     labels = [match for pattern in _LABELS for match in pattern.finditer(text)]
     if labels:
         return int(max(labels, key=lambda match: match.start("n"))["n"])
