@@ -21,6 +21,11 @@ QUESTION = Question("q", "Which oral drug is monitored by INR?", OPTIONS, "C")
         ("<think>\na\n</think>\n\nAnswer: B", ("<think>\n", "a\n", "</think>", "\n\nAnswer: B")),
         ("a\n</think>\nAnswer: B", ("", "a\n", "</think>", "\nAnswer: B")),  # the template opened the thinking
         ("<think>a\nb", ("<think>", "a\nb", "", "")),  # the beginning of a path
+        ("<think>\n", ("<think>\n", "", "", "")),
+        ("<think>\na\n</think>\n", ("<think>\n", "a\n", "</think>", "\n")),
+        ("## Thinking\n\na\n\n## Final Response\n", ("## Thinking\n\n", "a\n\n", "## Final Response", "\n")),
+        ("## Final Answer\nB. Aspirin", ("", "", "## Final Answer", "\nB. Aspirin")),
+        ("1. a\n**Answer:**\n", ("", "1. a\n", "**Answer:**", "\n")),
         (
             "## Thinking\n\na\n\n## Final Response\n\nIt is B.",
             ("## Thinking\n\n", "a\n\n", "## Final Response", "\n\nIt is B."),
@@ -134,6 +139,19 @@ def test_a_finished_paths_reflection_follows_its_last_step_of_reasoning(
             "<think>\nIt thins.\nWarfarin.\n</think>\nAnswer: C",
             "Warfarin.",
             "<think>\nIt thins.\nAspirin.\nWait, INR belongs to warfarin.\nWarfarin.\n</think>\nAnswer: C",
+        ),
+        (  # left at the closing mark: the other path brings its own
+            "## Thinking\n\nAspirin.\n\n## Final Response\n",
+            "## Thinking\n\nAspirin.\nNo, warfarin.\n\n## Final Response\n\nThe answer is C.",
+            "No, warfarin.",
+            "## Thinking\n\nAspirin.\nWait, INR belongs to warfarin.\nNo, warfarin.\n\n"
+            "## Final Response\n\nThe answer is C.",
+        ),
+        (  # left at the opening mark
+            "<think>\n",
+            "<think>Warfarin.\n</think>\nAnswer: C",
+            "",
+            "<think>\nWait, INR belongs to warfarin.\nWarfarin.\n</think>\nAnswer: C",
         ),
         (  # left inside the final section: its words hold the wrong step, and only the mark goes
             "<think>\nIt thins.\n</think>\nIt is taken with food.\n",

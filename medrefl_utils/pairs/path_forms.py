@@ -66,19 +66,21 @@ def split_form(text: str) -> PathForm:
     own ("## Answer", "**Answer:**") counts as a final section too (ours).
     """
     first = _FIRST.match(text)
-    start = first.end() if first and first.end() < len(text) and _opens(first[0]) else 0
-    thinking, told = split_thinking(text)
+    start = first.end() if first and _opens(first[0]) else 0
+    thinking, told = split_thinking(f"{text}\nx")  # so that a mark at the very end is seen
     begin = end = len(text)
-    if thinking and told.strip():
+    if thinking and told:
         begin = end = len(thinking)
         while mark := _LAST.search(text[:begin], max(start, begin - _LONGEST_MARK)):
             begin = mark.start()
             if not _closes(text[:begin]):
                 break
-        if not text[start:begin].strip():  # an empty thinking: all that the model reasons follows it
-            rest = split_form(told)
+        if not text[start:begin].strip() and not text[begin:end].startswith(
+            "#"
+        ):  # an empty thinking: all that the model reasons follows it
+            rest = split_form(text[end:])
             return replace(rest, opening=text[:end] + rest.opening)
-    elif headings := [found for found in _SECTION.finditer(text, start) if text[found.end() :].strip()]:
+    elif headings := list(_SECTION.finditer(text, start)):
         begin, end = headings[-1].span()
     return PathForm(text[:start], text[start:begin], text[begin:end], text[end:])
 
