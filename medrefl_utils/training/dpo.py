@@ -50,10 +50,7 @@ HELD_OUT_EVALUATIONS = 4
 
 @dataclass(frozen=True)
 class DpoSettings:
-    """Settings that decide what is learned. The defaults are published (Med-REFL's training configuration).
-
-    Raises MedReflError for a value out of its range.
-    """
+    """Settings that decide what is learned. The defaults are published (Med-REFL's training configuration)."""
 
     beta: float = 0.1
     lora_rank: int = 64
@@ -88,10 +85,7 @@ class DpoSettings:
 
 @dataclass(frozen=True)
 class EfficiencySettings:
-    """Settings that decide time and memory. They do not change what is learned, except for rounding.
-
-    Measured effects: ``notebooks/measurements.md``. Raises MedReflError for an unknown value.
-    """
+    """Settings that decide time and memory, not what is learned; measured effects: ``notebooks/measurements.md``."""
 
     shared_prefix: bool = True
     """compute the common prefix of both sides once"""
@@ -124,10 +118,7 @@ class EfficiencySettings:
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """What a training saves while it runs, and when it warns or stops.
-
-    Raises MedReflError for a value out of its range.
-    """
+    """What a training saves while it runs, and when it warns or stops."""
 
     checkpoint_folder: Path | None = None
     """folder for checkpoints, for example on Google Drive; None saves no checkpoints"""
@@ -352,10 +343,7 @@ def add_references(
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint, or None.
-
-    The state file is written last, so an incomplete checkpoint has none.
-    """
+    """Return the newest complete checkpoint, or None; its state file is written last, so an incomplete one has none."""
     whole = []
     for state in folder.glob("checkpoint-*/trainer_state.json"):
         try:
