@@ -26,7 +26,7 @@ def test_every_arm_gets_as_many_pairs_as_the_poorest_has():
 
 
 def test_too_few_pairs_and_an_unknown_arm_are_refused():
-    with pytest.raises(MedReflError, match=r"the arm 'reflection' has 5 pairs, expected 6: lower n_pairs"):
+    with pytest.raises(MedReflError, match=r"the arm 'reflection' has 5 pairs, expected 6: lower pairs_per_arm"):
         ablation.draw_equal_arms(TABLE, ARMS, n=6)
     with pytest.raises(MedReflError, match=r"'thinking' is given, expected some of reasoning"):
         ablation.draw_equal_arms(TABLE, ["reasoning+thinking"])

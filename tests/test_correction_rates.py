@@ -61,7 +61,7 @@ def test_the_difference_is_paired_and_left_out_where_the_texts_are_others():
 
 def test_a_model_put_elsewhere_than_the_base_is_refused():
     other = BASE.assign(model="medrefl").iloc[1:]
-    with pytest.raises(MedReflError, match="medrefl was put behind 3 beginnings and base behind 4, of which 3"):
+    with pytest.raises(MedReflError, match="medrefl has 3 starting points and base has 4; 3 of them are the same"):
         self_correction_rates(pd.concat([BASE, other]))
 
 

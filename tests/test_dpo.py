@@ -199,7 +199,7 @@ def test_what_is_cut_is_said(long_pairs, tiny_student, tmp_path):
     assert min(tokens) > 1024
     pairs = long_pairs.assign(rejected=[[{"role": "assistant", "content": "No. " * 20}]] * 2)
     dpo = replace(SMALL, epochs=1, max_length=max(tokens) + 8)
-    with pytest.warns(UserWarning, match=r"of 2 pairs 2 are cut at max_length \d+ and 0 are left out"):
+    with pytest.warns(UserWarning, match=r"of 2 pairs, 2 are truncated at max_length \d+, and 0 are dropped"):
         train_dpo(pairs, tiny_student, tmp_path, dpo=dpo, seed=0)
 
 
@@ -383,8 +383,8 @@ def test_a_training_that_breaks_is_stopped_and_one_that_stands_still_is_told(tin
     log = train_dpo(few, tiny_student, tmp_path, dpo=still, seed=0)
     assert len(log) == 33
     said = capsys.readouterr().err
-    assert said.count("training, step 31: the margin still is") == 1
-    with pytest.raises(MedReflError, match="stopped at step 31: the margin still is"):
+    assert said.count("training, step 31: the margin is still") == 1
+    with pytest.raises(MedReflError, match="stopped at step 31: the margin is still"):
         train_dpo(
             few, tiny_student, tmp_path / "again", dpo=still, seed=0, upkeep=MonitorSettings(stop_on=["flat_margin"])
         )

@@ -145,7 +145,7 @@ def test_the_released_datasets_two_files(exported) -> None:
 def test_a_role_that_llama_factory_does_not_know_is_an_error(exported, tmp_path) -> None:
     _, pairs = exported
     odd = pairs.head(1).assign(prompt=[[{"role": "tool", "content": "x"}]])
-    with pytest.raises(MedReflError, match="role 'tool', expected system, user, assistant"):
+    with pytest.raises(MedReflError, match="role 'tool', expected one of system, user, assistant"):
         export_pairs(odd, tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_the_card_tells_counts_settings_models_licences_and_hashes(exported) -> 
     assert front["size_categories"] == ["n<1K"]
     assert "6 preference pairs from 6 questions" in card
     assert "| reasoning | 2 | 2 | 40 | 30 | question; an excellent right path" in card
-    assert "Left out on the way: margin 3, reflection leak 2." in card and "no error" not in card
+    assert "Dropped, by reason: margin 3, reflection leak 2." in card and "no error" not in card
     assert "| clinic | 6 | Apache-2.0 |" in card and "| steps | some/model | not stated |" in card
     assert "| top_k | `2` |" in card
     for name in ("train.parquet", "dataset_info.json", "Reflection_Enhancement_Data.json"):

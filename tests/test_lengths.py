@@ -87,7 +87,7 @@ def test_impossible_limits_are_refused() -> None:
         apply_length_limit(table(SHORT), Words(), max_length=9, overlong_pairs="keep")
     with pytest.raises(MedReflError, match="max_length is 0"):
         apply_length_limit(table(SHORT), Words(), max_length=0, overlong_pairs="drop")
-    with pytest.raises(MedReflError, match="tolerance of lengths is -1"):
+    with pytest.raises(MedReflError, match="length_tolerance is -1"):
         match_lengths(table(SHORT), -1)
 
 

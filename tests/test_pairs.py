@@ -1,17 +1,21 @@
-"""Reasoning pairs: ranks, what is left out and why, and the checks that stop the stage."""
+"""Reasoning, reflection and random pairs: ranks, what is left out and why, and the checks of each row."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from medrefl_utils.core import PAIRS, MedReflError, Question
+from medrefl_utils.exam import load_questions, prompts
 from medrefl_utils.pairs import (
     correction_texts,
     pair_id,
+    prompt_states_answer,
     random_pairs,
     reasoning_pairs,
     reflection_candidates,
@@ -145,21 +149,40 @@ def test_a_text_reached_by_two_leaves_counts_once() -> None:
     assert dropped["duplicate"] == 1
 
 
-def test_what_would_teach_the_wrong_thing_stops_the_stage() -> None:
+@pytest.mark.parametrize(
+    ("node", "text", "reason", "found", "kept"),
+    [
+        # 9 and 4 are right, 6 and 8 wrong; the pairs are (9, 6), (9, 8), (4, 6), (4, 8).
+        (9, "Answer: B\n", "chosen_elsewhere", "[3, 9] and [1, 6]: chosen ends at B, expected the gold A", 2),
+        (9, "Who knows\n", "chosen_elsewhere", "[3, 9] and [1, 6]: chosen ends at no answer, expected the gold A", 2),
+        (6, "Answer: A.\n", "rejected_right", "[3, 9] and [1, 6]: rejected ends at the gold answer A", 2),
+    ],
+)
+def test_a_pair_that_would_teach_the_wrong_thing_is_dropped_and_counted_with_an_example(
+    node: int, text: str, reason: str, found: str, kept: int
+) -> None:
+    steps = table(MIXED)
+    steps.loc[steps["node_id"] == node, "text"] = text
+    pairs, dropped = make(steps)
+    assert len(pairs) == kept and node not in {n for pair in leaves(pairs) for n in pair}
+    assert dropped.faults == {reason: 2}
+    assert dropped.examples[reason].startswith(f"question 'q1', pair of nodes {found}")
+
+
+def test_two_sides_of_the_same_text_are_no_pair() -> None:
+    steps = table(MIXED)
+    steps.loc[steps["node_id"] == 1, "text"] = "Step 1: rash.\n"
+    steps.loc[steps["node_id"] == 6, "text"] = "Answer: A\n"  # a wrong path with the text of the right path to 9
+    pairs, dropped = make(steps, top_k=1)
+    assert pairs.empty and dropped.faults == {"same_text": 1}
+    assert "chosen and rejected are the same text" in dropped.examples["same_text"]
+
+
+def test_a_dropped_pair_leaves_its_place_under_the_cap_to_the_next() -> None:
     steps = table(MIXED)
     steps.loc[steps["node_id"] == 9, "text"] = "Answer: B\n"
-    with pytest.raises(MedReflError, match=r"question 'q1', pair of nodes \[3, 9\] and \[1, 6\]: chosen ends at B"):
-        make(steps)
-    steps.loc[steps["node_id"] == 9, "text"] = "Who knows\n"
-    with pytest.raises(MedReflError, match="chosen ends at no answer, expected the gold A"):
-        make(steps)
-    steps = table(MIXED)
-    steps.loc[steps["node_id"] == 6, "text"] = "Answer: A\n"
-    with pytest.raises(MedReflError, match=r"nodes \[3, 9\] and \[1, 6\]: rejected ends at the gold answer A"):
-        make(steps)
-    steps.loc[steps["node_id"] == 1, "text"] = "Step 1: rash.\n"
-    with pytest.raises(MedReflError, match="chosen and rejected are the same text"):
-        make(steps)
+    pairs, dropped = make(steps, max_per_question=1)
+    assert leaves(pairs) == [(4, 6)] and dropped["cap"] == 1 and dropped.faults == {"chosen_elsewhere": 2}
 
 
 def test_a_missing_question_and_a_bad_parameter_are_named() -> None:
@@ -177,7 +200,7 @@ def test_a_missing_question_and_a_bad_parameter_are_named() -> None:
         make(table(MIXED), top_k=0)
 
 
-def test_a_prompt_that_states_the_answer_stops_the_stage() -> None:
+def test_a_prompt_that_states_the_answer_drops_its_pairs() -> None:
     def telling(question: Question) -> list[dict[str, str]]:
         return [{"role": "user", "content": f"What helps? The answer is {question.gold}."}]
 
@@ -186,9 +209,53 @@ def test_a_prompt_that_states_the_answer_stops_the_stage() -> None:
 
     questions, steps = [Question("q1", "?", OPTIONS, "A")], table(MIXED)
     options = {"top_k": 1, "min_margin": 0.0, "max_per_question": 1}
-    with pytest.raises(MedReflError, match=r"question 'q1', pair of nodes .*: the prompt states the gold answer A"):
-        reasoning_pairs(questions, steps, paths(steps), prompt=telling, **options)
+    pairs, dropped = reasoning_pairs(questions, steps, paths(steps), prompt=telling, **options)
+    assert pairs.empty and dropped.faults == {"prompt_states_answer": 1}
+    assert dropped.examples["prompt_states_answer"].endswith("the prompt states the gold answer A")
     assert len(reasoning_pairs(questions, steps, paths(steps), prompt=harmless, **options)[0]) == 1
+
+
+DRUGS = {"A": "Warfarin", "B": "Heparin", "C": "Aspirin", "D": "Atorvastatin"}
+
+
+@pytest.mark.parametrize(
+    ("stem", "options", "gold", "states"),
+    [
+        ("Which cranial nerve slows the heart?", {"A": "VII", "B": "IX", "C": "X", "D": "XII"}, "C", False),
+        ("Which vitamin?", {"A": "K", "B": "X", "C": "D", "D": "C"}, "B", False),
+        ("She needs an oral anticoagulant. Choose the correct answer:", DRUGS, "A", False),
+        ("She needs an oral anticoagulant. The correct answer is:", DRUGS, "A", False),
+        ("The best option is:", DRUGS, "A", False),
+        ("Choose the correct answer: A. Warfarin B. Heparin C. Aspirin D. Atorvastatin", DRUGS, "A", False),
+        ("Which drug? The answer is A.", DRUGS, "A", True),
+        ("Which drug? Answer: A", DRUGS, "A", True),
+        ("Which drug? The answer is B.", DRUGS, "A", False),  # a false hint is no leak
+    ],
+)
+def test_what_a_prompt_states(stem: str, options: dict[str, str], gold: str, states: bool) -> None:
+    question = Question("q", stem, options, gold)
+    assert prompt_states_answer(question, prompts.exam(question)) is states
+    assert prompt_states_answer(question, prompts.exam_json(question)) is states
+
+
+@pytest.mark.parametrize("name", ["nerve.jsonl", "choose.jsonl"])
+def test_exams_whose_prompt_only_seems_to_state_the_answer_give_pairs(name: str) -> None:
+    file = Path(os.environ.get("MEDREFL_SHARED", "shared")) / "cases" / "chain" / name
+    if not file.is_file():
+        pytest.skip("the cases are not here")
+    questions = load_questions(str(file), split="train")
+    rows = []
+    for question in questions:
+        wrong = next(letter for letter in question.options if letter != question.gold)
+        rows += [
+            (question.question_id, 0, None, "", NAN, None, 0),
+            (question.question_id, 1, 0, f"Step 1: so.\nAnswer: {question.gold}", 1.0, "answer", 5),
+            (question.question_id, 2, 0, f"Step 1: no.\nAnswer: {wrong}", -1.0, "answer", 5),
+        ]
+    steps = table(rows)
+    limits = {"top_k": 1, "min_margin": 0.0, "max_per_question": 1}
+    pairs, dropped = reasoning_pairs(questions, steps, paths(steps), prompt=prompts.exam, **limits)
+    assert set(pairs["question_id"]) == {question.question_id for question in questions} and not dropped.faults
 
 
 # V: root 0, 1 = 0, 2 = 1, 3 = -1, 4 = 1, 9 = -1. The wrong path to 8 errs at 3, those to 10 and 12 at 9.
@@ -301,14 +368,16 @@ def test_a_pair_without_both_reflections_is_dropped_and_counted() -> None:
     assert len(pairs) == 1 and dropped["no_reflection"] == 1
 
 
-def test_a_reflection_that_turns_the_end_round_stops_the_stage() -> None:
-    # Nothing that is written can come after the path's own last line; a tree with a false outcome is what is caught.
+def test_a_side_that_ends_elsewhere_drops_its_reflection_pair() -> None:
     steps = table(TWO_WAYS)
-    steps.loc[steps["node_id"] == 5, "text"] = "Answer: B"
+    steps.loc[steps["node_id"] == 5, "text"] = "Answer: B"  # a tree with a false outcome
     found, _ = candidates("mid")
     texts = dict.fromkeys(correction_texts([QUESTION], steps, paths(steps), found), "Wait.")
-    with pytest.raises(MedReflError, match="chosen ends at B, expected the gold A"):
-        reflection_pairs([QUESTION], steps, paths(steps), found, texts, kind="reflection_mid", prompt=prompt)
+    pairs, dropped = reflection_pairs(
+        [QUESTION], steps, paths(steps), found, texts, kind="reflection_mid", prompt=prompt
+    )
+    assert pairs.empty and dropped.faults == {"chosen_elsewhere": 2}
+    assert "chosen ends at B, expected the gold A" in dropped.examples["chosen_elsewhere"]
 
 
 def random_like(like: pd.DataFrame, steps: pd.DataFrame, seed: int = 0, **options: int):
@@ -336,6 +405,14 @@ def test_random_pairs_are_nearest_in_length_among_their_draws() -> None:
     assert leaves(matched) == [(9, 6)]
     blind = {tuple(leaves(random_like(like, steps, seed, draws=1)[0])) for seed in range(30)}
     assert len(blind) == 6  # three right paths, two wrong ones that state an answer
+
+
+def test_a_random_pair_that_fails_is_replaced_by_another_draw() -> None:
+    steps = table(MIXED)
+    like, _ = make(steps, max_per_question=1)
+    steps.loc[steps["node_id"] == 9, "text"] = "Answer: B\n"
+    pairs, dropped = random_like(like, steps, draws=100)  # 9 against 6 is nearest, but ends elsewhere
+    assert leaves(pairs) == [(4, 6)] and dropped["short"] == 0 and set(dropped.faults) == {"chosen_elsewhere"}
 
 
 def test_random_pairs_run_out_and_count_what_is_missing() -> None:

@@ -17,7 +17,6 @@ from medrefl_utils.pairs import (
     accepted_reflections,
     check_reflection,
     judge_pairs,
-    read_scores,
     rewrite_as_thought,
     write_reflections,
 )
@@ -77,6 +76,17 @@ def test_a_reflection_that_was_cut_off_fails() -> None:
     assert fault("I overlooked the", stop="length") == "cut"
 
 
+def test_the_writers_own_thinking_is_no_part_of_a_reflection() -> None:
+    assert fault("<think>The answer key says A.</think>\nWait, a rash was overlooked. So it is zelorin.") == ""
+    assert fault("<think>A rash, then.</think>\n") == "empty"
+    assert fault("<think>A rash, then, and", stop="length") == "cut"
+    script = Script(lambda *_: "<think>A plan.</think>\n\nWait,\na rash was overlooked.")
+    written, dropped = write_reflections({("q", 2, 5): TURN}, script, sampling=SAMPLING, seed=7)
+    assert written["text"][0] == "Wait, a rash was overlooked." and not dropped
+    assert "<think>" in written["replies"][0][0]
+    assert accepted_reflections(written) == {("q", 2, 5): "\n\nWait,\na rash was overlooked."}
+
+
 def test_an_invalid_reflection_may_name_neither_the_gold_letter_nor_its_own_first() -> None:
     assert fault("The answer is B. There is nothing.", INVALID) == "letter"
     assert fault("The answer is A. There is nothing.", INVALID) == "letter"
@@ -113,6 +123,7 @@ def test_reflections_are_asked_for_again_twice_with_new_seeds_then_dropped_and_c
         True,
     ]
     assert dropped == {"reflection_leak": 1}
+    assert dropped.examples == {"reflection_leak": "question 'q', reply 'I was shown the answer.'"}
     assert accepted_reflections(written) == {("q", 2, 5): "Wait,\na rash was overlooked.  So on."}  # raw
     assert len({seed for _, seed in script.asked}) == len(script.asked) == 5
     expected = prompts.reflection(QUESTION, TURN.public, TURN.wrong, TURN.right)
@@ -151,6 +162,7 @@ def test_the_judge_keeps_what_reaches_the_threshold_with_its_words() -> None:
     script = Script(lambda prompt, attempt: next(text for word, text in JUDGED.items() if word in prompt))
     kept, dropped = judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, min_judge_score=3)
     assert dropped == {"judge_unreadable": 1, "judged_low": 1}
+    assert dropped.examples == {"judge_unreadable": "question 'q', reply 'Rather good.'"}
     assert len(kept) == 1 and len(script.asked) == 3 + 2
     assert kept["judgement"][0] == {
         "prompt": prompts.judge(QUESTION, ["Step 1: rash.", "Answer: A"])[0]["content"],
@@ -160,23 +172,6 @@ def test_the_judge_keeps_what_reaches_the_threshold_with_its_words() -> None:
     assert table["judgement"][0].as_py()["correctness"] == 4
     with pytest.raises(MedReflError, match="least score is 0, expected 1 to 5"):
         judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, min_judge_score=0)
-
-
-@pytest.mark.parametrize(
-    ("text", "scores"),
-    [
-        ("Correctness: 5\nLogic: 1", (5, 1)),
-        ("**Correctness**: 4/5. **Logic**: 3/5", (4, 3)),
-        ("correctness = 2, logic = 2", (2, 2)),
-        ("Correctness: 6\nLogic: 3", None),
-        ("Correctness: 3.5\nLogic: 3", None),
-        ("Correctness: 10\nLogic: 3", None),
-        ("Logic: 3", None),
-        ("", None),
-    ],
-)
-def test_scores_are_read_or_not_at_all(text: str, scores: tuple | None) -> None:
-    assert read_scores(Continuation(text, (), 0.0, "end")) == (scores, "" if scores else "unreadable")
 
 
 def test_the_thinker_may_not_change_the_answer() -> None:
@@ -190,11 +185,20 @@ def test_the_thinker_may_not_change_the_answer() -> None:
     assert [side[0]["content"] for side in kept["chosen"]] == ["I see a rash, so\nAnswer: A", "I think.\nAnswer: A"]
     assert {side[0]["content"] for side in kept["rejected"]} == {"Fever makes me say\nAnswer: B"}
     assert dropped == {"thinker_answer": 1}
+    assert dropped.examples == {"thinker_answer": "question 'q', reply 'Answer: C'"}
     assert "old" not in set(kept["pair_id"]) and kept["pair_id"].is_unique
     again = rewrite_as_thought(
         PAIR_TABLE.head(1), {"q": QUESTION}, Script(lambda *_: "x", "length"), sampling=SAMPLING, seed=0
     )
     assert again[0].empty and again[1] == {"thinker_cut": 1}
+    planned = Script(lambda prompt, _: f"<think>Plan.</think>\nAnswer: {'A' if 'rash' in prompt else 'B'}")
+    kept, _ = rewrite_as_thought(PAIR_TABLE.head(1), {"q": QUESTION}, planned, sampling=SAMPLING, seed=0)
+    assert kept["chosen"][0][0]["content"] == "Answer: A"  # without the thinker's own thinking
+    same = rewrite_as_thought(
+        PAIR_TABLE.head(1).assign(rejected=PAIR_TABLE["chosen"].head(1)), {"q": QUESTION},
+        Script(lambda *_: "Answer: A"), sampling=SAMPLING, seed=0,
+    )  # fmt: skip
+    assert same[0].empty and same[1] == {"thinker_same": 1}
 
 
 STEPS = pd.DataFrame(
@@ -216,6 +220,7 @@ def test_a_model_names_the_first_wrong_step() -> None:
     located, dropped = locate_errors_by_model({"q": QUESTION}, STEPS, paths(STEPS), script, sampling=SAMPLING, seed=0)
     assert located["leaf"].tolist() == [2, 5] and located["node_id"].tolist() == [2, pd.NA]
     assert dropped == {"locator_unreadable": 1}
+    assert dropped.examples == {"locator_unreadable": "question 'q', path to leaf 5, reply 'Step 9'"}
     assert "[1] Step 1: fever.\n[2] Answer: B" in script.asked[0][0][0]["content"]
     assert len(script.asked) == 2 + 2  # the unreadable one three times
 

@@ -727,10 +727,8 @@ CASES: list[Case] = [
         chosen=[{"role": "assistant", "content": " "}],
     ),
     pairs("no-message", "pairs: pair 'p2': rejected is empty, expected messages with text", rejected=[]),
-    pairs(
-        "not-counted", "pairs: pair 'p2': chosen_tokens is missing, expected the tokens of a text", chosen_tokens=None
-    ),
-    pairs("no-tokens", "pairs: pair 'p2': prompt_tokens is 0, expected the tokens of a text", prompt_tokens=0),
+    pairs("not-counted", "pairs: pair 'p2': chosen_tokens is missing, expected at least 1", chosen_tokens=None),
+    pairs("no-tokens", "pairs: pair 'p2': prompt_tokens is 0, expected at least 1", prompt_tokens=0),
     # --- the run's folder
     (
         "run-is-a-file",

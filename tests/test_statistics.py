@@ -101,7 +101,7 @@ def test_intervals_cover(n: int) -> None:
 
 
 def test_unequal_lengths_are_refused_with_both_counts() -> None:
-    with pytest.raises(MedReflError, match="3 responses of the base and 2"):
+    with pytest.raises(MedReflError, match="3 of the base and 2 of the other model"):
         paired_gain([True] * 3, [True] * 2)
     with pytest.raises(MedReflError, match="2 question ids for 3"):
         accuracy_interval([True] * 3, ["a", "b"])

@@ -1,18 +1,25 @@
-"""Evaluation: asking a benchmark, scoring the responses, and measuring self-correction.
+"""Ask a benchmark, score the responses, and measure self-correction.
 
-In: questions and the generators of base and adapter, or responses that are already written. Out: a table of responses
-(``evaluate``, ``read_responses``), scores with paired intervals and exact tests (``score_responses``), the repair rate
-and the fake reflection rate (``self_correction_rates``), and the ablation of the kinds of pairs.
+In: questions and the generators of base and adapter, or existing responses. Out: a table of responses (``evaluate``,
+``read_responses``), scores with paired intervals and exact tests (``score_responses``), repair rate and fake reflection
+rate (``self_correction_rates``), and the ablation of the kinds of pairs (``ablation_results``).
 """
 
 import lazy_loader
 
-# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+# Names are imported on first use, so that importing this package loads neither torch nor plots.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "protocols": ["PROTOCOLS", "Protocol", "make_protocol", "published_temperature", "published_top_p"],
-        "responses": ["collect_responses", "evaluate", "judge_answers", "question_identity", "response_row"],
+        "responses": [
+            "collect_responses",
+            "drop_too_long",
+            "evaluate",
+            "judge_answers",
+            "question_identity",
+            "response_row",
+        ],
         "statistics": [
             "Interval",
             "accuracy_interval",

@@ -1,8 +1,8 @@
-"""Which pairs make the gain: adapters from different kinds of pairs, as many each, under the same seeds.
+"""Ablation: train adapters on different kinds of pairs and compare them.
 
-An arm is the kinds of pairs it trains on, joined by "+"; "reflection" is both kinds of reflection. Every arm gets the
-same number of pairs, so the same number of optimizer steps, and is asked the same held-out questions and put behind the
-same beginnings (``repair``).
+An arm is named by its kinds of pairs, joined by "+"; "reflection" means both kinds of reflection pairs. All arms have
+the same number of pairs, and so of optimizer steps. All answer the same held-out questions and continue from the same
+starting points (``self_correction``), under the same seeds.
 """
 
 from __future__ import annotations
@@ -30,24 +30,30 @@ from medrefl_utils.training.dpo import DpoSettings, MonitorSettings, train_dpo
 
 
 def draw_equal_arms(pairs: pd.DataFrame, arms: Sequence[str], *, n: int = 0, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """The pairs of each arm, the same number for all, drawn by the seed; ``n`` 0 is as many as the poorest arm has.
+    """Draw the same number of pairs for each arm.
+
+    Args:
+        pairs: columns of PAIRS.
+        arms: names of the arms.
+        n: pairs per arm; 0 means as many as the smallest arm has.
+        seed: seed of the draw.
 
     Raises:
-        MedReflError: an arm with fewer than ``n`` pairs, with none, or of a kind that there is not.
+        MedReflError: an arm with fewer than ``n`` pairs, without pairs, or with an unknown kind.
     """
     of_arm = {arm: select_kinds(pairs, kinds_of(arm)) for arm in arms}
-    poorest = min(of_arm, key=lambda name: len(of_arm[name]))
-    if len(of_arm[poorest]) < max(n, 1):
+    smallest = min(of_arm, key=lambda name: len(of_arm[name]))
+    if len(of_arm[smallest]) < max(n, 1):
         raise MedReflError(
-            f"ablation: the arm {poorest!r} has {len(of_arm[poorest])} pairs, expected {n or 'at least 1'}: lower"
-            " n_pairs, or let 01 and 03 make more"
+            f"ablation: the arm {smallest!r} has {len(of_arm[smallest])} pairs, expected {n or 'at least 1'}: lower"
+            " pairs_per_arm, or make more pairs with 01_tree_rollout and 03_pair_construction"
         )
-    n = n or len(of_arm[poorest])
+    n = n or len(of_arm[smallest])
     return {name: table.sample(n, random_state=seed).reset_index(drop=True) for name, table in of_arm.items()}
 
 
 def kinds_of(arm: str) -> list[str]:
-    """The kinds of pairs (``records.PAIRS``) that an arm's name stands for."""
+    """Return the kinds of pairs that an arm's name means."""
     named = [name.strip() for name in arm.split("+")]
     return [kind for name in named for kind in (_REFLECTION if name == "reflection" else (name,))]
 
@@ -68,9 +74,24 @@ def evaluate_arm(
     seed: int,
     key: str,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A model's responses to the exam and what it writes behind the beginnings, as ``run``; kept in ``folder``.
+    """Return a model's responses to the exam and its continuations of the starting points; save both in ``folder``.
 
-    What a file of the same ``key`` holds is not asked again, so that an interrupted ablation goes on where it stopped.
+    Files of the same key are read instead, so an interrupted ablation resumes.
+
+    Args:
+        folder: folder of the arm's files.
+        open_generator: loads the model; called only if it is needed.
+        model: name of the arm, or "base".
+        run: number of the repetition, from 0.
+        exam: held-out questions.
+        protocols: how the questions are asked.
+        begun: starting points (``starting_points``).
+        sampling: sampling of the continuations.
+        seed: seed of responses and continuations.
+        key: hash of the model.
+
+    Returns:
+        Columns of RESPONSES, columns of CONTINUATIONS.
     """
     files = {"responses.parquet": RESPONSES, "continuations.parquet": CONTINUATIONS}
     key = _digest(key, model, run, seed, [asdict(p) for p in protocols], asdict(sampling), *_texts(exam, begun))
@@ -89,10 +110,10 @@ def evaluate_arm(
 def train_arm(
     pairs: pd.DataFrame, model: str, folder: Path, *, dpo: DpoSettings, seed: int, model_key: str, references: Path
 ) -> str:
-    """Train an adapter into ``folder/adapter`` unless it is there from the same pairs, model and settings.
+    """Train an adapter into ``folder/adapter``, unless it exists with the same pairs, model, settings and seed.
 
-    The reference's log-probabilities are kept in ``references``, where the other seeds and arms find them. Returns the
-    key of what the adapter was made of.
+    The log-probabilities of the reference are cached in ``references`` for the other seeds and arms. Returns the key of
+    the adapter's inputs.
     """
     key = _digest(model_key, asdict(dpo), seed, *pairs["pair_id"])
     if table_key(folder / "training.parquet") != key:
@@ -103,12 +124,12 @@ def train_arm(
 
 
 def ablation_results(responses: pd.DataFrame, repairs: pd.DataFrame, n_pairs: int) -> pd.DataFrame:
-    """Base and arms: rows of ``records.ABLATION``, the base first.
+    """Compare the arms with the base: columns of ABLATION, the base first.
 
     Args:
-        responses: of "base" and of every arm (in ``model``), one run a seed.
-        repairs: likewise.
-        n_pairs: that every arm was trained on.
+        responses: columns of RESPONSES; ``model`` is "base" or an arm, and each seed is one run.
+        repairs: columns of CONTINUATIONS of the same models and runs.
+        n_pairs: pairs per arm.
     """
     base = responses[responses["model"] == "base"]
     claims = self_correction_rates(repairs)

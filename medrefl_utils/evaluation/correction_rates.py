@@ -1,8 +1,8 @@
-"""The method's own claim in figures: does a model that went wrong come back, and does its reflection change anything?
+"""Self-correction: repair rate and fake reflection rate. Pure.
 
-A model is put behind a beginning that is not its own choice (``records.REPAIRS``): a path up to its first wrong step,
-or a whole path, right or wrong, after which it has said "Wait,". What it makes of it gives the **repair rate** and the
-**fake reflection rate** (method.md names both and gives no formula: the definitions here are ours).
+A model continues a given beginning: a path up to its first wrong step, or a finished path, right or wrong, followed by
+"Wait,". The continuations give the **repair rate** and the **fake reflection rate**. method.md names both rates without
+a formula; the definitions here are ours.
 """
 
 from __future__ import annotations
@@ -30,24 +30,29 @@ _RECONSIDERS = re.compile(
 
 
 def reconsiders(text: str) -> bool:
-    """Whether a text says that it takes something back or looks again ("Wait", "on second thought", "I overlooked")."""
+    """Say whether a text states that it checks or corrects itself ("Wait", "on second thought", "I overlooked")."""
     return _RECONSIDERS.search(text) is not None
 
 
 def self_correction_rates(repairs: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """What ``repairs`` (rows of ``records.REPAIRS``) amount to: rows of ``records.CLAIMS``, of each model in order.
+    """Compute the self-correction rates of each model: columns of SELF_CORRECTION, models in order.
 
-    - repair rate: behind a wrong step, the share that reaches the gold answer.
-    - reconsiders: behind a wrong step, the share that says so unasked; **fake, unasked** is the share of those that
-      still give the answer that the wrong path gave.
-    - fake reflection rate: behind a wrong answer and "Wait,", the share that keeps that answer.
-    - wrong to right, right to wrong: what the same reflection does behind wrong and behind right answers.
+    - repair rate: share of continuations from a wrong step that reach the gold answer.
+    - reconsiders: share of continuations from a wrong step that state a check or correction, unprompted.
+    - fake, unasked: share of these that still give the answer of the wrong path (fake reflection, unprompted).
+    - fake reflection rate: share of continuations from a wrong answer and "Wait," that keep this answer.
+    - wrong to right, right to wrong: share of answers that change after "Wait,", from wrong and from right answers.
 
-    Intervals draw questions (the runs of one stand or fall together). Differences are to the model "base", on the same
-    questions and runs; there is none for a share of other texts in each model.
+    Intervals resample questions, because the runs of a question are not independent. Differences are to the model
+    "base", on the same questions and runs. "fake, unasked" has no difference, because its texts differ between models.
+
+    Args:
+        repairs: columns of CONTINUATIONS.
+        n_boot: bootstrap samples of each interval.
+        seed: seed of the bootstrap.
 
     Raises:
-        MedReflError: a model that was put behind other beginnings than the base.
+        MedReflError: a model with other starting points than the base.
     """
     rows = []
     for model in dict.fromkeys(repairs["model"]):
@@ -73,7 +78,7 @@ _FIGURES = {
     "wrong to right": (WRONG_ANSWER, "right", True),
     "right to wrong": (RIGHT_ANSWER, "wrong", True),
 }
-"""figure -> where the model was put, what counts, and whether each model has the same denominator."""
+"""figure -> (place of the starting points, column that is counted, whether all models have the same denominator)."""
 
 
 def _marks(repairs: pd.DataFrame) -> pd.DataFrame:
@@ -88,8 +93,8 @@ def _difference(base: pd.DataFrame, mine: pd.DataFrame, mark: str, n_boot: int, 
     both = base.merge(mine, on=key, suffixes=("_base", ""), validate="one_to_one")
     if not len(both) == len(base) == len(mine):
         raise MedReflError(
-            f"repairs: {mine['model'].iloc[0]} was put behind {len(mine)} beginnings and base behind {len(base)}, of"
-            f" which {len(both)} are the same: expected all"
+            f"continuations: {mine['model'].iloc[0]} has {len(mine)} starting points and base has {len(base)};"
+            f" {len(both)} of them are the same, expected all"
         )
     gain = paired_gain(both[f"{mark}_base"], both[mark], both["question_id"], n_boot, seed)
     return {"difference": gain.estimate, "difference_low": gain.low, "difference_high": gain.high}

@@ -1,4 +1,4 @@
-"""Evaluation protocols: the sampling settings of each run, drawn and named as in the published evaluation."""
+"""Evaluation protocols: names and sampling settings of the runs, with the published protocol. Pure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PROTOCOLS = ("published", "greedy", "sampled", "self-consistency", "budget")
 class Protocol:
     """A way to ask: its name and the sampling of each run.
 
-    ``vote``: the runs are one response, the answer that most of them give. ``budget``: thinking is cut at the
-    samplings' ``max_tokens`` and the answer is asked for.
+    ``vote``: all runs give one response, the majority answer. ``budget``: thinking is truncated at the sampling's
+    ``max_tokens``, then the answer is requested.
     """
 
     name: str
@@ -27,9 +27,10 @@ class Protocol:
 
 
 def published_temperature(u: float) -> float:
-    """The u-quantile of the published density of temperatures on [0.2, 1.0]; its missing 0.05 falls on 1.0.
+    """Return the u-quantile of the published density of temperatures on [0.2, 1.0].
 
-    Density 0.5 + 2.5 (t - 0.2) up to 0.6, 1.5 up to 0.8, 1.5 - 2.5 (t - 0.8) up to 1.0 (Med-REFL's evaluation script).
+    The density is 0.5 + 2.5 (t - 0.2) up to 0.6, 1.5 up to 0.8, 1.5 - 2.5 (t - 0.8) up to 1.0 (Med-REFL's evaluation
+    script). It integrates to 0.95; the missing 0.05 falls on t = 1.0.
     """
     if u <= 0.4:
         return 0.2 + (np.sqrt(0.25 + 5 * u) - 0.5) / 2.5
@@ -39,7 +40,7 @@ def published_temperature(u: float) -> float:
 
 
 def published_top_p(u: float) -> float:
-    """The u-quantile of the published top-p: uniform on [0.2, 0.6) with probability 0.3, else on [0.6, 1.0)."""
+    """Return the u-quantile of the published top-p: uniform on [0.2, 0.6) with probability 0.3, else on [0.6, 1.0)."""
     return 0.2 + 0.4 * u / 0.3 if u < 0.3 else 0.6 + 0.4 * (u - 0.3) / 0.7
 
 
@@ -55,21 +56,21 @@ def make_protocol(
     n_votes: int = 10,
     thinking_budget: int = 1024,
 ) -> Protocol:
-    """A protocol by name.
+    """Make a protocol by name.
 
     Args:
-        name: one of ``PROTOCOLS``. ``published``: three runs, each with one temperature and one top-p that are drawn
-            from ``seed`` (rounded to two digits, as published), repetition penalty 1.1. ``greedy``: one run.
-            ``sampled``: ``n_runs`` runs. ``self-consistency``: ``n_votes`` samples and a majority vote. ``budget``:
-            greedy, thinking cut at ``thinking_budget`` tokens.
-        seed: of what ``published`` draws.
-        n_runs: responses a question of ``sampled``.
-        temperature: of ``sampled`` and ``self-consistency``, as is ``top_p``.
-        top_p: see ``temperature``.
-        max_tokens: of a response.
-        repetition_penalty: of all but ``published``; 1 is none.
+        name: one of ``PROTOCOLS``. ``published``: three runs, each with one temperature and one top-p drawn from
+            ``seed`` (rounded to two digits, as published), repetition penalty 1.1. ``greedy``: one run. ``sampled``:
+            ``n_runs`` runs. ``self-consistency``: ``n_votes`` samples and a majority vote. ``budget``: greedy, thinking
+            truncated at ``thinking_budget`` tokens.
+        seed: seed of the draws of ``published``.
+        n_runs: responses per question of ``sampled``.
+        temperature: temperature of ``sampled`` and ``self-consistency``.
+        top_p: top-p of ``sampled`` and ``self-consistency``.
+        max_tokens: maximum number of tokens of a response.
+        repetition_penalty: repetition penalty of all protocols except ``published``; 1 means none.
         n_votes: votes of ``self-consistency``.
-        thinking_budget: tokens of thinking.
+        thinking_budget: maximum number of tokens of thinking.
 
     Raises:
         MedReflError: an unknown name.

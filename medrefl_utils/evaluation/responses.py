@@ -1,4 +1,4 @@
-"""Stage 05: ask a model every question of a benchmark, by one or more protocols, and read its answers."""
+"""Ask a model all questions of a benchmark, with one or more protocols, and read its answers (stage 05)."""
 
 from __future__ import annotations
 
@@ -13,30 +13,37 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Answer, Continuation, Question, Sampling
 from medrefl_utils.core.schemas import RESPONSES
 from medrefl_utils.core.store import write_table
 from medrefl_utils.evaluation.protocols import Protocol
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.answers import extract_answer, split_thinking
 from medrefl_utils.exam.lint import content_key
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.models.asking import ask_until_valid
 from medrefl_utils.models.generators.interface import Generator, Prefix, derive_seed
 
-_FORCED_TOKENS = 24  # room for an answer that was asked for
-_SETTLES = re.compile(r"settles on\W{0,6}(none\b|[A-Z]\b)", re.IGNORECASE)
+_FORCED_TOKENS = 24
+"""Maximum number of tokens of an answer that is requested (ours)."""
+# A letter is a capital one: "settles on a diagnosis" names none.
+_SETTLES = re.compile(
+    r"(?i:settle[sd]?\son)\W{0,6}(?i:(?:the\s)?(?:option|answer|choice|letter)\W{0,4})?"
+    r"((?i:none)\b|[A-Z](?![\w'’-])|[a-z](?=\W{0,4}(?:\n|\Z)))"
+)
+_LETTER = re.compile(r"\W{0,6}(?i:(?:option|answer|choice)\W{0,4})?((?i:none)|[A-Z])\W{0,6}\Z")
 
 
 def question_identity(question: Question) -> dict[str, str]:
-    """The columns that tie a response to its question: ``question_id``, ``stem_id`` and ``content``."""
+    """Return the columns that link a response to its question: ``question_id``, ``stem_id`` and ``content``."""
     stem, texts = content_key(question)
     return {"question_id": question.question_id, "stem_id": _hash(stem), "content": _hash(stem, *sorted(texts))}
 
 
 def response_row(question: Question, answer: Answer) -> dict[str, Any]:
-    """The columns of ``records.RESPONSES`` that a question and the answer read from a response fill."""
+    """Return the columns of RESPONSES that come from a question and from the answer read in a response."""
     return {
         **question_identity(question),
         "stem": question.stem,
@@ -52,6 +59,40 @@ def response_row(question: Question, answer: Answer) -> dict[str, Any]:
     }
 
 
+def drop_too_long(
+    questions: Sequence[Question],
+    count_tokens: Callable[[Messages], int],
+    *,
+    context: int | None,
+    new_tokens: int,
+    answer_format: str = "steps",
+) -> tuple[list[Question], DropCounts]:
+    """Drop the questions whose prompt and response do not fit into the model's context.
+
+    Args:
+        questions: the questions.
+        count_tokens: tokens of a prompt in the model's chat template.
+        context: tokens of the model's context; None means no limit.
+        new_tokens: tokens that the model may write after the prompt.
+        answer_format: form of the prompt, one of ``prompts.FORMS``.
+
+    Returns:
+        The other questions in their order, and the counts (fault: ``too_long``).
+    """
+    kept, dropped = [], DropCounts()
+    for question in questions:
+        tokens = count_tokens(prompts.FORMS[answer_format](question))
+        if context is None or tokens + new_tokens <= context:
+            kept.append(question)
+        else:
+            dropped.drop(
+                "too_long",
+                f"question {question.question_id!r}: {tokens} tokens of the prompt and {new_tokens} new ones exceed "
+                f"the model's context of {context}",
+            )
+    return kept, dropped
+
+
 def collect_responses(
     questions: Sequence[Question],
     generator: Generator,
@@ -61,10 +102,21 @@ def collect_responses(
     seed: int,
     answer_format: str = "steps",
 ) -> pd.DataFrame:
-    """One response for each question and run, with the columns of ``records.RESPONSES``.
+    """Collect one response per question and run: columns of RESPONSES.
 
-    A response's seed is made of ``seed``, its question and its run, not of the model: base and adapter draw with the
-    same numbers, which pairs them. ``answer_format`` is how the question is put: one of ``prompts.FORMS``.
+    The seed of a response is derived from ``seed``, its question and its run, not from the model. So base and adapter
+    sample with the same random numbers, which pairs them.
+
+    Args:
+        questions: the questions.
+        generator: the model.
+        model: its name in the table: "base", "medrefl" or an arm of the ablation.
+        protocol: how the questions are asked.
+        seed: seed of all responses.
+        answer_format: form of the prompt, one of ``prompts.FORMS``.
+
+    Raises:
+        MedReflError: an unknown ``answer_format``.
     """
     if answer_format not in prompts.FORMS:
         raise MedReflError(f"answer_format is {answer_format!r}, expected one of {', '.join(prompts.FORMS)}")
@@ -117,9 +169,9 @@ def _written(
 
 
 def _vote(samples: pd.DataFrame) -> pd.DataFrame:
-    """One row a question: the first of the samples whose answer most of them give; unreadable ones have no vote.
+    """Return one row per question: the first sample with the majority answer; unreadable answers do not vote.
 
-    Among answers with as many votes the one that was given first wins. Tokens and time are those of all samples.
+    Among answers with equal votes the one that was given first wins. Tokens and time are the sums over all samples.
     """
     rows = []
     for _, group in samples.groupby("question_id", sort=False):
@@ -145,9 +197,10 @@ def evaluate(
     answer_format: str = "steps",
     judge: Generator | None = None,
 ) -> pd.DataFrame:
-    """The responses of one model under each protocol, each written to ``folder`` as ``<model>_<protocol>.parquet``.
+    """Collect the responses of one model with each protocol, and write ``<model>_<protocol>.parquet`` to ``folder``.
 
-    A ``judge`` reads the answers that the rules leave (see ``judged``).
+    A ``judge`` reads the answers that the rules cannot read (``judge_answers``). For the other arguments see
+    ``collect_responses``.
     """
     tables = []
     for protocol in protocols:
@@ -164,10 +217,11 @@ def evaluate(
 def judge_answers(
     responses: pd.DataFrame, questions: Sequence[Question], judge: Generator, *, seed: int
 ) -> pd.DataFrame:
-    """The responses with ``judged`` filled in: the letter that a model reads where the rules read none.
+    """Fill the column ``judged``: the letter that a model reads where the rules read none.
 
-    ``answer`` and ``correct`` stay those of the rules, so that both figures can be shown. A reply that names no option
-    of the question is asked for again, at most twice; what the judge cannot read either stays null.
+    ``answer`` and ``correct`` keep the values of the rules, so both accuracies can be shown. A reply that names no
+    option of the question is requested again, at most twice; then ``judged`` stays null. A thinking before the verdict
+    is not read.
     """
     by_id = {question.question_id: question for question in questions}
     unread = responses[responses["answer"].isna()]
@@ -181,10 +235,11 @@ def judge_answers(
 
 
 def _settled(question: Question) -> Callable[[Continuation], tuple[str | None, str]]:
-    """Reads a judge's reply: a letter, "" for none, or None where it says neither."""
+    """Make a reader of a judge's reply: a letter, "" for none, or None where the reply is unreadable."""
 
     def read(reply: Continuation) -> tuple[str | None, str]:
-        named = _SETTLES.findall(reply.text)
+        _, told = split_thinking(reply.text)
+        named = _SETTLES.findall(told) or _LETTER.findall(told.strip())
         letter = named[-1].upper() if named else None
         if letter == "NONE":
             return "", ""

@@ -1,4 +1,4 @@
-"""Put a model behind a wrong step, or behind a finished answer, and see whether it comes back (``claims``)."""
+"""Measure self-correction: continue from a wrong step, or from a finished answer, and read the final answer."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from medrefl_utils.trees.values import paths
 
 
 def starting_points(steps: pd.DataFrame, seed: int, margin: float = 0.0) -> pd.DataFrame:
-    """Where models are put: of each question's tree one wrong and one right path, drawn by the seed.
+    """Draw the starting points: one wrong and one right path per question.
 
-    The wrong path states an answer and errs, by structure (``corrections.locate_errors``), before its last step; so
-    only questions whose tree has a right path too take part, and each takes part in all three places. Returns three
-    rows a question: ``question_id``, ``behind`` (one of ``claims.BEHIND``), ``nodes`` (the steps of the beginning),
-    ``prefix`` (their text) and ``before`` (the answer of the path it was taken from).
+    The wrong path states an answer, and its first wrong step (``trees.locate_errors``) is not its last step. A question
+    without a wrong path of this kind, or without a right path, is left out.
 
     Args:
-        steps: trees, rows of ``records.STEPS``; grown by the base, on held-out questions.
-        seed: of the draw.
-        margin: least fall of V that is an error.
+        steps: trees of the base on held-out questions, columns of STEPS.
+        seed: seed of the draw.
+        margin: smallest fall of V that counts as an error.
+
+    Returns:
+        Three rows per question, one per place of ``correction_rates.PLACES``: ``question_id``, ``behind`` (the place),
+        ``nodes`` (steps of the beginning), ``prefix`` (their text), ``before`` (the answer of the path).
     """
     key = ["question_id", "node_id"]
     located = locate_errors(steps, margin).rename(columns={"node_id": "error", "leaf": "node_id"})
@@ -62,11 +64,20 @@ def continue_from(
     seed: int,
     run: int = 0,
 ) -> pd.DataFrame:
-    """What a model writes behind each of the ``beginnings``: rows of ``records.REPAIRS``.
+    """Let a model continue each starting point: columns of CONTINUATIONS.
 
-    Behind a finished answer it has said "Wait," already, in its own turn. The seed of a text is made of ``seed``, its
-    question and its place, not of the model, which pairs base and adapter. A model that gives no new answer keeps the
-    old one; behind a wrong step, where it has given none, that is an unreadable answer.
+    After a finished answer, the model's turn continues with "Wait,". The seed of a text is derived from ``seed``, its
+    question and its place, not from the model, which pairs base and adapter. A continuation without an answer keeps the
+    answer of the finished path; after a wrong step, where there is none, its answer is unreadable.
+
+    Args:
+        begun: rows of ``starting_points``.
+        questions: {question_id: question}.
+        generator: the model.
+        model: its name in the table.
+        sampling: sampling of the continuations.
+        seed: seed of the continuations.
+        run: number of the repetition, from 0.
     """
     texts = [
         row.prefix if row.behind == WRONG_STEP else row.prefix.rstrip() + prompts.ask_to_reconsider()
@@ -96,12 +107,12 @@ def continue_from(
 
 
 def _one_each(paths_: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """One path of each question, by the seed."""
+    """Draw one path per question by the seed."""
     return paths_.groupby("question_id", sort=False).sample(1, random_state=seed)
 
 
 def example_continuations(repairs: pd.DataFrame, models: Sequence[str] = ("base", "medrefl")) -> pd.DataFrame:
-    """One beginning behind a wrong step from which the second model came back and the first did not; else any."""
+    """Return the continuations of one wrong step that only the second model corrects, or else of any wrong step."""
     behind = repairs[repairs["behind"] == WRONG_STEP]
     right = behind.assign(right=behind["answer"] == behind["gold"]).pivot_table(
         index="question_id", columns="model", values="right", aggfunc="first"

@@ -1,7 +1,7 @@
-"""Accuracy, gain and their uncertainty; what a run's responses amount to.
+"""Accuracy, gain and their uncertainty. Pure.
 
-Questions are the units that are drawn, so every interval resamples questions: the responses to one question over
-several runs stand or fall together (a cluster). The tests are scipy's; only the clustering is ours.
+Every interval resamples questions, because the responses to one question in several runs are not independent (a
+cluster). The tests are scipy's; only the clustering is ours.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class Interval(NamedTuple):
 
 
 def mcnemar_exact(base: Sequence[bool], other: Sequence[bool]) -> float:
-    """Two-sided p of the exact McNemar test: among the questions on which the two differ, each is as often right.
+    """Return the two-sided p-value of the exact McNemar test.
+
+    Null hypothesis: where the two models differ, both are equally often right.
 
     Args:
-        base: whether the base answered each question right, one response a question.
+        base: whether the base answered each question correctly, one response per question.
         other: the same for the other model, in the same order.
     """
     base, other = _paired(base, other)
@@ -41,7 +43,7 @@ def mcnemar_exact(base: Sequence[bool], other: Sequence[bool]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, step down (Holm 1979): never above 1, in the order given."""
+    """Correct p-values for their number (Holm 1979, step-down): at most 1, in the given order."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     corrected = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
@@ -49,14 +51,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable_gain(differences: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float:
-    """The smallest gain that a paired comparison of this size shows at the 5% level, two-sided, with 80% power.
+    """Return the smallest gain that a paired comparison of this size detects (5% level, two-sided, 80% power).
 
-    The normal approximation: (z_.975 + z_.80) standard errors of the mean difference, were there no gain. Where no two
-    responses differ, the smallest share of changed questions that would not go unseen (as in ``accuracy_interval``).
+    Normal approximation: (z_.975 + z_.80) standard errors of the mean difference under the null hypothesis. Where all
+    responses agree: the smallest share of changed questions that would be detected (as in ``accuracy_interval``).
 
     Args:
-        differences: accuracy of the other minus that of the base, one entry a question (or response).
-        clusters: each entry's cluster; None where every entry is one.
+        differences: accuracy of the other minus accuracy of the base, one entry per question (or response).
+        clusters: cluster of each entry; None means that every entry is its own cluster.
     """
     scores = np.asarray(differences, dtype=float)
     if not len(scores):
@@ -72,20 +74,20 @@ def detectable_gain(differences: Sequence[float], clusters: Sequence[Hashable] |
 def share_interval(
     values: Sequence[float], clusters: Sequence[Hashable] | None = None, n_boot: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Mean of shares of 0 to 1 with its 95% bootstrap interval; arguments as in ``accuracy_interval``."""
+    """Return the mean of shares from 0 to 1 with its 95% bootstrap interval; arguments as in ``accuracy_interval``."""
     return _bootstrap(np.asarray(values, dtype=float), clusters, n_boot, seed, bounds=(0.0, 1.0))
 
 
 def accuracy_interval(
     correct: Sequence[bool], clusters: Sequence[Hashable] | None = None, n_boot: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Share of right responses with its 95% bootstrap interval.
+    """Return the share of right responses with its 95% bootstrap interval.
 
     Args:
-        correct: one entry a response.
-        clusters: each response's question id; None where every response is to another question.
+        correct: one entry per response.
+        clusters: question id of each response; None means that every response has its own question.
         n_boot: bootstrap samples.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     return share_interval(np.asarray(correct, dtype=bool), clusters, n_boot, seed)
 
@@ -97,9 +99,9 @@ def paired_gain(
     n_boot: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Accuracy of ``other`` minus accuracy of ``base`` on the same questions, with its 95% paired bootstrap interval.
+    """Return the accuracy of ``other`` minus that of ``base``, with its 95% paired bootstrap interval.
 
-    Arguments as in ``accuracy_interval``; entry i of both belongs to the same question and run.
+    Arguments as in ``accuracy_interval``. Entry i of both belongs to the same question and run.
     """
     base, other = _paired(base, other)
     return _bootstrap(other.astype(float) - base, clusters, n_boot, seed, bounds=(-1.0, 1.0))
@@ -107,17 +109,19 @@ def paired_gain(
 
 def _paired(base: Sequence[bool], other: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
     if len(base) != len(other) or not len(base):
-        raise MedReflError(f"pairs: {len(base)} responses of the base and {len(other)} of the other, expected as many")
+        raise MedReflError(
+            f"paired responses: {len(base)} of the base and {len(other)} of the other model, expected as many"
+        )
     return np.asarray(base, dtype=bool), np.asarray(other, dtype=bool)
 
 
 def _bootstrap(
     scores: np.ndarray, clusters: Sequence[Hashable] | None, n_boot: int, seed: int, bounds: tuple[float, float]
 ) -> Interval:
-    """Mean of the scores with an expanded percentile interval over resampled clusters.
+    """Return the mean of the scores with an expanded percentile interval over resampled clusters.
 
-    The percentile interval is too narrow for small samples by the factor that Student's t and n / (n - 1) make up
-    for; its levels are widened by that (Hesterberg 2015, "What teachers should know about the bootstrap", sec. 5.2).
+    The percentile interval is too narrow for small samples. Its levels are widened by Student's t and n / (n - 1)
+    (Hesterberg 2015, "What teachers should know about the bootstrap", sec. 5.2).
     """
     if not len(scores):
         raise MedReflError("bootstrap: no responses, expected at least one")
@@ -125,12 +129,12 @@ def _bootstrap(
         raise MedReflError(f"bootstrap: {len(clusters)} question ids for {len(scores)} responses")
     codes = np.arange(len(scores)) if clusters is None else pd.factorize(pd.Series(list(clusters)))[0]
     cells = np.stack([np.bincount(codes, weights=scores), np.bincount(codes)], axis=1)
-    # Clusters with the same sum and size are alike: a sample of clusters is one multinomial draw over the kinds.
+    # Clusters with the same sum and size are equal: a sample of clusters is one multinomial draw over the kinds.
     kinds, counts = np.unique(cells, axis=0, return_counts=True)
     n, estimate = len(cells), float(scores.mean())
     if len(kinds) == 1 or n == 1:
-        # All questions alike: resampling sees no spread. How large a share of others has n questions with none of them
-        # at this level (Clopper-Pearson)?
+        # All questions are equal, so resampling shows no spread. The bound is the largest share of other questions that
+        # n questions can miss at this level (Clopper-Pearson).
         hidden = 1 - ((1 - _LEVEL) / 2) ** (1 / n)
         low, high = bounds
         return Interval(estimate, estimate - hidden * (estimate - low), estimate + hidden * (high - estimate))
@@ -141,19 +145,19 @@ def _bootstrap(
 
 
 def score_responses(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """One row per source, protocol and model, with the columns of ``records.SCORES``.
+    """Score responses: one row per source, protocol and model, columns of SCORES.
 
     Args:
-        responses: rows of ``records.RESPONSES``.
+        responses: columns of RESPONSES.
         n_boot: bootstrap samples of each interval.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
-        MedReflError: a question answered twice in one run, or base and adapter that answered different questions.
+        MedReflError: a question that is answered twice in one run, or base and adapter with different questions.
     """
     keys = ["source", "protocol", "model", "question_id", "run"]
     if repeated := int(responses.duplicated(keys).sum()):
-        raise MedReflError(f"responses: {repeated} of {len(responses)} repeat a question within a run")
+        raise MedReflError(f"responses: {repeated} of {len(responses)} repeat a question within a run, expected 0")
     responses = _with_stems(responses)
     rows = []
     for (source, protocol), group in responses.groupby(["source", "protocol"], sort=False):
@@ -173,11 +177,14 @@ def score_responses(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0
 
 
 def response_rates(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> dict[str, Interval]:
-    """Strict accuracy, accuracy as published, unreadable and conflicting responses of one model's responses.
+    """Return accuracies and rates of one model's responses, each with its interval.
 
-    Each distinct question counts once, however often it was asked; intervals draw stems. Only the published way has
-    responses as its denominator, the readable ones. It is left out where no answer could be read; and the strict
-    accuracy with a judge's letters where no judge read any.
+    Keys: ``accuracy`` (strict: unreadable is wrong), ``unreadable``, ``conflict`` (stated letter and option text
+    disagree), ``accuracy_judged`` (strict, with the judge's letters; only if a judge read any), ``accuracy_published``
+    (unreadable answers are left out; only if any answer is readable).
+
+    Each distinct question counts once, however often it was asked; intervals resample stems. Only
+    ``accuracy_published`` counts responses.
     """
     responses = _with_stems(responses)
     read = responses[responses["answer"].notna()]
@@ -200,12 +207,12 @@ def response_rates(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0)
 
 
 def _with_stems(responses: pd.DataFrame) -> pd.DataFrame:
-    """A question whose stem is not told is a cluster of its own."""
+    """Make each question without a known stem its own cluster."""
     return responses.assign(stem_id=responses["stem_id"].fillna(responses["question_id"]))
 
 
 def by_gold_position(responses: pd.DataFrame) -> pd.DataFrame:
-    """Strict accuracy by the letter under which the right option stood: one row a protocol, model and gold letter."""
+    """Return the strict accuracy by the letter of the right option: one row per protocol, model and gold letter."""
     grouped = responses.astype({"correct": float}).groupby(["protocol", "model", "gold"], sort=True)["correct"]
     return grouped.agg(n="size", accuracy="mean").reset_index()
 

@@ -1,28 +1,30 @@
-"""Ask a model many prompts, check each reply, and ask again for those that fail.
+"""Ask a model many prompts, check each reply, and ask again for the replies that fail.
 
-A reply that fails its check is asked for again with another seed, at most twice, then given up and counted by reason.
+A reply that fails its check is asked for again with another seed, at most twice. Then it is given up and counted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from tqdm import tqdm
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.models.generators.interface import Generator, derive_seed
 
 ATTEMPTS = 3
+"""How often a prompt is asked at most (ours)."""
+_SHOWN = 120
 _T = TypeVar("_T")
 
 
 @dataclass
 class Reply(Generic[_T]):
-    """One prompt with all that came of it; ``value`` is None where every attempt was refused."""
+    """A prompt with every reply to it; ``value`` is None where every attempt failed its check."""
 
     messages: Messages
     value: _T | None = None
@@ -31,7 +33,7 @@ class Reply(Generic[_T]):
 
 
 ReplyReader = Callable[[Continuation], "tuple[_T | None, str]"]
-"""Reads a reply: its value and "", or None and what is wrong with it in a word."""
+"""Reads a reply: (its value, ""), or (None, what is wrong with it in one word)."""
 
 
 def ask_until_valid(
@@ -42,9 +44,10 @@ def ask_until_valid(
     seed: int,
     title: str,
 ) -> list[Reply[_T]]:
-    """Ask all prompts together, and those whose reply is refused again, until ``ATTEMPTS`` are made.
+    """Ask all prompts in one batch, and again those whose reply fails, up to ``ATTEMPTS`` times.
 
-    A prompt's seeds are made of ``seed``, its own text and the attempt: what else is asked changes nothing.
+    The seed of an attempt is derived from ``seed``, ``title``, the prompt's text and the attempt's number. So the other
+    prompts of the batch change nothing. ``title`` is also the label of the progress bar.
     """
     results: list[Reply[_T]] = [Reply(messages) for messages, _ in asked]
     waiting = list(range(len(asked)))
@@ -67,6 +70,19 @@ def ask_until_valid(
     return results
 
 
-def count_faults(asked: Sequence[Reply[_T]], name: str) -> dict[str, int]:
-    """How many were given up, by what was wrong with the last attempt."""
-    return dict(Counter(f"{name}_{one.faults[-1]}" for one in asked if one.value is None))
+def count_faults(asked: Sequence[Reply[_T]], name: str, where: Sequence[str]) -> DropCounts:
+    """Count the prompts that were given up, as ``<name>_<fault of the last attempt>``.
+
+    ``where`` names each prompt's row, for the example of each reason ("question 'q1'").
+    """
+    dropped = DropCounts()
+    for one, place in zip(asked, where, strict=True):
+        if one.value is None:
+            dropped.drop(f"{name}_{one.faults[-1]}", f"{place}, reply {excerpt(one.replies[-1])}")
+    return dropped
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a text as one quoted line of at most 120 characters, for a message."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}...")

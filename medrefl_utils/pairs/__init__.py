@@ -1,25 +1,29 @@
-"""Preference pairs: selecting paths, writing and checking reflections, balancing lengths, exporting.
+"""Preference pairs: select paths, write and check reflections, balance lengths, export.
 
-In: questions, steps, paths and corrections of the room ``trees``. Out: a table of pairs (``reasoning_pairs``,
-``random_pairs``, ``reflection_pairs``), the reflections in it (``write_reflections``, ``check_reflection``), and the
-same pairs in the shapes of TRL, LLaMA-Factory and the released dataset (``export_pairs``).
+In: questions, and the steps, paths and corrections of ``medrefl_utils.trees``. Out: a table of pairs
+(``reasoning_pairs``, ``random_pairs``, ``reflection_pairs``), its reflections (``write_reflections``), and the pairs in
+the formats of TRL, LLaMA-Factory and the released dataset (``export_pairs``). A row that fails a check is dropped and
+counted by reason (``core.DropCounts``).
 """
 
 import lazy_loader
 
-# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+# Names are imported on first use, so that importing this package loads neither torch nor plots.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "pair_table": [
+            "PAIR_FAULTS",
             "PAIR_KINDS",
             "check_pair_texts",
-            "check_sides",
             "pair_id",
+            "prompt_states_answer",
             "replace_sides",
             "sample_at_most",
             "select_kinds",
+            "side_fault",
         ],
+        "path_forms": ["PathForm", "insert_reflection", "split_form"],
         "reasoning": ["random_pairs", "reasoning_pairs"],
         "reflection": [
             "CorrectionKey",

@@ -1,4 +1,4 @@
-"""The one table of pairs in the shapes that others read: TRL, LLaMA-Factory, the released dataset; and its card."""
+"""Export the table of pairs in the formats of TRL, LLaMA-Factory and the released dataset, with a dataset card."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ RELEASED = {
     "Reasoning_Enhancement_Data.json": ("reasoning",),
     "Reflection_Enhancement_Data.json": ("reflection_mid", "reflection_post"),
 }
-"""The names that the published training script loads, and the kinds of pairs in each."""
+"""File names that the published training script loads, and the kinds of pairs in each file."""
 _MEANINGS = {
     TRL: "TRL, conversational preference",
-    TRL_LINES: "the same, a JSON object a line",
+    TRL_LINES: "the same pairs, one JSON object per line",
     SHAREGPT: "LLaMA-Factory, ShareGPT ranking",
-    DATASET_INFO: "LLaMA-Factory, the descriptions of its files",
-    **dict.fromkeys(RELEASED, "the released dataset's shape (Alpaca ranking)"),
+    DATASET_INFO: "LLaMA-Factory, descriptions of its files",
+    **dict.fromkeys(RELEASED, "format of the released dataset (Alpaca ranking)"),
 }
 _KINDS = {
-    "reasoning": "question; an excellent right path; a confusing wrong one",
+    "reasoning": "question; an excellent right path; a confusing wrong path",
     "reflection_mid": "question; a wrong step, a reflection, right steps; the same step, a reflection, wrong steps",
     "reflection_post": "question; a wrong path, a reflection, right steps; the same path, a reflection, wrong steps",
-    "random_cot": "question; a random right path; a random wrong one (control)",
+    "random_cot": "question; a random right path; a random wrong path (control)",
 }
 _TRL_COLUMNS = ("prompt", "chosen", "rejected")
 
 
 def export_pairs(pairs: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write all shapes into ``folder`` and return the files, of the table with the columns of PAIRS.
+    """Write the pairs (columns of PAIRS) in all formats into ``folder``, in their order, and return the files.
 
     - ``train.parquet``, ``train.jsonl``: TRL's conversational preference format: prompt, chosen, rejected as messages.
     - ``medrefl_sharegpt.json``, ``dataset_info.json``: LLaMA-Factory's ShareGPT ranking and its descriptions.
-    - ``Reasoning_Enhancement_Data.json``, ``Reflection_Enhancement_Data.json``: the released dataset's two files, each
-      a list of {instruction, input (empty), chosen, rejected}; the instruction is the pair's own prompt (**ours**:
-      training asks as evaluation does), and random CoT pairs stand in neither.
+    - ``Reasoning_Enhancement_Data.json``, ``Reflection_Enhancement_Data.json``: the two files of the released dataset,
+      each a list of {instruction, input (empty), chosen, rejected}. The instruction is the pair's own prompt (ours:
+      training asks as evaluation does). Random CoT pairs are in neither file.
 
-    Rows are in the table's order. Raises MedReflError for a message whose role LLaMA-Factory does not know.
+    Raises:
+        MedReflError: a message with a role that LLaMA-Factory does not know.
     """
     rows = [{name: _messages(pair[name]) for name in _TRL_COLUMNS} for pair in pairs.to_dict("records")]
     schema = pa.schema([PAIRS.field(name) for name in _TRL_COLUMNS])
@@ -78,10 +79,19 @@ def write_dataset_card(
     models: Mapping[str, str],
     licences: Mapping[str, str],
 ) -> Path:
-    """Write ``README.md``, the dataset card, beside the exported files: counts, settings, models, licences, hashes.
+    """Write the dataset card ``README.md`` next to the exported files: counts, settings, models, licences, hashes.
 
-    ``models`` is {part: model}; ``licences`` is {source of questions or model: licence}, where one is missing the card
-    says "not stated".
+    Args:
+        folder: folder of the exported files.
+        pairs: the pairs, columns of PAIRS.
+        questions: at least the questions of the pairs.
+        dropped: {reason: count} of what was left out; counts of 0 are not shown.
+        settings: {parameter: value}.
+        models: {part: model}.
+        licences: {source of questions, or model: licence}; the card says "not stated" where one is missing.
+
+    Returns:
+        The card's path.
     """
     used = {question.question_id: question.source for question in questions}
     sources = pd.Series([used[name] for name in pairs["question_id"].unique()], dtype=object).value_counts()
@@ -126,7 +136,9 @@ def _sharegpt(row: Mapping[str, list[dict[str, str]]]) -> dict[str, Any]:
 
     def turn(message: Mapping[str, str]) -> dict[str, str]:
         if message["role"] not in names:
-            raise MedReflError(f"exports: a message has the role {message['role']!r}, expected {', '.join(names)}")
+            raise MedReflError(
+                f"exports: a message has the role {message['role']!r}, expected one of {', '.join(names)}"
+            )
         return {"from": names[message["role"]], "value": message["content"]}
 
     return {
@@ -146,7 +158,7 @@ def _alpaca(row: Mapping[str, list[dict[str, str]]]) -> dict[str, str]:
 
 
 def _dataset_info() -> dict[str, Any]:
-    """LLaMA-Factory's description of each file (its ``data/README.md``)."""
+    """Describe each file as LLaMA-Factory expects it (its ``data/README.md``)."""
     sharegpt = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     alpaca = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
     described = {

@@ -1,20 +1,19 @@
-"""Preference pairs from valued trees: the value-ranked chains of the method, its reflections, and their control.
+"""Rows of the table of pairs: build them, check them, select them.
 
-Reasoning: of each question the correct paths are ranked by S ("excellent right paths") and so are the wrong ones
-("confusing error paths": wrong, but through good-looking steps); the best of both sides are crossed. Reflection: a
-wrong path is left for another, through a reflection; the best corrections that end right are crossed with the best that
-end wrong. Random CoT: paths drawn blindly from the same trees. What a model writes comes in as text: this is all pure.
+A row that fails a check is dropped and counted (``pair_row``); a call that is wrong raises. Pure: no model, no file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import PAIRS
@@ -22,13 +21,17 @@ from medrefl_utils.exam.answers import extract_answer
 from medrefl_utils.exam.prompts import Messages
 
 PAIR_KINDS = ("reasoning", "reflection_mid", "reflection_post", "random_cot")
+PAIR_FAULTS = ("same_text", "chosen_elsewhere", "rejected_right", "prompt_states_answer")
+"""Why ``pair_row`` drops a pair."""
 
 _STATED = frozenset({"json", "boxed", "stated"})
-"""The rules of ``extract_answer`` by which a prompt is caught giving its answer away in so many words."""
+"""The rules of ``extract_answer`` that read an explicit statement: only these count in a prompt."""
+_PLACEHOLDER = re.compile(r"[\"“]answer(?:[\"”]\s*:\s*[\"“]|\s*:\s*)X[\"”]", re.IGNORECASE)
+"""The form of the answer that a prompt asks for: ``"Answer: X"``, ``"answer": "X"``."""
 
 
 def select_kinds(pairs: pd.DataFrame, kinds: Sequence[str]) -> pd.DataFrame:
-    """The pairs of these kinds, in their order. Raises MedReflError for a kind that there is not."""
+    """Return the pairs of these kinds, in their order. Raises MedReflError for an unknown kind, or for none."""
     unknown = [kind for kind in kinds if kind not in PAIR_KINDS]
     if unknown or not kinds:
         found = f"{unknown[0]!r} is" if unknown else "no kind is"
@@ -37,7 +40,7 @@ def select_kinds(pairs: pd.DataFrame, kinds: Sequence[str]) -> pd.DataFrame:
 
 
 def check_pair_texts(pairs: pd.DataFrame) -> None:
-    """Raise MedReflError, naming the pair, where prompt or side (see ``records.PAIRS``) has no text or no tokens."""
+    """Raise MedReflError, naming the pair, where the prompt or a side (columns of PAIRS) has no text or no tokens."""
     for name in ("prompt", "chosen", "rejected"):
         empty = [
             not len(side) or not all((message["content"] or "").strip() for message in side) for side in pairs[name]
@@ -49,11 +52,11 @@ def check_pair_texts(pairs: pd.DataFrame) -> None:
         if tokens in pairs and not (counted := pairs[tokens].fillna(0) > 0).all():
             pair, found = pairs.loc[~counted, ["pair_id", tokens]].iloc[0]
             found = 0 if found == 0 else "missing"
-            raise MedReflError(f"pairs: pair {pair!r}: {tokens} is {found}, expected the tokens of a text")
+            raise MedReflError(f"pairs: pair {pair!r}: {tokens} is {found}, expected at least 1")
 
 
 def sample_at_most(table: pd.DataFrame, n: int, seed: int) -> tuple[pd.DataFrame, int]:
-    """``n`` rows of a table, drawn by the seed and in their order, and how many are left out; 0 takes all."""
+    """Draw ``n`` rows by the seed, in their order; return them and how many are left out. ``n`` 0 takes all rows."""
     if n < 0:
         raise MedReflError(f"pairs: at most {n} of a kind, expected 0 (all) or more")
     if n in (0, *range(len(table), n + 1)):
@@ -63,13 +66,13 @@ def sample_at_most(table: pd.DataFrame, n: int, seed: int) -> tuple[pd.DataFrame
 
 
 def pair_id(kind: str, prompt: Messages, chosen: Messages, rejected: Messages) -> str:
-    """A pair's name, of its content alone: the first 16 hex digits of the SHA-256 of all four as JSON."""
+    """Name a pair by its content: the first 16 hex digits of the SHA-256 of kind, prompt and both sides as JSON."""
     content = json.dumps([kind, prompt, chosen, rejected], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def replace_sides(pair: Mapping[str, object], chosen: str, rejected: str) -> dict[str, object]:
-    """The pair with other texts for its sides, and the ``pair_id`` that goes with them."""
+    """Return the pair with other texts for its sides, and with the ``pair_id`` of the new content."""
     sides = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
     return {
         **pair,
@@ -79,36 +82,64 @@ def replace_sides(pair: Mapping[str, object], chosen: str, rejected: str) -> dic
     }
 
 
-def check_sides(question: Question, chosen: str, rejected: str, where: str) -> None:
-    """Raises MedReflError, beginning with ``where``, for sides that would teach the wrong thing.
+def side_fault(question: Question, chosen: str, rejected: str) -> tuple[str, str]:
+    """Say why two sides would teach the wrong thing: (one of PAIR_FAULTS, what was found), or ("", "").
 
-    The two are one; the chosen side does not end at the gold answer; the rejected one does.
+    ``same_text``: both sides are the same. ``chosen_elsewhere``: the chosen side does not end at the gold answer.
+    ``rejected_right``: the rejected side does.
     """
     if chosen == rejected:
-        raise MedReflError(f"{where}: chosen and rejected are the same text")
+        return "same_text", "chosen and rejected are the same text"
     answer = extract_answer(chosen, question.options).letter
     if answer != question.gold:
-        raise MedReflError(f"{where}: chosen ends at {answer or 'no answer'}, expected the gold {question.gold}")
+        return "chosen_elsewhere", f"chosen ends at {answer or 'no answer'}, expected the gold {question.gold}"
     if extract_answer(rejected, question.options).letter == question.gold:
-        raise MedReflError(f"{where}: rejected ends at the gold answer {question.gold}")
+        return "rejected_right", f"rejected ends at the gold answer {question.gold}, expected another answer or none"
+    return "", ""
+
+
+def prompt_states_answer(question: Question, prompt: Messages) -> bool:
+    """Say whether a prompt states its gold answer explicitly, as in "The answer is C".
+
+    What every prompt holds is no statement: the list of options, and the form that is asked for (``"Answer: X"``, also
+    where X is the text of an option). Nor is a stem that ends "Choose the correct answer:", or one that lists the texts
+    of all options itself. The rule is ours.
+    """
+    listed = {f"{letter}. {' '.join(text.split())}" for letter, text in question.options.items()}
+    for message in prompt:
+        lines = [line for line in message["content"].split("\n") if line.strip() not in listed]
+        text = _PLACEHOLDER.sub("", "\n".join(lines))
+        told = extract_answer(text, question.options)
+        if told.letter == question.gold and told.rule in _STATED:
+            low = text.casefold()
+            return not all(option.casefold() in low for option in question.options.values())
+    return False
 
 
 def pair_row(
-    question: Question, prompt: Messages, kind: str, sides: Sequence[str], provenance: Mapping[str, object]
-) -> dict[str, object]:
-    """A checked row of PAIRS; what no kind of pair fills is null."""
-    nodes = f"{provenance['chosen_nodes']} and {provenance['rejected_nodes']}"
-    where = f"question {question.question_id!r}, pair of nodes {nodes}"
-    check_sides(question, *sides, where)
-    for message in prompt:
-        told = extract_answer(message["content"], question.options)
-        if told.letter == question.gold and told.rule in _STATED:
-            raise MedReflError(f"{where}: the prompt states the gold answer {question.gold}")
+    question: Question,
+    prompt: Messages,
+    kind: str,
+    sides: Sequence[str],
+    provenance: Mapping[str, object],
+    dropped: DropCounts,
+) -> dict[str, object] | None:
+    """Build a row of PAIRS, or count in ``dropped`` why there is none (PAIR_FAULTS) and return None.
+
+    ``sides`` are the texts of chosen and rejected; columns that this kind of pair does not fill are null.
+    """
+    reason, found = side_fault(question, *sides)
+    if not reason and prompt_states_answer(question, prompt):
+        reason, found = "prompt_states_answer", f"the prompt states the gold answer {question.gold}"
+    if reason:
+        nodes = f"{provenance['chosen_nodes']} and {provenance['rejected_nodes']}"
+        dropped.drop(reason, f"question {question.question_id!r}, pair of nodes {nodes}: {found}")
+        return None
     empty = dict.fromkeys(PAIRS.names)
     pair = {**empty, "question_id": question.question_id, "kind": kind, "prompt": prompt, **provenance}
     return replace_sides(pair, *sides)
 
 
 def _messages(prompt: Iterable[Mapping[str, str]]) -> Messages:
-    """Messages as read from a table, as plain dicts."""
+    """Return messages as read from a table as plain dicts."""
     return [dict(message) for message in prompt]

@@ -1,4 +1,4 @@
-"""Paths of a tree as text: the steps of a path are looked up in the table of steps."""
+"""Look up the text of paths in the table of steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medrefl_utils.core.records import Question
 
 @dataclass(frozen=True)
 class PathText:
-    """One path with its text, as long as the model wrote it."""
+    """A path: node ids, solution value S, text without trailing white space, and tokens."""
 
     nodes: list[int]
     value: float
@@ -24,7 +24,7 @@ class PathText:
 
 
 def questions_by_id(questions: Iterable[Question], paths: pd.DataFrame) -> dict[str, Question]:
-    """{question_id: question}. Raises MedReflError for a path whose question is not among them."""
+    """Return {question_id: question}. Raises MedReflError for a path whose question is missing."""
     by_id = {question.question_id: question for question in questions}
     unknown = ~paths["question_id"].isin(by_id.keys())
     if unknown.any():
@@ -34,7 +34,7 @@ def questions_by_id(questions: Iterable[Question], paths: pd.DataFrame) -> dict[
 
 
 class StepReader:
-    """Finds a path's steps by their ids: the table is sorted once, and text is read only of paths that are used."""
+    """Find the steps of a path by their node ids. The table is sorted once; only the texts that are used are read."""
 
     def __init__(self, steps: pd.DataFrame, questions: pd.Series) -> None:
         self.questions = pd.Index(questions.unique())
@@ -45,7 +45,7 @@ class StepReader:
         self.text, self.n_tokens = steps["text"].array, steps["n_tokens"].to_numpy()
 
     def chains(self, paths: pd.DataFrame, places: npt.NDArray[np.intp]) -> Iterator[PathText]:
-        """The chains of one question's paths at these places, each read when it is asked for."""
+        """Yield the paths of one question at these places of ``paths``; each text is read when it is asked for."""
         question_id = paths["question_id"].iat[places[0]]
         path_nodes, value = paths["nodes"].array, paths["value"].array
         for place in places:
@@ -54,11 +54,11 @@ class StepReader:
             yield PathText(list(nodes), float(value[place]), text, self.n_tokens_of(question_id, nodes))
 
     def texts(self, question_id: str, nodes: Sequence[int]) -> list[str]:
-        """The steps of a question as the model wrote them."""
+        """Return the texts of these steps of a question, as the model wrote them."""
         return list(self.text.take(self._rows(question_id, nodes)))
 
     def n_tokens_of(self, question_id: str, nodes: Sequence[int]) -> int:
-        """How many tokens the steps have together, as the rollout counted them."""
+        """Return the number of tokens of these steps together, as counted in the rollout."""
         return int(self.n_tokens[self._rows(question_id, nodes)].sum())
 
     def _rows(self, question_id: str, nodes: Sequence[int]) -> npt.NDArray[np.intp]:

@@ -1,7 +1,7 @@
 """Reasoning pairs by solution value S, and their control, random CoT pairs.
 
-Per question the correct paths are ranked by S ("excellent right paths") and so are the wrong ones ("confusing error
-paths": wrong, but through good-looking steps). The best of both sides are crossed.
+Per question, correct paths and wrong paths are each ranked by S ("excellent right paths", "confusing error paths":
+wrong, but through good-looking steps). The best of both sides are crossed. Pure.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pandas as pd
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import PAIRS
@@ -28,28 +29,36 @@ def reasoning_pairs(
     top_k: int,
     min_margin: float,
     max_per_question: int,
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Pairs of kind "reasoning" with the columns of PAIRS, and what was left out, counted by reason.
+) -> tuple[pd.DataFrame, DropCounts]:
+    """Make pairs of kind "reasoning" (columns of PAIRS), and count what is left out by reason.
 
-    ``paths`` is what ``values.paths(steps)`` gives; ``prompt`` turns a question into the messages that ask it. Of each
-    question the ``top_k`` paths of either side with the highest S are crossed (README, figure). A pair's S must differ
-    by at least ``min_margin`` (chosen minus rejected, in [-2, 2]); at most ``max_per_question`` are kept, those of the
-    best ranks first. Ties go to the lower leaf id, so the same tables give the same pairs, whatever their rows' order.
+    Per question, the ``top_k`` right paths and the ``top_k`` wrong paths with the highest S are crossed (README,
+    figure). Ties go to the lower leaf id, so the order of the rows changes nothing.
 
-    Left out: ``all_right``, ``all_wrong`` and ``none_stated`` (questions: no wrong path, no right one, no wrong one
-    that states an answer), ``unreadable`` (wrong paths that state no answer, in the other questions: what states
-    nothing confuses nobody, **ours**), ``duplicate`` (paths of the same text as a better one of their side, as far
-    down as the ranks were read), ``margin`` and ``cap`` (pairs).
+    Args:
+        questions: at least those of the paths.
+        steps: trees, columns of STEPS.
+        paths: ``trees.paths(steps)``.
+        prompt: turns a question into the messages that ask it.
+        top_k: paths of each side, at least 1.
+        min_margin: smallest S(chosen) - S(rejected), in [-2, 2].
+        max_per_question: pairs per question, at least 1; the best ranks are kept.
 
-    Raises MedReflError if a parameter is out of its range, if a question is missing, and, naming question and nodes,
-    if a chosen text does not end at the gold answer, a rejected one does, or the two are one.
+    Returns:
+        The pairs and the counts. Selections: ``all_right``, ``all_wrong``, ``none_stated`` (questions without a wrong
+        path, without a right path, without a wrong path that states an answer), ``unreadable`` (wrong paths of the
+        other questions that state no answer, ours), ``duplicate`` (paths with the text of a better path), ``margin``
+        and ``cap`` (pairs). Faults: ``pair_table.PAIR_FAULTS``, each only where it occurs.
+
+    Raises:
+        MedReflError: a parameter out of its range, or a question that is missing.
     """
     for name, value in (("top_k", top_k), ("max_per_question", max_per_question)):
         if value < 1:
             raise MedReflError(f"reasoning pairs: {name} is {value}, expected at least 1")
     by_id = questions_by_id(questions, paths)
-    ranked, dropped = _ranked(steps, paths)
-    dropped |= {"duplicate": 0, "margin": 0, "cap": 0}
+    ranked, left_out = _ranked(steps, paths)
+    dropped = DropCounts({**left_out, "duplicate": 0, "margin": 0, "cap": 0})
     read = StepReader(steps, ranked["question_id"])
     places = ranked.groupby(["question_id", "outcome"], sort=False).indices
     rows: list[dict[str, object]] = []
@@ -60,12 +69,13 @@ def reasoning_pairs(
         ranks = sorted(((i, j) for i in range(len(right)) for j in range(len(wrong))), key=lambda ij: (sum(ij), ij))
         apart = [(right[i], wrong[j]) for i, j in ranks if right[i].value - wrong[j].value >= min_margin]
         dropped["margin"] += len(ranks) - len(apart)
-        dropped["cap"] += max(len(apart) - max_per_question, 0)
-        question = by_id[question_id]
-        for sides in apart[:max_per_question]:
-            rows.append(
-                pair_row(question, prompt(question), "reasoning", [side.text for side in sides], _provenance(sides))
-            )
+        question, room = by_id[question_id], max_per_question
+        for sides in apart:
+            if not room:
+                dropped["cap"] += 1
+            elif row := _row(question, prompt(question), "reasoning", sides, dropped):
+                rows.append(row)
+                room -= 1
     return pd.DataFrame(rows, columns=PAIRS.names), dropped
 
 
@@ -78,15 +88,28 @@ def random_pairs(
     prompt: Callable[[Question], Messages],
     seed: int,
     draws: int = 2,
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Pairs of kind "random_cot", the ablation's control: a random right path against a random wrong one.
+) -> tuple[pd.DataFrame, DropCounts]:
+    """Make pairs of kind "random_cot", the control of the ablation: a random right path against a random wrong path.
 
-    One for each pair of ``like`` (reasoning pairs), of its question, so that number and questions are the same. Of
-    ``draws`` random pairs of paths the one is taken whose two lengths are nearest to those of the pair it stands
-    against (**ours**: more draws match better and are less random). No two paths are paired twice; where a question
-    has no more, ``short`` counts what is missing. A wrong path that states no answer is not drawn.
+    There is one pair per pair of ``like``, of the same question. Of ``draws`` random pairs of paths, the pair whose two
+    lengths are nearest to those of its counterpart is used (ours: more draws match the lengths better and are less
+    random). No two paths are paired twice. A wrong path that states no answer is not drawn.
 
-    Raises MedReflError as ``reasoning_pairs`` does.
+    Args:
+        questions: at least those of the paths.
+        steps: trees, columns of STEPS.
+        paths: ``trees.paths(steps)``.
+        like: reasoning pairs.
+        prompt: turns a question into the messages that ask it.
+        seed: seed of the draws.
+        draws: random pairs of paths per pair, at least 1.
+
+    Returns:
+        The pairs and the counts. Selection: ``short`` (pairs that are missing because a question has no more paths).
+        Faults: ``pair_table.PAIR_FAULTS``; another pair is drawn instead.
+
+    Raises:
+        MedReflError: a parameter out of its range, or a question that is missing.
     """
     if draws < 1:
         raise MedReflError(f"random pairs: draws is {draws}, expected at least 1")
@@ -95,25 +118,39 @@ def random_pairs(
     read = StepReader(steps, ranked["question_id"])
     places = ranked.groupby(["question_id", "outcome"], sort=False).indices
     rows: list[dict[str, object]] = []
-    short = 0
+    dropped = DropCounts({"short": 0})
     for question_id, wanted in like.groupby("question_id"):
         right, _ = _best(read.chains(ranked, places[question_id, 1.0]), len(ranked))
         wrong, _ = _best(read.chains(ranked, places[question_id, -1.0]), len(ranked))
         unused = [(a, b) for a in right for b in wrong]
         rng = random.Random(f"random cot {seed} {question_id}")
         for nodes in zip(wanted["chosen_nodes"], wanted["rejected_nodes"], strict=True):
-            if not unused:
-                short += 1
-                continue
             lengths = [read.n_tokens_of(question_id, side) for side in nodes]
-            drawn = rng.sample(range(len(unused)), min(draws, len(unused)))
-            nearest = min(
-                drawn, key=lambda i: sum(abs(s.n_tokens - n) for s, n in zip(unused[i], lengths, strict=True))
-            )
-            sides = unused.pop(nearest)
-            question = by_id[question_id]
-            rows.append(pair_row(question, prompt(question), "random_cot", [s.text for s in sides], _provenance(sides)))
-    return pd.DataFrame(rows, columns=PAIRS.names), {"short": short}
+            row = None
+            while unused and row is None:
+                sides = unused.pop(_nearest(unused, lengths, rng, draws))
+                row = _row(by_id[question_id], prompt(by_id[question_id]), "random_cot", sides, dropped)
+            if row is None:
+                dropped["short"] += 1
+            else:
+                rows.append(row)
+    return pd.DataFrame(rows, columns=PAIRS.names), dropped
+
+
+_Sides = tuple[PathText, PathText]
+"""The chosen and the rejected path."""
+
+
+def _nearest(unused: Sequence[_Sides], lengths: Sequence[int], rng: random.Random, draws: int) -> int:
+    """Return the place of the pair, of ``draws`` random pairs, whose two lengths are nearest to ``lengths``."""
+    drawn = rng.sample(range(len(unused)), min(draws, len(unused)))
+    return min(drawn, key=lambda i: sum(abs(side.n_tokens - n) for side, n in zip(unused[i], lengths, strict=True)))
+
+
+def _row(
+    question: Question, prompt: Messages, kind: str, sides: _Sides, dropped: DropCounts
+) -> dict[str, object] | None:
+    return pair_row(question, prompt, kind, [side.text for side in sides], _provenance(sides), dropped)
 
 
 def _provenance(sides: Sequence[PathText]) -> dict[str, object]:
@@ -129,7 +166,7 @@ def _provenance(sides: Sequence[PathText]) -> dict[str, object]:
 
 
 def _ranked(steps: pd.DataFrame, paths: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The paths of the questions that have both sides, highest S first, and the counts of what is left out."""
+    """Return the paths of the questions that have both sides, highest S first, and the counts of what is left out."""
     key = ["question_id", "node_id"]
     leaves = steps.loc[steps["outcome"].notna(), [*key, "stop"]]
     table = paths.merge(leaves, on=key, how="left", validate="one_to_one")
@@ -155,7 +192,7 @@ def _ranked(steps: pd.DataFrame, paths: pd.DataFrame) -> tuple[pd.DataFrame, dic
 
 
 def _best(chains: Iterator[PathText], top_k: int) -> tuple[list[PathText], int]:
-    """The first ``top_k`` chains of different text, and how many repeats were met on the way."""
+    """Return the first ``top_k`` chains with different texts, and how many repeats came before the last of them."""
     best: dict[str, PathText] = {}
     repeats = 0
     for chain in chains:

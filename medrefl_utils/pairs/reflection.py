@@ -1,7 +1,7 @@
-"""Reflection pairs: leave a wrong path, reflect, and continue on another path of the same tree.
+"""Reflection pairs: leave a wrong path, reflect, and switch to another path of the same tree.
 
-The best corrections that end at the gold answer are crossed with the best that end wrong. Pure: the reflections come
-in as text.
+The best corrections that end at the gold answer are crossed with the best corrections that end wrong. Pure: the
+reflections come in as text.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import PAIRS
-from medrefl_utils.exam.prompts import STEP_BOUNDARY, Messages
+from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.pairs.pair_table import pair_row
+from medrefl_utils.pairs.path_forms import insert_reflection
 from medrefl_utils.pairs.path_texts import StepReader, questions_by_id
 
 
 @dataclass(frozen=True)
 class CorrectionText:
-    """A correction as text: the steps that both paths share, those that go wrong, and those that replace them."""
+    """A correction as text: the steps that both paths share, the wrong steps, and the steps that replace them."""
 
     question: Question
     public: tuple[str, ...]
@@ -30,21 +32,27 @@ class CorrectionText:
 
 
 CorrectionKey = tuple[str, int, int]
-"""What names a turn: question_id, the step after which the wrong path is left, the leaf of the path taken up."""
+"""Names a correction: question_id, the step at which the wrong path is left, the leaf of the path switched to."""
 
 
 def reflection_candidates(
     corrections: pd.DataFrame, *, top_k: int, min_margin: float, max_per_question: int
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Which corrections are set against one another: a row per pair to be, and what was left out, by reason.
+    """Choose which corrections become pairs: a row per pair, and the counts of what is left out.
 
-    ``corrections`` is a table of ``corrections.corrections``. Of each wrong path the ``top_k`` effective and the
-    ``top_k`` invalid corrections with the highest A are crossed. A pair's A must differ by at least ``min_margin``
-    (chosen minus rejected, in [-4, 4]); of a question at most ``max_per_question`` are kept: those of the best ranks,
-    then those of the wrong path with the higher S, which is the more confusing.
+    Args:
+        corrections: table of ``trees.rank_corrections``.
+        top_k: effective and invalid corrections per wrong path, those with the highest A, that are crossed; at least 1.
+        min_margin: smallest A(chosen) - A(rejected), in [-4, 4].
+        max_per_question: pairs per question, at least 1. The best ranks are kept; among equal ranks, those of the wrong
+            path with the higher S, which is the more confusing one.
 
-    Columns question_id, wrong_leaf, left, and taken, leaf and action with ``_chosen`` and ``_rejected``. Left out:
-    ``no_effective`` and ``no_invalid`` (wrong paths), ``margin`` and ``cap`` (pairs).
+    Returns:
+        Columns question_id, wrong_leaf, left, and taken, leaf and action with ``_chosen`` and ``_rejected``; and the
+        counts ``no_effective``, ``no_invalid`` (wrong paths), ``margin`` and ``cap`` (pairs). All are selections.
+
+    Raises:
+        MedReflError: a parameter out of its range.
     """
     for name, value in (("top_k", top_k), ("max_per_question", max_per_question)):
         if value < 1:
@@ -75,7 +83,7 @@ def reflection_candidates(
 def correction_texts(
     questions: Iterable[Question], steps: pd.DataFrame, paths: pd.DataFrame, candidates: pd.DataFrame
 ) -> dict[CorrectionKey, CorrectionText]:
-    """The distinct corrections of the candidates, as text: what a reflection is to be written for."""
+    """Return the distinct corrections of the candidates as text: each needs one reflection."""
     by_id = questions_by_id(questions, paths)
     read = StepReader(steps, candidates["question_id"])
     nodes = _paths_of(paths, candidates)
@@ -99,19 +107,35 @@ def reflection_pairs(
     *,
     kind: str,
     prompt: Callable[[Question], Messages],
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Pairs of kind "reflection_mid" or "reflection_post" of these candidates, and what was left out.
+) -> tuple[pd.DataFrame, DropCounts]:
+    """Make pairs of kind "reflection_mid" or "reflection_post" (columns of PAIRS), and count what is left out.
 
-    Both sides begin with the wrong path as far as it is gone; the chosen side goes on with an effective reflection and
-    its path to the gold answer, the rejected one with an invalid reflection and its path to a wrong one. A reflection
-    stands on a line of its own. Left out: ``no_reflection`` (a side's was refused, so it is not in ``reflections``) and
-    ``duplicate`` (the text of an earlier pair). Raises MedReflError as ``reasoning_pairs`` does.
+    Both sides begin with the same wrong path, up to where it is left. The chosen side continues with an effective
+    reflection and a path to the gold answer, the rejected side with an invalid reflection and a path to a wrong answer.
+    A reflection is a line of its own. In a model's own form (thinking, final section) it is placed as
+    ``path_forms.insert_reflection`` says; that placement is ours.
+
+    Args:
+        questions: at least those of the paths.
+        steps: trees, columns of STEPS.
+        paths: ``trees.paths(steps)``.
+        candidates: table of ``reflection_candidates``.
+        reflections: {correction: text}, see ``accepted_reflections``.
+        kind: "reflection_mid" or "reflection_post".
+        prompt: turns a question into the messages that ask it.
+
+    Returns:
+        The pairs and the counts. Selections: ``no_reflection`` (a side's reflection was refused; ``write_reflections``
+        counts these) and ``duplicate`` (the content of an earlier pair). Faults: ``pair_table.PAIR_FAULTS``.
+
+    Raises:
+        MedReflError: a question that is missing.
     """
     by_id = questions_by_id(questions, paths)
     texts = correction_texts(by_id.values(), steps, paths, candidates)
     nodes = _paths_of(paths, candidates)
     value = dict(zip(zip(paths["question_id"], paths["node_id"], strict=True), paths["value"], strict=True))
-    dropped = {"no_reflection": 0, "duplicate": 0}
+    dropped = DropCounts({"no_reflection": 0, "duplicate": 0})
     rows: dict[str, dict[str, object]] = {}
     for row in candidates.itertuples():
         keys = [(row.question_id, row.left, leaf) for leaf in (row.leaf_chosen, row.leaf_rejected)]
@@ -133,20 +157,23 @@ def reflection_pairs(
             "chosen_reflection": reflections[keys[0]],
             "rejected_reflection": reflections[keys[1]],
         }
-        sides = [_reflected(texts[key], reflections[key]) for key in keys]
-        pair = pair_row(question, prompt(question), kind, sides, provenance)
-        dropped["duplicate"] += pair["pair_id"] in rows
-        rows.setdefault(pair["pair_id"], pair)
+        finished = kind == "reflection_post"
+        sides = [_reflected(texts[key], reflections[key], finished) for key in keys]
+        pair = pair_row(question, prompt(question), kind, sides, provenance, dropped)
+        if pair is not None:
+            dropped["duplicate"] += pair["pair_id"] in rows
+            rows.setdefault(pair["pair_id"], pair)
     return pd.DataFrame(list(rows.values()), columns=PAIRS.names), dropped
 
 
-def _reflected(turn: CorrectionText, reflection: str) -> str:
-    before = "".join((*turn.public, *turn.wrong)).rstrip()
-    return STEP_BOUNDARY.join((before, " ".join(reflection.split()), "".join(turn.right).rstrip()))
+def _reflected(correction: CorrectionText, reflection: str, finished: bool) -> str:
+    public = "".join(correction.public)
+    wrong, right = (public + "".join(steps) for steps in (correction.wrong, correction.right))
+    return insert_reflection(wrong, right, len(public), reflection, finished=finished)
 
 
 def _paths_of(paths: pd.DataFrame, candidates: pd.DataFrame) -> dict[tuple[str, int], list[int]]:
-    """The node ids of the paths of the candidates' questions, by question and leaf."""
+    """Return the node ids of the paths of the candidates' questions: {(question_id, leaf): nodes}."""
     here = paths[paths["question_id"].isin(candidates["question_id"])]
     keys = zip(here["question_id"], here["node_id"], strict=True)
     return {key: [int(node) for node in nodes] for key, nodes in zip(keys, here["nodes"], strict=True)}

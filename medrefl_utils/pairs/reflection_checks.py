@@ -1,14 +1,14 @@
-"""Check a written reflection: empty, truncated, leaking what was given, or naming the letter before its reasons."""
+"""Check a written reflection: empty, truncated, leaking the key, or naming the letter before its reasons. Pure."""
 
 from __future__ import annotations
 
 import re
 
 from medrefl_utils.core.records import Continuation
-from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.answers import extract_answer, split_thinking
 from medrefl_utils.pairs.reflection import CorrectionText
 
-# "The key is", "a different branch" and "a solution was given" are good medicine.
+# Not leaks, but good medicine: "The key is", "a different branch", "a solution was given".
 _LEAK = re.compile(
     r"\b(?:answer key|ground truth|gold (?:answer|letter|option)|the key (?:says|shows|gives|has)"
     r"|(?:other|another|second|alternative|replacement|reference|provided|given) (?:paths?|chains?)"
@@ -22,15 +22,23 @@ _LEAK = re.compile(
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _OPTION = re.compile(r"\b(?i:option|choice|letter|answer)\W{0,4}([A-Z])\b")
 _NAMES = frozenset({"json", "boxed", "stated", "lone", "label"})
+"""The rules of ``extract_answer`` that read a letter, not an option's text."""
 
 
 def check_reflection(turn: CorrectionText, reply: Continuation) -> str:
-    """What is wrong with a reflection, in a word, or ""; see ``write_reflections``."""
-    text = " ".join(reply.text.split())
-    if not text:
+    """Say what is wrong with a reflection in one word, or return "".
+
+    The writer's own thinking, before its reply, is left out. ``empty``: no text. ``cut``: the token limit was reached.
+    ``leak``: it mentions that a key or other steps were shown. ``letter``: before its last sentence it names, as an
+    answer, the gold letter or the letter that the new steps lead to. The rules are ours.
+    """
+    text = reflection_text(reply.text)
+    if not reply.text.strip():
         return "empty"
     if reply.stop == "length":
         return "cut"
+    if not text:
+        return "empty"
     if _LEAK.search(text):
         return "leak"
     options = turn.question.options
@@ -40,3 +48,8 @@ def check_reflection(turn: CorrectionText, reply: Continuation) -> str:
         if chosen.letter in told and chosen.rule in _NAMES or told & set(_OPTION.findall(sentence)):
             return "letter"
     return ""
+
+
+def reflection_text(reply: str) -> str:
+    """Return the reflection in a reply, without the writer's own thinking, on one line."""
+    return " ".join(split_thinking(reply)[1].split())

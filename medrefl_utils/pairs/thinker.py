@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 import pandas as pd
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.records import Continuation, Question, Sampling
 from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import extract_answer
-from medrefl_utils.models.asking import ReplyReader, ask_until_valid
+from medrefl_utils.exam.answers import extract_answer, split_thinking
+from medrefl_utils.models.asking import ReplyReader, ask_until_valid, excerpt
 from medrefl_utils.models.generators.interface import Generator
 from medrefl_utils.pairs.pair_table import replace_sides
 
@@ -23,12 +23,15 @@ def rewrite_as_thought(
     *,
     sampling: Sampling,
     seed: int,
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The pairs with both sides rewritten as flowing thought by the thinker (method.md; off by default in 03).
+) -> tuple[pd.DataFrame, DropCounts]:
+    """Rewrite both sides of each pair as flowing thought with the thinker (method.md; off by default in notebook 03).
 
-    A rewriting must end at the answer of its original, and not at the token limit. A pair of which one side fails, or
-    whose sides came out alike, is left out, as ``thinker_`` and what was wrong: ``empty``, ``cut``, ``answer`` or
-    ``same``.
+    A rewritten side must keep the answer of its original and must not be truncated at the token limit. The thinker's
+    own thinking, before its reply, is left out.
+
+    Returns:
+        The pairs whose sides both pass, and the counts. Faults: ``thinker_empty``, ``thinker_cut``, ``thinker_answer``
+        (another answer, or none) and ``thinker_same`` (both sides have become the same text).
     """
     asked = []
     for pair in pairs.itertuples():
@@ -37,27 +40,31 @@ def rewrite_as_thought(
             text = side[0]["content"]
             asked.append((prompts.thinker(question, prompts.split_steps(text)), _same_answer(question, text)))
     thought = ask_until_valid(generator, asked, sampling=sampling, seed=seed, title="thinker")
-    dropped: Counter[str] = Counter()
+    dropped = DropCounts()
     rows = []
     for pair, *sides in zip(pairs.to_dict("records"), thought[::2], thought[1::2], strict=True):
-        failed = [side.faults[-1] for side in sides if side.value is None]
+        failed = [side for side in sides if side.value is None]
         if failed or sides[0].value == sides[1].value:
-            dropped[f"thinker_{failed[0] if failed else 'same'}"] += 1
+            fault = failed[0].faults[-1] if failed else "same"
+            reply = excerpt((failed or sides)[0].replies[-1])
+            dropped.drop(f"thinker_{fault}", f"question {pair['question_id']!r}, reply {reply}")
         else:
             rows.append(replace_sides(pair, sides[0].value, sides[1].value))
-    return pd.DataFrame(rows, columns=PAIRS.names), dict(dropped)
+    return pd.DataFrame(rows, columns=PAIRS.names), dropped
 
 
 def _same_answer(question: Question, text: str) -> ReplyReader[str]:
+    """Make a reader that accepts a rewritten side with the answer of ``text``."""
     letter = extract_answer(text, question.options).letter
 
     def read(reply: Continuation) -> tuple[str | None, str]:
-        if not reply.text.strip():
-            return None, "empty"
+        _, told = split_thinking(reply.text)
         if reply.stop == "length":
-            return None, "cut"
-        if extract_answer(reply.text, question.options).letter != letter:
+            return None, "cut" if reply.text.strip() else "empty"
+        if not told.strip():
+            return None, "empty"
+        if extract_answer(told, question.options).letter != letter:
             return None, "answer"
-        return reply.text.strip(), ""
+        return told.strip(), ""
 
     return read

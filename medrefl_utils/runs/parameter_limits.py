@@ -127,6 +127,7 @@ LIMITS: dict[str, Limit] = {
     ),
     "min_action_margin": Limit("a finite number", math.isfinite),
     "min_judge_score": _between(1, 5),
+    "max_dropped": _between(0, 1),
     "overlong_pairs": _one_of("drop", "truncate"),
     "length_tolerance": _NATURAL,
     # training

@@ -1,14 +1,14 @@
-"""Training: DPO of a LoRA adapter on a 4-bit base, and what becomes of the adapter.
+"""Train a LoRA adapter on a 4-bit base with DPO; save, merge and publish it.
 
-In: a table of pairs and a base model. Out: an adapter folder and its training log (``train_dpo``). The loss is in
-``dpo_loss``; ``shared_prefix`` reads what both sides of a pair share once; ``reference_cache`` keeps the reference's
-log-probabilities; ``check_training_log`` looks for collapse and other failures; ``merge_adapter`` and ``push_to_hub``
+In: a table of pairs and a base model. Out: an adapter folder and its training log (``train_dpo``). ``dpo_loss`` is the
+loss. ``shared_prefix`` computes the common prefix of both sides once. ``reference_cache`` caches the log-probabilities
+of the reference. ``check_training_log`` detects collapse and other failures. ``merge_adapter`` and ``push_to_hub``
 publish the result.
 """
 
 import lazy_loader
 
-# A name is imported from its module when it is first used, so that this room loads no torch and no plots by itself.
+# Names are imported on first use, so that importing this package loads neither torch nor plots.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={

@@ -1,4 +1,4 @@
-"""Stage 04: DPO of a LoRA adapter on a 4-bit base, a thin layer on TRL, PEFT and bitsandbytes."""
+"""Train a LoRA adapter on a 4-bit base with DPO (stage 04): a thin layer on TRL, PEFT and bitsandbytes."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from medrefl_utils.training.token_ids import (
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINED = "training.parquet"
-"""In an adapter's folder: the log of the training that made it, under the key of that training."""
+"""File in an adapter's folder: the log of its training, with the key of that training."""
 HELD_OUT_EVALUATIONS = 4
-"""How often in a training the held-out pairs are asked: each quarter (ours)."""
+"""Number of evaluations of the held-out pairs per training: one per quarter (ours)."""
 
 
 @dataclass(frozen=True)
 class DpoSettings:
-    """The training's settings; the defaults are the published ones (Med-REFL's training configuration)."""
+    """Settings that decide what is learned. The defaults are published (Med-REFL's training configuration)."""
 
     beta: float = 0.1
     lora_rank: int = 64
@@ -62,9 +62,9 @@ class DpoSettings:
     gradient_accumulation: int = 16
     max_length: int = 5000
     quantization: str = "nf4"
-    """ours: the published training kept the base in 16 bit"""
+    """quantization of the base: "nf4" (ours) or "none"; the published training uses a 16-bit base"""
     held_out_share: float = 0.0
-    """share of the questions whose pairs are not trained on, but measured"""
+    """share of the questions whose pairs are held out and evaluated"""
 
     def __post_init__(self) -> None:
         for name in (
@@ -85,20 +85,20 @@ class DpoSettings:
 
 @dataclass(frozen=True)
 class EfficiencySettings:
-    """How time and memory are spent: what is learnt stays the same but for rounding (see the notebook's figures)."""
+    """Settings that decide time and memory, not what is learned; measured effects: ``notebooks/measurements.md``."""
 
     shared_prefix: bool = True
-    """read what the sides of a pair share once"""
+    """compute the common prefix of both sides once"""
     gradient_checkpointing: bool = False
-    """compute activations again in the backward pass instead of keeping them: less memory, more time"""
+    """recompute activations in the backward pass: less memory, more time"""
     activation_offloading: bool = False
-    """keep activations in the main memory; GPU only"""
+    """keep activations in CPU memory; GPU training only"""
     optimizer: str = "adamw"
-    """"adamw", or "paged_adamw_8bit": states in 8 bit, which move to the main memory when the card is full"""
+    """"adamw", or "paged_adamw_8bit": 8-bit states that move to CPU memory when GPU memory is full"""
     group_by_length: bool = False
-    """batches of pairs of like length: less padding, another order"""
+    """group pairs of similar length into a batch: less padding, another order"""
     compute_dtype: str = "auto"
-    """fp32, bf16, fp16, or "auto": by the card, see ``models.compute_dtype``"""
+    """fp32, bf16, fp16, or "auto": depends on the GPU, see ``models.loading.compute_dtype``"""
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "paged_adamw_8bit"):
@@ -106,27 +106,30 @@ class EfficiencySettings:
         if self.compute_dtype not in ("auto", *DTYPES):
             raise MedReflError(f"training: compute_dtype is {self.compute_dtype!r}, expected auto, {', '.join(DTYPES)}")
         if self.activation_offloading and device() != "cuda":
-            raise MedReflError("training: activation_offloading needs a GPU: activations are in the main memory here")
+            raise MedReflError(
+                "training: activation_offloading needs a GPU: on a CPU activations are in CPU memory already"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
+        """The data type that ``compute_dtype`` names."""
         return compute_dtype() if self.compute_dtype == "auto" else DTYPES[self.compute_dtype]
 
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """What a training keeps on disk while it runs, and when it warns or stops."""
+    """What a training saves while it runs, and when it warns or stops."""
 
     checkpoint_folder: Path | None = None
-    """folder for checkpoints, such as one on Drive; None keeps none"""
+    """folder for checkpoints, for example on Google Drive; None saves no checkpoints"""
     checkpoint_every: int = 20
-    """optimizer steps"""
+    """optimizer steps between checkpoints"""
     references: Path | None = None
-    """folder where the reference's log-probabilities are kept for other seeds and ablations; None keeps none"""
+    """folder of the cached log-probabilities of the reference, for other seeds and ablations; None caches nothing"""
     stop_on: Sequence[str] = ("not_finite",)
-    """the findings (``health.KINDS``) that end the training; any other is a warning"""
+    """findings (``health_checks.KINDS``) that stop the training; other findings are warnings"""
     show: Callable[[pd.DataFrame], object] | None = field(default=None, compare=False)
-    """called with the log so far after each optimizer step"""
+    """called after each optimizer step with the log up to that step"""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.stop_on if name not in health_checks.KINDS]
@@ -148,30 +151,44 @@ def train_dpo(
     economy: EfficiencySettings | None = None,
     upkeep: MonitorSettings | None = None,
 ) -> pd.DataFrame:
-    """Train an adapter on pairs (columns of ``records.PAIRS``) and save it, with the tokenizer, in ``folder``.
+    """Train an adapter on pairs and save it, with the tokenizer, in ``folder``.
 
-    The reference is the base with the adapter off. Returns the columns of ``records.TRAINING``, a row an optimizer
-    step. A training that was interrupted goes on from its last whole checkpoint, if ``upkeep`` keeps any; one that is
-    complete in ``folder`` is not done again.
+    The reference is the base without the adapter. An interrupted training resumes from its last complete checkpoint if
+    ``upkeep`` saves checkpoints. A training that is complete in ``folder`` is not repeated.
 
     Under a launcher (torchrun, accelerate) the processes share the ``batch_size * gradient_accumulation`` pairs of an
-    optimizer step, so that they learn what one process would.
+    optimizer step, so the result is that of one process.
+
+    Args:
+        pairs: columns of PAIRS.
+        model: the base, a local folder or a hub id.
+        folder: folder of the adapter.
+        dpo: what is learned.
+        seed: seed of the order of the pairs, of the held-out questions and of the initial adapter.
+        economy: time and memory; None uses the defaults.
+        upkeep: checkpoints, cache and warnings; None uses the defaults.
+
+    Returns:
+        The log: columns of TRAINING, one row per optimizer step.
 
     Raises:
-        MedReflError: no pairs; an accumulation that the processes cannot share evenly; not enough memory for the
-            longest batch (with what to lower); a finding that ``upkeep.stop_on`` names; or what ``load_model`` raises.
+        MedReflError: no pairs; a gradient_accumulation that the processes cannot share evenly; too little memory for
+            the longest batch (the message says what to lower); a finding in ``upkeep.stop_on``; or an error of
+            ``load_model``.
     """
     economy, upkeep = economy or EfficiencySettings(), upkeep or MonitorSettings()
     if pairs.empty:
-        raise MedReflError("training: there are no pairs to train on; see the counts of 03_pair_construction")
+        raise MedReflError(
+            "training: there are no pairs to train on; 03_pair_construction shows why pairs were dropped"
+        )
     tokenizer = load_tokenizer(model)
     base = load_model(model, dpo.quantization, dtype=economy.dtype)
     end = end_of_turn(tokenizer, generation_end_tokens(base.generation_config))
     ids, limit = tokenize_pairs(pairs, tokenizer, end=end, max_length=dpo.max_length)
     if any(limit.values()):
         warnings.warn(
-            f"training: of {len(pairs)} pairs {limit['cut']} are cut at max_length {dpo.max_length} and "
-            f"{limit['left_out']} are left out, which it leaves no difference",
+            f"training: of {len(pairs)} pairs, {limit['cut']} are truncated at max_length {dpo.max_length}, and "
+            f"{limit['left_out']} are dropped because both sides are the same after truncation",
             stacklevel=2,
         )
     train, held_out = split_held_out(ids, dpo.held_out_share, seed)
@@ -198,9 +215,9 @@ def train_dpo(
         **({} if economy.shared_prefix else {"data_collator": DataCollatorForPreference(tokenizer.pad_token_id)}),
     )
     trainer.remove_callback(PrinterCallback)
-    if trainer.args.deepspeed_plugin is None:  # which wants one type, and keeps 32-bit copies of its own
+    if trainer.args.deepspeed_plugin is None:  # DeepSpeed needs one data type and keeps its own 32-bit copies
         keep_adapter_in_32_bit(trainer.model)
-    # Autocast makes the adapter's input what it must be; PEFT would copy it to 32 bit before, for each linear map.
+    # Autocast converts the adapter's input. PEFT would first copy it to 32 bit, for each linear layer.
     with disable_input_dtype_casting(trainer.model, active=economy.dtype != torch.float32), watch.bar:
         try_longest_batch(trainer, train, dpo, economy)
         add_references(trainer, train, held_out, model_key(model, dpo.quantization), economy, upkeep.references)
@@ -209,11 +226,11 @@ def train_dpo(
         raise MedReflError(f"training: stopped at step {watch.stopped.step}: {watch.stopped.line}")
     log = training_log(trainer.state.log_history)
     if not trainer.is_world_process_zero():
-        trainer.save_model(str(folder))  # a sharded model is gathered by all, and written by the first
+        trainer.save_model(str(folder))  # all processes gather a sharded model; the first one writes it
         return log
     with whole_folder(folder) as beside:
         trainer.save_model(str(beside))
-        (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+        (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
         _order_modules(beside / "adapter_config.json")
         tokenizer.save_pretrained(beside)
         write_table(beside / TRAINED, log, TRAINING, key=key)
@@ -223,41 +240,47 @@ def train_dpo(
 
 
 def _order_modules(config: Path) -> None:
-    """PEFT writes the trained modules in the order of a set, another one in each process."""
+    """Sort the trained modules in an adapter's config: PEFT writes them in the random order of a set."""
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings["target_modules"] = sorted(settings["target_modules"])
     write_text(config, json.dumps(settings, indent=2) + "\n")
 
 
 def _trained(folder: Path, key: str) -> pd.DataFrame | None:
-    """The log of the training that made the adapter in ``folder``, if it is the very one that is asked for."""
+    """Return the log of the adapter in ``folder`` if it comes from the training with this key, else None."""
     return read_table(folder / TRAINED, TRAINING) if table_key(folder / TRAINED) == key else None
 
 
 def split_held_out(ids: pd.DataFrame, held_out: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and held-out pairs, all kinds shuffled together; all pairs of a question fall on one side."""
+    """Split tokenized pairs into training pairs, shuffled, and held-out pairs; a question is never in both.
+
+    Args:
+        ids: columns of ``tokenize_pairs``.
+        held_out: share of the questions, 0 to below 1; at least one question stays in training.
+        seed: seed of split and order.
+    """
     rng = np.random.default_rng(seed)
     questions = rng.permutation(ids["question_id"].unique())
     asked = set(questions[: min(round(held_out * len(questions)), len(questions) - 1)])
     apart = ids["question_id"].isin(asked)
-    # The trainer's own sampler shuffles again, by the same seed.
+    # The trainer's sampler shuffles again with the same seed.
     return ids[~apart].sample(frac=1, random_state=seed), ids[apart]
 
 
 def keep_adapter_in_32_bit(model: torch.nn.Module) -> None:
-    """Undo TRL's cast of a QLoRA adapter to bf16, in which steps of 1e-5 are lost to rounding."""
+    """Convert trainable parameters to 32 bit. TRL casts a QLoRA adapter to bf16, where updates of 1e-5 round to 0."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def try_longest_batch(trainer: PairTrainer, ids: pd.DataFrame, dpo: DpoSettings, economy: EfficiencySettings) -> None:
-    """One forward and backward pass of the batch with the most tokens, so that memory runs out now or never.
+    """Run one forward and backward pass of the batch with the most tokens, so memory runs out now or not at all.
 
-    What AdamW's states will take is held meanwhile; paged ones can leave the card.
+    The memory of AdamW's states is allocated meanwhile, except for paged states, which can leave the GPU.
 
     Raises:
-        MedReflError: it ran out; the message names the parameters to lower, and to what.
+        MedReflError: out of memory; the message names the parameters to lower, and the values to try.
     """
     if trainer.accelerator.num_processes > 1:
         return  # the model is not sharded yet
@@ -268,7 +291,7 @@ def try_longest_batch(trainer: PairTrainer, ids: pd.DataFrame, dpo: DpoSettings,
     try:
         if economy.optimizer == "adamw":
             states = [torch.empty_like(p) for p in trainer.model.parameters() if p.requires_grad for _ in range(2)]
-        trainer.precompute_ref_logps = True  # the reference's own pass keeps nothing for a backward one
+        trainer.precompute_ref_logps = True  # the pass of the reference keeps no activations
         given = PairTrainer.with_references(_dataset(rows), pd.DataFrame(0.0, rows.index, ["chosen", "rejected"]))
         batch = trainer._prepare_inputs(trainer.data_collator(given.to_list()))
         with trainer.accelerator.autocast():
@@ -297,9 +320,10 @@ def add_references(
     economy: EfficiencySettings,
     folder: Path | None,
 ) -> int:
-    """Give the trainer the reference's log-probabilities, from ``folder`` as far as they are there; returns the rest.
+    """Give the trainer the log-probabilities of the reference; return how many pairs had to be computed.
 
-    With several processes each would compute all of them: there the trainer computes them as it goes.
+    Cached values in ``folder`` are used. With several processes the trainer computes them during training, because each
+    process would compute all of them here.
     """
     if trainer.accelerator.num_processes > 1:
         return len(train)
@@ -319,7 +343,7 @@ def add_references(
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint: its state is written last, so one that a disconnect cut short has none."""
+    """Return the newest complete checkpoint, or None; its state file is written last, so an incomplete one has none."""
     whole = []
     for state in folder.glob("checkpoint-*/trainer_state.json"):
         try:
@@ -330,7 +354,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def training_log(history: Sequence[dict[str, float]]) -> pd.DataFrame:
-    """The trainer's log as the columns of ``records.TRAINING``."""
+    """Convert the trainer's log history to the columns of TRAINING."""
     rows: dict[int, dict[str, float]] = {}
     for entry in history:
         names = _TRAIN if "loss" in entry else _HELD_OUT if "eval_loss" in entry else {}
@@ -365,7 +389,7 @@ def _dataset(ids: pd.DataFrame) -> Dataset:
 
 
 def _key(model: str, dpo: DpoSettings, economy: EfficiencySettings, seed: int, ids: pd.DataFrame) -> str:
-    """What a checkpoint, or an adapter that is there, must agree in with the training that takes it up."""
+    """Return the hash of everything a training depends on; a checkpoint or an adapter is reused under the same key."""
     tokens = ids[["prompt_ids", "chosen_ids", "rejected_ids"]].to_json(orient="values")
     code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], shared_prefix))
     parts = [
@@ -399,7 +423,7 @@ def _arguments(
         per_device_eval_batch_size=dpo.batch_size,
         gradient_accumulation_steps=_share(dpo.gradient_accumulation),
         max_grad_norm=1.0,
-        max_length=None,  # cut already, and said so
+        max_length=None,  # truncated already, with a warning
         gradient_checkpointing=economy.gradient_checkpointing,
         activation_offloading=economy.activation_offloading,
         optim="paged_adamw_8bit" if economy.optimizer == "paged_adamw_8bit" else "adamw_torch",
@@ -407,16 +431,16 @@ def _arguments(
         bf16=economy.dtype == torch.bfloat16,
         fp16=economy.dtype == torch.float16,
         use_cpu=not gpu,
-        remove_unused_columns=False,  # or "length" would be gone before pairs are grouped by it
+        remove_unused_columns=False,  # keeps "length", by which pairs are grouped
         logging_steps=1,
-        logging_nan_inf_filter=False,  # or a NaN would be shown as the mean of the steps before
+        logging_nan_inf_filter=False,  # shows a NaN as a NaN, not as the mean of earlier steps
         eval_strategy="steps" if evaluate else "no",
         eval_steps=max(1, math.ceil(steps / HELD_OUT_EVALUATIONS)),
         save_strategy="steps" if upkeep else "no",
         save_steps=upkeep.checkpoint_every if upkeep else 1,
         save_total_limit=2,
         report_to="none",
-        disable_tqdm=True,  # the log has a bar of its own, which papermill can pass on
+        disable_tqdm=True,  # ``_Watch`` has its own bar, which papermill can forward
         seed=seed,
         data_seed=seed,
         dataloader_pin_memory=gpu,
@@ -424,7 +448,7 @@ def _arguments(
 
 
 def _share(accumulation: int) -> int:
-    """The forward passes of an optimizer step that fall on each process."""
+    """Return the number of forward passes per optimizer step of each process."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if accumulation % processes:
         raise MedReflError(
@@ -435,7 +459,7 @@ def _share(accumulation: int) -> int:
 
 
 class _Watch(TrainerCallback):
-    """Follows the trainer's log: a bar, live curves, and what ``health`` finds, each kind told once."""
+    """Follow the trainer's log: progress bar, live curves, and findings of ``health_checks``, each kind once."""
 
     def __init__(self, steps: int, dpo: DpoSettings, upkeep: MonitorSettings) -> None:
         self.dpo, self.upkeep = dpo, upkeep
@@ -451,7 +475,7 @@ class _Watch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        """Called by the trainer after each optimizer step and each evaluation, and once at the end with the totals."""
+        """Handle a log entry of the trainer: after each optimizer step, after each evaluation, and at the end."""
         if not logs or "loss" not in logs:
             return
         log = training_log(state.log_history)

@@ -1,4 +1,4 @@
-"""The sigmoid DPO loss (Rafailov et al. 2023, equation 7), the one that Med-REFL trains with."""
+"""The sigmoid DPO loss (Rafailov et al. 2023, equation 7), with which Med-REFL trains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sigmoid_dpo_loss(
         The mean loss [], and the rewards [pairs] of the chosen and of the rejected responses: beta times the
         log-ratio. At the start of training all log-ratios are 0 and the loss is ln 2.
 
-    The same numbers as TRL's ``DPOTrainer`` with ``loss_type="sigmoid"`` (a test compares losses and gradients).
+    The loss equals that of TRL's ``DPOTrainer`` with ``loss_type="sigmoid"`` (a test compares losses and gradients).
     """
     loss = -logsigmoid(beta * (chosen_logratios - rejected_logratios)).mean()
     return loss, beta * chosen_logratios, beta * rejected_logratios

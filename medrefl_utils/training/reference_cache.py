@@ -1,7 +1,7 @@
-"""The reference's log-probabilities of pairs: computed once, kept on disk, used again by other seeds and ablations.
+"""Cache the reference's log-probabilities of pairs on disk, for other seeds and ablations.
 
-They depend on the base and on a pair's token ids alone. So each pair is kept by the hash of its ids, in one file for
-each base: an ablation that trains on some of the pairs finds those, and an interrupted pass goes on where it stopped.
+They depend only on the base and on a pair's token ids. Each base has one file; its rows are keyed by the hash of the
+ids. So an ablation on some of the pairs finds them, and an interrupted pass resumes.
 """
 
 from __future__ import annotations
@@ -18,25 +18,30 @@ from medrefl_utils.core.schemas import REFERENCES
 from medrefl_utils.core.store import read_table, table_key, write_table
 
 Compute = Callable[[pd.DataFrame], tuple[list[float], list[float]]]
-"""Log-probabilities of the chosen and the rejected sides of some rows of ``preferences.pair_ids``."""
+"""Computes the log-probabilities of the chosen and the rejected sides for some rows of ``tokenize_pairs``."""
 
 
 def reference_logprobs(
     ids: pd.DataFrame, compute: Compute, *, base: str, folder: Path | None, batch_size: int, save_every: int = 64
 ) -> tuple[pd.DataFrame, int]:
-    """``chosen`` and ``rejected`` [nats] of each pair, in the order of ``ids``, and how many had to be computed.
+    """Return ``chosen`` and ``rejected`` [nats] of each pair, and the number of pairs that were computed.
 
-    ``base`` names the reference with all that its numbers depend on (``models.model_key`` and the compute dtype).
-    ``folder`` None keeps nothing. The file is written after every ``save_every`` batches.
+    Args:
+        ids: columns of ``tokenize_pairs``; the result has the same index.
+        compute: computes missing pairs.
+        base: name of the reference with everything its numbers depend on (``models.model_key`` and compute dtype).
+        folder: folder of the cache; None caches nothing.
+        batch_size: pairs per call of ``compute``.
+        save_every: batches between two writes of the file.
     """
     names = [pair_hash(*row) for row in zip(ids.prompt_ids, ids.chosen_ids, ids.rejected_ids, strict=True)]
     path = None if folder is None else folder / f"{hashlib.sha256(base.encode()).hexdigest()[:16]}.parquet"
     known = _read(path, base)
     missing = ids[~np.isin(names, list(known))]
-    # Long pairs first: what does not fit in memory shows at once.
+    # Long pairs first, so that too little memory shows at once.
     missing = missing.iloc[np.argsort(-missing["length"].to_numpy(), kind="stable")]
     by_index = dict(zip(ids.index, names, strict=True))
-    # Position 0 though the trainer's bar is open: on a line of its own, each step would be a line of a saved notebook.
+    # Position 0 although the trainer's bar is open: otherwise each step would be a line in a saved notebook.
     with tqdm(total=len(missing), desc="reference", unit="pair", disable=missing.empty, position=0) as bar:
         for count, start in enumerate(range(0, len(missing), batch_size), 1):
             part = missing.iloc[start : start + batch_size]
@@ -44,13 +49,13 @@ def reference_logprobs(
                 known[by_index[index]] = (chosen, rejected)
             bar.update(len(part))
             if path is not None and (count % save_every == 0 or start + batch_size >= len(missing)):
-                known = _read(path, base) | known  # another run may have written meanwhile
+                known = _read(path, base) | known  # another run may have written in the meantime
                 write_table(path, _table(known), REFERENCES, key=base)
     return pd.DataFrame([known[name] for name in names], columns=["chosen", "rejected"], index=ids.index), len(missing)
 
 
 def pair_hash(prompt: list[int], chosen: list[int], rejected: list[int]) -> str:
-    """A hash of a pair's token ids."""
+    """Hash the token ids of a pair."""
     return hashlib.blake2b(repr([list(map(int, p)) for p in (prompt, chosen, rejected)]).encode()).hexdigest()[:32]
 
 

@@ -1,9 +1,9 @@
-"""DPO that reads what chosen and rejected share once: a thin subclass of TRL's trainer.
+"""DPO that computes the common prefix of chosen and rejected once: a thin subclass of TRL's trainer.
 
-A pair is one row instead of two: the shared prefix (the prompt, and in reflection pairs the steps up to where the
-sides part), the rest of the chosen side, the rest of the rejected side. Each rest goes on with the positions that it
-would have by itself, and the attention mask keeps the two apart. The last shared token opens both rests, so that it
-can predict the first token of each. Losses and gradients are TRL's.
+A pair is one row instead of two: the shared prefix (the prompt, and in reflection pairs the steps before the sides
+diverge), the rest of the chosen side, the rest of the rejected side. Each rest has the positions that it would have
+alone, and the attention mask separates the two. The last shared token is repeated at the beginning of both rests, so
+that it predicts the first token of each. Losses and gradients equal TRL's.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from medrefl_utils.training.dpo_loss import sigmoid_dpo_loss
 from medrefl_utils.training.token_ids import shared_prefix_length
 
 IGNORED = -100
-"""The label of a position that predicts nothing, as in transformers."""
+"""Label of a position that is not in the loss, as in transformers."""
 PADDED, PADDED_BF16_CPU = 8, 32
-"""Rows are padded to a multiple of it. Of one that is none of 8, CUDA would copy the mask to pad it; in bf16 a CPU
-makes kernels for each length that it meets and keeps them, half a GiB over 64 pairs of a 54M Llama."""
+"""Rows are padded to a multiple of this length. CUDA copies the mask where the length is no multiple of 8. In bf16, a
+CPU compiles and keeps kernels for each new length: half a GiB for 64 pairs of a 54M Llama."""
 PREFIX, CHOSEN, REJECTED, PAD = range(4)
 
 Batch = Mapping[str, torch.Tensor]
 
 
 class PairTrainer(DPOTrainer):
-    """TRL's trainer on pairs that are token ids already (``preferences.pair_ids``): no template cuts in again."""
+    """TRL's trainer for pairs that are token ids already (``tokenize_pairs``), so no chat template is applied."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: object) -> Dataset:
         return dataset
 
     def use_references(self, train: pd.DataFrame, held_out: pd.DataFrame) -> None:
-        """Train and evaluate against these reference log-probabilities: ``chosen``, ``rejected``, a row a pair."""
+        """Use these reference log-probabilities: columns ``chosen``, ``rejected``, one row per pair, in nats."""
         self.train_dataset = self.with_references(self.train_dataset, train)
         if self.eval_dataset is not None:
             self.eval_dataset = self.with_references(self.eval_dataset, held_out)
@@ -49,31 +49,32 @@ class PairTrainer(DPOTrainer):
 
     @staticmethod
     def with_references(data: Dataset, logps: pd.DataFrame) -> Dataset:
-        """The pairs with their reference log-probabilities, as a batch must have them."""
+        """Return the pairs with their reference log-probabilities, under the names that a batch needs."""
         chosen, rejected = logps["chosen"].tolist(), logps["rejected"].tolist()
         return data.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
 
     def _precompute_ref_logps(self, dataset: Dataset, *args: object) -> Dataset:
-        return dataset  # they are there: ``use_references``
+        return dataset  # set by ``use_references``
 
     def reference(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities [pairs] of the chosen and rejected sides under the base, the adapter off."""
+        """Return the log-probabilities [pairs] of chosen and rejected under the base, without the adapter."""
         return self.compute_ref_log_probs(self.model, batch)
 
 
 @dataclass
 class SharedPrefixCollator:
-    """Pairs to rows. ``torch_call`` of TRL's collator, with these tensors, all [pairs, tokens]:
+    """Collate pairs into rows, in place of TRL's collator.
 
-    ``input_ids``, ``position_ids``, ``part`` (PREFIX, CHOSEN, REJECTED, PAD) and ``shift_labels`` (the next token of
-    the same side where it is part of a response, else IGNORED). The references come as [pairs].
+    Tensors, all [pairs, tokens]: ``input_ids``, ``position_ids``, ``part`` (PREFIX, CHOSEN, REJECTED, PAD) and
+    ``shift_labels`` (the next token of the same side where it is part of a response, else IGNORED). Reference
+    log-probabilities are [pairs].
     """
 
     pad_token_id: int
     multiple: int = PADDED
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows padded on the right to the longest, and on to ``multiple``."""
+        """Return rows padded on the right to the longest row, rounded up to ``multiple``."""
         rows = [self._row(e["prompt_ids"], e["chosen_ids"], e["rejected_ids"]) for e in examples]
         width = -(-max(len(row[0]) for row in rows) // self.multiple) * self.multiple
         blank = (self.pad_token_id, 0, PAD, IGNORED)
@@ -91,7 +92,7 @@ class SharedPrefixCollator:
     def _row(prompt: list[int], chosen: list[int], rejected: list[int]) -> tuple[list[int], ...]:
         shared = shared_prefix_length(chosen, rejected)
         prefix = [*prompt, *chosen[:shared]]
-        start = len(prefix) - 1  # the last shared token opens both branches
+        start = len(prefix) - 1  # the last shared token begins both branches
         branches = [[prefix[-1], *side[shared:]] for side in (chosen, rejected)]
         tokens = prefix[:-1] + branches[0] + branches[1]
         labels = [IGNORED] * (len(prompt) - 1) + prefix[len(prompt) :]
@@ -104,13 +105,13 @@ class SharedPrefixCollator:
 
 
 class SharedPrefixTrainer(PairTrainer):
-    """``PairTrainer`` whose forward pass reads a shared prefix once; the sigmoid loss alone, as Med-REFL uses it."""
+    """``PairTrainer`` whose forward pass computes a shared prefix once; sigmoid loss only, as Med-REFL uses it."""
 
     def __init__(self, model: PreTrainedModel, **options: Any):  # noqa: ANN401 (DPOTrainer's own)
-        """As ``DPOTrainer``, with the collator set.
+        """Set up ``DPOTrainer`` with ``SharedPrefixCollator``.
 
         Raises:
-            MedReflError: a model that does not attend through a mask of our own.
+            MedReflError: a model that ignores a custom attention mask.
         """
         check_attention(model)
         args, tokenizer = options["args"], options["processing_class"]
@@ -119,7 +120,7 @@ class SharedPrefixTrainer(PairTrainer):
         super().__init__(model=model, **options)
 
     def reference(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities [pairs] of the chosen and rejected sides under the base, the adapter off."""
+        """Return the log-probabilities [pairs] of chosen and rejected under the base, without the adapter."""
         model = self.accelerator.unwrap_model(self.model)
         with (
             torch.no_grad(),
@@ -131,7 +132,7 @@ class SharedPrefixTrainer(PairTrainer):
         return shared + chosen, shared + rejected
 
     def _logps(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """Log-probabilities [pairs]: of the shared response tokens, of both rests, of the chosen side's end token."""
+        """Return log-probabilities [pairs]: shared response tokens, both rests, end token of the chosen side."""
         part, labels = batch["part"], batch["shift_labels"]
         logps = model(
             input_ids=batch["input_ids"],
@@ -159,7 +160,7 @@ class SharedPrefixTrainer(PairTrainer):
         self, model: torch.nn.Module, inputs: Batch, return_outputs: bool
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         shared, chosen, rejected, ends = self._logps(model, inputs)
-        # What both sides share adds the same to both, so that no gradient comes of it.
+        # The shared tokens add the same to both sides, so they have no gradient.
         shared = shared.detach()
         if self.precompute_ref_logps:
             references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
@@ -181,17 +182,21 @@ class SharedPrefixTrainer(PairTrainer):
         return (loss, None) if return_outputs else loss
 
     def _note(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Keep the means over all processes' pairs, under TRL's names, for the next log."""
+        """Store the means over the pairs of all processes, under TRL's names, for the next log."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in values.items():
             metrics[name].append(self.accelerator.gather(value.detach()).nanmean().item())
 
 
 def attention_mask(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What each token may read, [pairs, 1, tokens, tokens]: the prefix and its own side, up to itself.
+    """Return the mask [pairs, 1, tokens, tokens] that is added to the attention scores.
 
-    0 where it may and the lowest number of ``dtype`` where not, to be added to the scores. Of a boolean mask each layer
-    would make and keep numbers of its own.
+    A token attends to the prefix and to its own side, up to itself: 0 there, the lowest number of ``dtype`` elsewhere.
+    A boolean mask would be converted, and kept, by each layer.
+
+    Args:
+        part: [pairs, tokens], see ``SharedPrefixCollator``.
+        dtype: data type of the attention scores.
     """
     query, key = part[:, :, None], part[:, None, :]
     causal = torch.ones(part.shape[1], part.shape[1], dtype=torch.bool, device=part.device).tril()
@@ -200,10 +205,10 @@ def attention_mask(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def check_attention(model: PreTrainedModel) -> None:
-    """Refuse a model whose attention does not heed our mask, rather than train it on a wrong one.
+    """Refuse a model whose attention ignores our mask, because it would be trained wrongly.
 
     Raises:
-        MedReflError: an attention other than sdpa and eager, or layers with a sliding window.
+        MedReflError: an attention implementation other than sdpa and eager, or layers with a sliding window.
     """
     config = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager"):

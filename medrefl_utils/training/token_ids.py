@@ -1,8 +1,8 @@
-"""Pairs as the token ids that training sees: those that rollout and evaluation make of the same prompt and text.
+"""Tokenize pairs for training exactly as rollout and evaluation tokenize the same prompt and text.
 
-A chat template may trim a message, drop what it takes for old thinking, or write more after the end of the turn. So
-the prompt alone goes through the template, as a generator's prompt does; a side is its text's own tokens; and one
-end-of-turn token closes it, the one at which a generator stops.
+A chat template may trim a message, remove thinking, or add text after the end of the turn. So only the prompt is
+rendered with the template, as a generator does. A side is the tokens of its text, followed by one end-of-turn token, at
+which a generator stops.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _MARK = "MEDREFL"
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> int:
-    """The token that closes the assistant's turn: the template's own where a generator stops at it, else the eos token.
+    """Return the token that ends the assistant's turn: the template's token if a generator stops at it, else the eos.
 
-    ``ends`` are the end tokens of the model's generation config, at which generators stop beside the tokenizer's own.
+    Generators stop at the tokenizer's eos token and at ``ends``, the end tokens of the generation config.
     """
     turn = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
     text = tokenizer.apply_chat_template(turn, tokenize=False)
@@ -33,7 +33,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) 
 
 
 def generation_end_tokens(config: Any) -> set[int]:  # noqa: ANN401 (a GenerationConfig, or None)
-    """The end tokens of a generation config, which holds one, a list of them, or none."""
+    """Return the end tokens of a generation config, which has one, a list, or none."""
     ends = getattr(config, "eos_token_id", None)
     return set(ends if isinstance(ends, list) else [ends]) - {None}
 
@@ -41,16 +41,27 @@ def generation_end_tokens(config: Any) -> set[int]:  # noqa: ANN401 (a Generatio
 def tokenize_pairs(
     pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, *, end: int, max_length: int
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Token ids of pairs (columns of ``records.PAIRS``), in their order, and what the limit did to them.
+    """Tokenize pairs, in their order, and truncate them at ``max_length``.
 
-    Columns: ``pair_id``, ``question_id``, ``kind``, ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, ``length``
-    (tokens of the longer side with its prompt). A side is cut where it and its prompt exceed ``max_length``; a pair is
-    left out where the prompt leaves no room or both sides are the same after it. The counts: ``cut``, ``left_out``.
+    A side is truncated where prompt and side exceed ``max_length``. A pair is dropped where the prompt leaves no room,
+    or where both sides are the same after truncation.
+
+    Args:
+        pairs: columns of PAIRS.
+        tokenizer: the base's tokenizer.
+        end: token that ends a side (``end_of_turn``).
+        max_length: maximum number of tokens of prompt and side.
+
+    Returns:
+        Columns ``pair_id``, ``question_id``, ``kind``, ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, ``length``
+        (tokens of the prompt and the longer side); and the counts ``cut`` and ``left_out``.
 
     Raises:
         MedReflError: a side without text, or no pair is left.
     """
-    check_pair_texts(pairs[["pair_id", "prompt", "chosen", "rejected"]])  # how long they are is found here
+    check_pair_texts(
+        pairs[["pair_id", "prompt", "chosen", "rejected"]]
+    )  # without the columns of token counts, which are computed here
     prompts = [tokenizer.apply_chat_template(list(m), add_generation_prompt=True, tokenize=False) for m in pairs.prompt]
     heads = tokenizer(prompts, add_special_tokens=False).input_ids if prompts else []
     texts = {side: [messages[0]["content"] for messages in pairs[side]] for side in SIDES}
@@ -69,21 +80,21 @@ def tokenize_pairs(
     if not rows:
         raise MedReflError(
             f"training: none of {len(pairs)} pairs has two different sides within max_length {max_length}: "
-            "the shortest prompt has " + f"{min(map(len, heads), default=0)} tokens"
+            f"the shortest prompt has {min(map(len, heads), default=0)} tokens; raise max_length"
         )
     names = ["pair_id", "question_id", "kind", "prompt_ids", "chosen_ids", "rejected_ids", "length"]
     return pd.DataFrame(rows, columns=names), counts
 
 
 def shared_prefix_length(chosen: Sequence[int], rejected: Sequence[int]) -> int:
-    """How many tokens both sides begin with."""
+    """Return the number of tokens at the beginning that both sides share."""
     return sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))
 
 
 def pair_lengths(ids: pd.DataFrame) -> pd.DataFrame:
-    """Of each row of ``pair_ids``: ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens``, ``shared_tokens``.
+    """Return ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens`` and ``shared_tokens`` of tokenized pairs.
 
-    As in ``records.PAIRS``: a side is counted without the token that ends it.
+    As in PAIRS, a side is counted without its end-of-turn token.
     """
     sides = {f"{side}_tokens": ids[f"{side}_ids"].str.len() - 1 for side in SIDES}
     shared = [shared_prefix_length(*both) for both in zip(ids.chosen_ids, ids.rejected_ids, strict=True)]
@@ -91,9 +102,9 @@ def pair_lengths(ids: pd.DataFrame) -> pd.DataFrame:
 
 
 def row_tokens(ids: pd.DataFrame, shared_prefix: bool) -> pd.Series:
-    """Tokens that a forward pass reads of each pair: both sequences, or one row with what they share once."""
+    """Return the tokens per pair in a forward pass: both sequences, or one row with the common prefix once."""
     lengths = pair_lengths(ids)
     prompt, chosen, rejected = lengths.prompt_tokens, lengths.chosen_tokens + 1, lengths.rejected_tokens + 1
     if not shared_prefix:
         return 2 * prompt + chosen + rejected
-    return prompt + chosen + rejected - lengths.shared_tokens + 1  # the last shared token opens both branches
+    return prompt + chosen + rejected - lengths.shared_tokens + 1  # the last shared token begins both branches

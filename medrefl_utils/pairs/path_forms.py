@@ -1,0 +1,124 @@
+"""The form of a path: an opening mark of thinking, the reasoning, and a final section.
+
+Models write a chain in different forms::
+
+    plain            Step 1: ...            Step 2: ...     Answer: C
+    DeepSeek-R1      <think> ...            </think>        The answer is C.
+    HuatuoGPT-o1     ## Thinking ...        ## Final Response   The answer is C.
+    MedReason        1. ... 2. ...          ## Final Answer     C. Warfarin
+
+Where a chat template opens the thinking, the text begins inside it and only the closing mark is there. The marks of the
+model families are known to ``exam.answers.split_thinking`` alone; this module asks it. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from medrefl_utils.exam.answers import split_thinking
+
+# What can be a mark at the beginning of a text, and at its end. ``split_thinking`` says whether it is one.
+_FIRST = re.compile(
+    r"\s*(?:<\|channel>thought|<\|channel\|>\w{1,20}<\|message\|>|<[^<>/\n]{1,60}>|\[\w{3,20}\]|◁[^◁▷/\n]{1,20}▷|"
+    r"【[^【】\n]{1,20}】|#{1,6}[^\n]*|\*\*[^*\n]{1,60}\*\*[:：]?|Thinking\.\.\.|"
+    r"Here is my thought process:|analysis)\s*"
+)
+_LAST = re.compile(
+    r"[ \t]*(?:(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>|<[^<>\n]{1,60}>|\[/\w{3,20}\]|"
+    r"◁/[^◁▷\n]{1,20}▷|【[^【】\n]{1,20}】|(?<!\S)#{1,6}[^\n]*|\*\*[^*\n]{1,60}\*\*[ \t]?[:：]?|"
+    r"\.\.\.done thinking\.|Here is my response:|assistantfinal)"
+    r"[:：]?\s*\Z"
+)
+_LONGEST_MARK = 200
+# A heading on a line of its own, in a text without marks of thinking: "## Answer", "**Answer:**", "**答案：**".
+_SECTION = re.compile(
+    r"^[ \t]*(?:#{1,6}[ \t]*\**|\*\*)(?:the )?(?:(?:final|best|correct) )*"
+    r"(?:answer|response|conclusion|solution|choice|respuesta|réponse|antwort|resposta|risposta|ответ|"
+    r"答案|回答|最终答案|結論|结论|정답|답)\**[ \t]*[:：]?\**[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class PathForm:
+    """The parts of a path's text; the four together are the text."""
+
+    opening: str
+    """mark that opens the thinking, with the white space after it; "" where there is none"""
+    reasoning: str
+    """steps between the opening mark and the final section"""
+    closing: str
+    """mark that closes the thinking, or heading of the final section; "" where there is none"""
+    final: str
+    """text of the final section, after ``closing``"""
+
+    @property
+    def final_section(self) -> str:
+        """The closing mark with the text after it."""
+        return self.closing + self.final
+
+
+def split_form(text: str) -> PathForm:
+    """Split a path's text, or its beginning, into its parts.
+
+    A plain chain is all ``reasoning``, its last line ``Answer: X`` included. The heading of an answer on a line of its
+    own ("## Answer", "**Answer:**") counts as a final section too (ours).
+    """
+    first = _FIRST.match(text)
+    start = first.end() if first and _opens(first[0]) else 0
+    thinking, told = split_thinking(f"{text}\nx")  # so that a mark at the very end is seen
+    begin = end = len(text)
+    if thinking and told:
+        begin = end = len(thinking)
+        while mark := _LAST.search(text[:begin], max(start, begin - _LONGEST_MARK)):
+            begin = mark.start()
+            if not _closes(text[:begin]):
+                break
+        if not text[start:begin].strip() and not text[begin:end].startswith(
+            "#"
+        ):  # an empty thinking: all that the model reasons follows it
+            rest = split_form(text[end:])
+            return replace(rest, opening=text[:end] + rest.opening)
+    elif headings := list(_SECTION.finditer(text, start)):
+        begin, end = headings[-1].span()
+    return PathForm(text[:start], text[start:begin], text[begin:end], text[end:])
+
+
+def insert_reflection(wrong: str, right: str, taken: int, reflection: str, *, finished: bool) -> str:
+    """Write a wrong path, a reflection, and the steps of another path as one text in the model's form.
+
+    Args:
+        wrong: the wrong path's text, up to where it is left.
+        right: the whole text of the other path.
+        taken: position in ``right`` where the step that is switched to begins.
+        reflection: the reflection; it becomes one line.
+        finished: the wrong path is complete (post-reasoning reflection).
+
+    Returns:
+        One text with one opening mark and one final section, that of ``right``. A plain chain is kept as it is,
+        ``Answer: X`` included (published form: "a finished wrong path, effective reflection, right steps"). In a chain
+        with a final section the reflection follows the last step of reasoning, inside the thinking (ours): a finished
+        path loses its closing mark and its final section. An unfinished path that is left inside its final section
+        loses the mark only, because its words hold the wrong step.
+    """
+    begun, other = split_form(wrong), split_form(right)
+    before = begun.reasoning
+    if not finished and begun.final.strip():
+        before = f"{before.rstrip()}\n{begun.final.strip()}"
+    start = max(taken - len(other.opening), 0)
+    steps = other.reasoning[start:] + other.final_section if start < len(other.reasoning) else other.final_section
+    opening = begun.opening or other.opening
+    return "\n".join((f"{opening}{before}".rstrip(), " ".join(reflection.split()), steps.rstrip()))
+
+
+def _opens(mark: str) -> bool:
+    """Whether a thinking is open after this mark."""
+    thinking, told = split_thinking(f"{mark}x")
+    return bool(thinking) and not told
+
+
+def _closes(text: str) -> bool:
+    """Whether a text ends with a mark that closes a thinking."""
+    thinking, told = split_thinking(f"{text}\nx")
+    return bool(thinking) and told.strip() == "x"
