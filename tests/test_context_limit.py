@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from medrefl_utils.core import MedReflError, Question
 from medrefl_utils.exam import prompts
-from medrefl_utils.models import TokenCounter, context_length, load_tokenizer, split_by_context
+from medrefl_utils.models import TokenCounter, context_length, drop_too_long, load_tokenizer
 from medrefl_utils.models.context_limit import config_context
 
 OPTIONS = {"A": "one", "B": "two"}
@@ -43,25 +43,31 @@ def test_each_family_has_its_own_name_for_it():
     assert config_context(AutoConfig.for_model("mamba")) is None
 
 
-def test_what_does_not_fit_is_counted_and_named(counter):
+def test_what_does_not_fit_is_counted_and_named(tiny_student, counter, tmp_path):
     questions = [Question(f"q{i}", "cough " * n, OPTIONS, "A") for i, n in enumerate((1, 50, 2, 80))]
     tokens = counter.prompts([ask(q) for q in questions])
+    model = Path(shutil.copytree(tiny_student, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
     context = tokens[1] + 9
-    split = split_by_context(questions, counter, prompt=ask, context=context, new_tokens=10)
-    assert [q.question_id for q in split.fitting] == ["q0", "q2"]
-    assert split.too_long == {"q1": tokens[1], "q3": tokens[3]}
-    assert split.line() == (
-        f"2 of 4 questions are left out: their prompt exceeds the model's context of {context} tokens less 10 for the "
-        f"response: q1 ({tokens[1]} tokens), q3 ({tokens[3]} tokens)"
-    )
-    exactly = split_by_context(questions, counter, prompt=ask, context=context, new_tokens=9)
-    assert [q.question_id for q in exactly.fitting] == ["q0", "q1", "q2"]
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
+    kept, dropped = drop_too_long(questions, str(model), prompt=ask, new_tokens=10)
+    assert [q.question_id for q in kept] == ["q0", "q2"] and dropped == {"too_long": 2}
+    assert dropped.examples == {
+        "too_long": f"question 'q1': {tokens[1]} tokens of the prompt and 10 of the response, expected at most the "
+        f"model's context of {context}"
+    }
+    exactly, _ = drop_too_long(questions, str(model), prompt=ask, new_tokens=9)
+    assert [q.question_id for q in exactly] == ["q0", "q1", "q2"]
+    assert drop_too_long([], str(model), prompt=ask, new_tokens=9) == ([], {})
 
 
-def test_a_model_without_a_limit_takes_all_and_many_are_not_all_named(counter):
-    questions = [Question(f"q{i}", "cough " * 50, OPTIONS, "A") for i in range(5)]
-    none = split_by_context(questions, counter, prompt=ask, context=None, new_tokens=10)
-    assert none.fitting == questions and none.line() == ""
-    all_of_them = split_by_context(questions, counter, prompt=prompts.exam, context=20, new_tokens=10)
-    assert not all_of_them.fitting and all_of_them.line().endswith(" and 2 more")
-    assert split_by_context([], counter, prompt=ask, context=20, new_tokens=10).fitting == []
+def test_a_long_question_does_not_fit_beside_a_path(tiny_student):
+    long = Question("long", "cough and fever " * 2_000, OPTIONS, "A")
+    short = Question("short", "cough", OPTIONS, "A")
+    assert drop_too_long([long, short], tiny_student, prompt=prompts.exam, new_tokens=1152)[0] == [short]
+
+
+def test_a_model_without_a_limit_takes_all(tmp_path):
+    AutoConfig.for_model("mamba").save_pretrained(tmp_path)
+    question = Question("q", "cough " * 50, OPTIONS, "A")
+    assert drop_too_long([question], str(tmp_path), prompt=ask, new_tokens=10) == ([question], {})

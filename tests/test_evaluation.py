@@ -11,7 +11,6 @@ from medrefl_utils.evaluation import (
     PROTOCOLS,
     Protocol,
     collect_responses,
-    drop_too_long,
     evaluate,
     judge_answers,
     make_protocol,
@@ -37,20 +36,6 @@ def responses(student, tmp_path_factory):
     folder = tmp_path_factory.mktemp("responses")
     table = evaluate(QUESTIONS, student, folder, model="base", protocols=[SAMPLED, GREEDY], seed=0)
     return table, folder
-
-
-def test_a_question_longer_than_the_context_is_left_out_and_counted() -> None:
-    short, long = (Question(name, "word " * n, {"A": "x", "B": "y"}, "A") for name, n in (("s", 5), ("l", 50)))
-
-    def count(messages: list[dict[str, str]]) -> int:
-        return messages[0]["content"].count("word")
-
-    kept, dropped = drop_too_long([long, short], count, context=59, new_tokens=10)
-    assert kept == [short] and dropped == {"too_long": 1}
-    found = "question 'l': 50 tokens of the prompt and 10 new ones exceed the model's context of 59"
-    assert dropped.examples == {"too_long": found}
-    for context in (60, None):
-        assert drop_too_long([long, short], count, context=context, new_tokens=10) == ([long, short], {})
 
 
 def test_one_response_a_question_and_run(responses):

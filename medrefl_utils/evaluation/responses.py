@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Answer, Continuation, Question, Sampling
 from medrefl_utils.core.schemas import RESPONSES
@@ -59,40 +58,6 @@ def response_row(question: Question, answer: Answer) -> dict[str, Any]:
     }
 
 
-def drop_too_long(
-    questions: Sequence[Question],
-    count_tokens: Callable[[Messages], int],
-    *,
-    context: int | None,
-    new_tokens: int,
-    answer_format: str = "steps",
-) -> tuple[list[Question], DropCounts]:
-    """Drop the questions whose prompt and response do not fit into the model's context.
-
-    Args:
-        questions: the questions.
-        count_tokens: tokens of a prompt in the model's chat template.
-        context: tokens of the model's context; None means no limit.
-        new_tokens: tokens that the model may write after the prompt.
-        answer_format: form of the prompt, one of ``prompts.FORMS``.
-
-    Returns:
-        The other questions in their order, and the counts (fault: ``too_long``).
-    """
-    kept, dropped = [], DropCounts()
-    for question in questions:
-        tokens = count_tokens(prompts.FORMS[answer_format](question))
-        if context is None or tokens + new_tokens <= context:
-            kept.append(question)
-        else:
-            dropped.drop(
-                "too_long",
-                f"question {question.question_id!r}: {tokens} tokens of the prompt and {new_tokens} new ones exceed "
-                f"the model's context of {context}",
-            )
-    return kept, dropped
-
-
 def collect_responses(
     questions: Sequence[Question],
     generator: Generator,
@@ -128,7 +93,10 @@ def collect_responses(
             written = _written(questions, messages, generator, protocol, sampling, seed, run, bar.update)
             seconds = (generator.usage.seconds - before) / max(1, len(questions))
             rows += [
-                response_row(question, extract_answer(response.text, question.options))
+                response_row(
+                    question,
+                    extract_answer(response.text, question.options, thinking_open=generator.thinking_open),
+                )
                 | {
                     **{"model": model, "protocol": protocol.name, "run": run, "response": response.text},
                     **{"n_tokens": response.length, "stop": response.stop, "seconds": seconds},

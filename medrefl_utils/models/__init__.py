@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "thinking_is_open",
             "writes_date",
         ],
-        "context_limit": ["ContextSplit", "context_length", "split_by_context"],
+        "context_limit": ["context_length", "drop_too_long"],
         "gguf_conversion": ["convert_gguf", "describe_folder"],
         "smollm2": ["get_smollm2"],
         "model_shape": ["ModelShape"],

@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.hub import one_line, resolve_model
 from medrefl_utils.core.records import Question
 from medrefl_utils.exam.prompts import Messages
-from medrefl_utils.models.loading import TokenCounter
+from medrefl_utils.models.loading import TokenCounter, load_tokenizer
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
-_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class ContextSplit:
-    """Questions by whether their prompt leaves room for ``new_tokens`` in a context of ``context`` tokens.
-
-    ``fitting`` keeps the order of the questions; ``too_long`` is {question_id: prompt tokens}.
-    """
-
-    fitting: list[Question]
-    too_long: dict[str, int]
-    context: int | None
-    new_tokens: int
-
-    def line(self) -> str:
-        """Return one line that counts the questions that are too long and names the first of them; empty for none."""
-        if not self.too_long:
-            return ""
-        named = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in list(self.too_long.items())[:_SHOWN])
-        rest = f" and {len(self.too_long) - _SHOWN} more" if len(self.too_long) > _SHOWN else ""
-        counted = f"{len(self.too_long)} of {len(self.fitting) + len(self.too_long)} questions are left out"
-        limit = f"the model's context of {self.context:,} tokens less {self.new_tokens:,} for the response"
-        return f"{counted}: their prompt exceeds {limit}: {named}{rest}"
 
 
 def context_length(model: str) -> int | None:
@@ -60,26 +36,36 @@ def config_context(config: PreTrainedConfig) -> int | None:
     return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
-def split_by_context(
-    questions: Sequence[Question],
-    counter: TokenCounter,
-    *,
-    prompt: Callable[[Question], Messages],
-    context: int | None,
-    new_tokens: int,
-) -> ContextSplit:
-    """Split questions into those that fit into the context and those that do not.
+def drop_too_long(
+    questions: Sequence[Question], model: str, *, prompt: Callable[[Question], Messages], new_tokens: int
+) -> tuple[list[Question], DropCounts]:
+    """Drop the questions whose prompt and response do not fit into a model's context.
 
     Args:
         questions: in the order to keep.
-        counter: of the model's tokenizer.
+        model: folder or hub id; only its config and its tokenizer are read.
         prompt: how a question is asked, such as ``exam.prompts.exam``.
-        context: tokens that the model reads at most (``context_length``); None is no limit.
-        new_tokens: tokens that must remain for what the model writes: of a tree, those of a path and one step more.
+        new_tokens: tokens that the model may write after the prompt.
+
+    Returns:
+        The other questions, and the counts (fault: ``too_long``).
+
+    Raises:
+        MedReflError: there is no such model, or its config or tokenizer does not load.
     """
-    questions = list(questions)
+    questions, dropped = list(questions), DropCounts()
+    context = context_length(model)
     if context is None:
-        return ContextSplit(questions, {}, None, new_tokens)
-    lengths = counter.prompts([prompt(question) for question in questions])
-    long = {q.question_id: n for q, n in zip(questions, lengths, strict=True) if n + new_tokens > context}
-    return ContextSplit([q for q in questions if q.question_id not in long], long, context, new_tokens)
+        return questions, dropped
+    lengths = TokenCounter(load_tokenizer(model)).prompts([prompt(question) for question in questions])
+    kept = []
+    for question, tokens in zip(questions, lengths, strict=True):
+        if tokens + new_tokens <= context:
+            kept.append(question)
+        else:
+            dropped.drop(
+                "too_long",
+                f"question {question.question_id!r}: {tokens:,} tokens of the prompt and {new_tokens:,} of the "
+                f"response, expected at most the model's context of {context:,}",
+            )
+    return kept, dropped

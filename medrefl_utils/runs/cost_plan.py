@@ -128,11 +128,11 @@ def plan_run(
         return Plan([], training_memory(training, there, f"of {run.root.name}", card))
     exam = load_questions(
         rollout["questions"], split=rollout["split"], limit=rollout["n_questions"], offset=rollout["offset"],
-        seed=rollout["seed"],
+        seed=rollout["seed"], answer_base=rollout["answer_base"],
     )  # fmt: skip
     held_out = load_benchmark(
         asking["questions"], split=asking["split"], limit=asking["n_questions"] or None, offset=asking["offset"],
-        seed=asking["seed"],
+        seed=asking["seed"], answer_base=asking["answer_base"],
     )  # fmt: skip
     probed, times = exam[:probe], len(exam) / len(exam[:probe])
     with TemporaryDirectory() as folder:

@@ -66,6 +66,8 @@ _ADDRESS = Limit(
 )
 _KINDS = ("reasoning", "reflection_mid", "reflection_post", "random_cot")
 
+_ANSWER_BASE = Limit("0, 1 or auto", lambda value: str(value) in ("0", "1", "auto"))
+
 LIMITS: dict[str, Limit] = {
     # models and inference
     "quantization": _one_of("nf4", "none"),
@@ -86,7 +88,8 @@ LIMITS: dict[str, Limit] = {
     "n_questions": _NATURAL,
     "evaluation_offset": _NATURAL,
     "n_evaluation_questions": _NATURAL,
-    "answer_base": Limit("0, 1 or auto", lambda value: str(value) in ("0", "1", "auto")),
+    "answer_base": _ANSWER_BASE,
+    "evaluation_answer_base": _ANSWER_BASE,
     "overlap_threshold": _SHARE,
     "contaminated": _one_of("stop", "drop"),
     # trees

@@ -28,8 +28,14 @@ MIN_FREE_BYTES = 200_000_000
 _ROLLOUT, _TRAINING, _EVALUATION = "01_tree_rollout", "04_dpo_lora_4bit", "05_benchmark_evaluation"
 
 _QUESTION_PARAMETERS = (
-    ("questions", "split", "n_questions", "offset"),
-    ("evaluation_questions", "evaluation_split", "n_evaluation_questions", "evaluation_offset"),
+    ("questions", "split", "n_questions", "offset", "answer_base"),
+    (
+        "evaluation_questions",
+        "evaluation_split",
+        "n_evaluation_questions",
+        "evaluation_offset",
+        "evaluation_answer_base",
+    ),  # fmt: skip
 )
 
 Parameters = Mapping[str, Any]
@@ -107,13 +113,13 @@ def _models(values: Parameters) -> list[str]:
 
 def _check_questions(stage: str, values: Parameters, names: Sequence[str], loaded: set[tuple[Any, ...]]) -> None:
     """Load the questions that the stage's notebook will load; ``loaded`` prevents loading the same ones twice."""
-    questions, split, limit, offset = (values[name] for name in names)
+    questions, split, limit, offset, answer_base = (values[name] for name in names)
     load = load_questions if stage == _ROLLOUT else load_benchmark
     seed = values["seed"] if "seed" in values else values["seeds"][0]
-    request = (load, questions, split, limit or None, offset, seed)
+    request = (load, questions, split, limit or None, offset, seed, str(answer_base))
     if request in loaded or not check_question_source(questions):
         return
     loaded.add(request)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the stage itself will warn
-        load(questions, split=split, limit=limit or None, offset=offset, seed=seed)
+        load(questions, split=split, limit=limit or None, offset=offset, seed=seed, answer_base=answer_base)

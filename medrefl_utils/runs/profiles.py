@@ -27,7 +27,7 @@ from medrefl_utils.runs.profile_yaml import AmbiguousNumber, Document, Source, Y
 from medrefl_utils.runs.renamed_parameters import new_names
 
 TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict)} | {"Literal": Literal}
-DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".yaml")
+DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yaml")
 MAX_BYTES = 100_000  # size limit of a profile
 
 

@@ -45,6 +45,7 @@ FOLLOWS = {
             "evaluation_split": "split",
             "evaluation_offset": "offset",
             "n_evaluation_questions": "n_questions",
+            "evaluation_answer_base": "answer_base",
         },
     )
 }

@@ -15,6 +15,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.models.chat_templates import render_prompt
 from medrefl_utils.pairs.pair_table import check_pair_texts
 
 SIDES = ("chosen", "rejected")
@@ -27,7 +28,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) 
     Generators stop at the tokenizer's eos token and at ``ends``, the end tokens of the generation config.
     """
     turn = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False)
+    text = render_prompt(tokenizer, turn, add_generation_prompt=False)
     after = tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False).input_ids
     return after[0] if after and after[0] in {*ends, tokenizer.eos_token_id} else tokenizer.eos_token_id
 
@@ -62,7 +63,7 @@ def tokenize_pairs(
     check_pair_texts(
         pairs[["pair_id", "prompt", "chosen", "rejected"]]
     )  # without the columns of token counts, which are computed here
-    prompts = [tokenizer.apply_chat_template(list(m), add_generation_prompt=True, tokenize=False) for m in pairs.prompt]
+    prompts = [render_prompt(tokenizer, list(messages)) for messages in pairs["prompt"]]
     heads = tokenizer(prompts, add_special_tokens=False).input_ids if prompts else []
     texts = {side: [messages[0]["content"] for messages in pairs[side]] for side in SIDES}
     ids = {s: tokenizer(t, add_special_tokens=False).input_ids if t else [] for s, t in texts.items()}

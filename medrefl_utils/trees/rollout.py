@@ -169,7 +169,10 @@ def _screening(
         [[derive_seed(seed, question.question_id, "ease", i) for i in range(chains)] for question in shard.questions],
     )
     right = [
-        sum(extract_answer(chain.text, question.options).letter == question.gold for chain in row)
+        sum(
+            extract_answer(chain.text, question.options, thinking_open=generator.thinking_open).letter == question.gold
+            for chain in row
+        )
         for question, row in zip(shard.questions, drawn, strict=True)
     ]
     ids = [question.question_id for question in shard.questions]

@@ -206,7 +206,7 @@ class _Tree:
         path = child.path()
         text = "".join(step.text for step in path)
         if stop == "end" or self._answered(child, text):
-            letter = extract_answer(text, child.question.options).letter
+            letter = extract_answer(text, child.question.options, thinking_open=self.thinking_open).letter
             return ("answer" if letter else "unreadable"), letter
         if not child.text.strip():
             return "empty", None
@@ -377,7 +377,8 @@ def _ask(trees: Sequence[_Tree], generator: Generator, sampling: Sampling) -> No
             node.question, len(tree.nodes), node, f"{node.place}.answer", line + written.text,
             head + written.token_ids, len(head) + written.length, node.weight, written.logprob, node.depth + 1,
         )  # fmt: skip
-        leaf.answer = extract_answer("".join(step.text for step in leaf.path()), node.question.options).letter
+        text = "".join(step.text for step in leaf.path())
+        leaf.answer = extract_answer(text, node.question.options, thinking_open=tree.thinking_open).letter
         leaf.stop = "answer" if leaf.answer else "unreadable"
         tree.counts[f"ended_{leaf.stop}"] += 1
         tree.nodes.append(leaf)
