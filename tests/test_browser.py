@@ -200,9 +200,11 @@ def nothing_ran(page: Page) -> None:
 
 def test_pairs_are_filtered_and_read_in_notebook_03(lab: Lab) -> None:
     page = lab.run_all("notebooks/03_pair_construction.ipynb")
-    cell = cell_of(page, "explore.pairs")
+    cell = cell_of(page, "explore_pairs")
     pair, tree = pane(cell, "pair"), pane(cell, "tree")
-    expect(pair.locator("h4").first).to_contain_text(re.compile(r"Pair [0-9a-f]{16}, reasoning: S differs by \+"))
+    expect(pair.locator("h4").first).to_contain_text(
+        re.compile(r"Pair [0-9a-f]{16}, reasoning: S\(chosen\) − S\(rejected\) = \+")
+    )
     expect(pair).to_contain_text("<script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$")
     nothing_ran(page)
 
@@ -212,7 +214,7 @@ def test_pairs_are_filtered_and_read_in_notebook_03(lab: Lab) -> None:
     shared, sides = pair.locator(".shared"), pair.locator(".side")
     expect(shared).to_be_visible()
     assert shared.evaluate("e => getComputedStyle(e).color") == "rgb(107, 107, 107)"
-    assert pair.locator(".parts").inner_text() == "◆ here the two part"
+    assert pair.locator(".parts").inner_text() == "◆ the two sides diverge here"
     chosen, rejected = (sides.nth(side).bounding_box() for side in (0, 1))
     assert chosen["y"] == rejected["y"] and chosen["x"] + chosen["width"] <= rejected["x"], "not side by side"
     expect(tree.locator(".node.left").first).to_be_attached()
@@ -227,7 +229,7 @@ def test_pairs_are_filtered_and_read_in_notebook_03(lab: Lab) -> None:
 
 def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> None:
     page = lab.run_all("notebooks/02_step_valuation.ipynb")
-    cell = cell_of(page, "explore.trees")
+    cell = cell_of(page, "explore_trees")
     tree, detail, pair = (pane(cell, name) for name in ("tree", "step", "pair"))
     questions = cell.locator("select").nth(1)
     expect(questions.locator("option")).to_have_count(24)
@@ -240,7 +242,7 @@ def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> Non
     leaf = tree.locator(".node", has_text="✗").first
     leaf.click()
     expect(detail.locator("h4").first).to_contain_text(leaf.get_attribute("data-pick").replace("node:", "Step "))
-    expect(detail).to_contain_text("Outcome −1, stop: answer")
+    expect(detail).to_contain_text("Outcome −1; stop reason: answer")
     expect(detail.locator("table.actions")).to_contain_text("✓ effective")
     assert leaf.get_attribute("aria-selected") == "true"
     first = tree.locator(".node").nth(1)
@@ -278,7 +280,7 @@ def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> Non
 def test_a_tree_of_a_thousand_steps_answers_at_once(lab: Lab, checkout: Path) -> None:
     thousand_steps(checkout / "runs" / "thousand")
     page = lab.run_all("notebooks/02_step_valuation.ipynb")
-    cell = cell_of(page, "explore.trees")
+    cell = cell_of(page, "explore_trees")
     tree, detail = pane(cell, "tree"), pane(cell, "step")
     cell.locator("select").first.select_option("thousand")
     expect(tree.locator(".node")).to_have_count(1023)
@@ -309,7 +311,7 @@ def thousand_steps(run: Path) -> None:
 
 def test_what_changed_is_read_in_notebook_05(lab: Lab) -> None:
     page = lab.run_all("notebooks/05_benchmark_evaluation.ipynb")
-    cell = cell_of(page, "explore.responses")
+    cell = cell_of(page, "explore_responses")
     answers = pane(cell, "answers")
     changed = cell.get_by_role("button", name=re.compile(r"(wrong → right|right → wrong) \([1-9]\d*\)")).first
     name, number = re.fullmatch(r"(.*) \((\d+)\)", changed.inner_text()).groups()
@@ -336,7 +338,7 @@ def test_an_executed_notebook_has_the_twin_and_no_widget_box(lab: Lab, checkout:
     done = subprocess.run(command, cwd=checkout, env=_environment(checkout, root), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = lab.open("notebooks/executed.ipynb")
-    cell = cell_of(page, "explore.trees")
+    cell = cell_of(page, "explore_trees")
     expect(cell.locator(".medrefl > details")).to_have_count(3)
     expect(cell.locator(".medrefl .tree").first).to_be_visible()
     expect(cell).to_contain_text("<script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$")
@@ -360,9 +362,9 @@ def test_the_report_fits_its_screen(checkout: Path, browser: Browser, shots: Pat
     wide += " && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 200))"
     assert page.evaluate(wide) == [], "cut off at the right"
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    expect(page.get_by_role("heading", name="A repaired answer")).to_be_visible()
+    expect(page.get_by_role("heading", name="Corrected answer")).to_be_visible()
     for kind in ("reasoning", "reflection mid", "reflection post", "random cot"):
-        expect(page.get_by_role("heading", name=f"A pair: {kind}")).to_be_visible()
+        expect(page.get_by_role("heading", name=f"Pair: {kind}")).to_be_visible()
     expect(page.locator("#examples")).to_contain_text("<script>window.gotcha=1</script> <img src=x onerror")
     nothing_ran(page)
     first = page.locator(".tree details:not([open]) > summary").first

@@ -236,7 +236,7 @@ def test_a_profile_names_the_stages_that_run(finished: Path) -> None:
         "'stages' names '03_pair_constructions', which is not a notebook (did you mean '03_pair_construction'?)"
         in done.stderr
     )
-    (finished / "params/pairs.yaml").write_text("stages: 03\nshared:\n  run: p\n")
+    (finished / "params/pairs.yaml").write_text("stages: 3\nshared:\n  run: p\n")
     assert "'stages' holds 3, expected a list of notebooks" in medrefl(finished, "run", "params/pairs.yaml").stderr
 
 

@@ -186,6 +186,10 @@ def test_a_stage_is_found_by_its_number_its_beginning_or_a_part_of_its_name(name
     assert matching_names(name, [stage.name for stage in STAGES]) == found
 
 
+def test_stages_are_named_by_number_or_by_a_part_of_the_name(root: Path) -> None:
+    assert load(root, "stages: [1, double]\nshared:\n  seed: 1\n").stages == ("01_count", "02_double")
+
+
 def test_set_takes_a_part_of_a_notebooks_name(root: Path) -> None:
     found = load(root, None, "01.n=7", "double.loud=true", "1.rate=0.5").parameters
     assert (found["01_count"]["n"], found["01_count"]["rate"], found["02_double"]["loud"]) == (7, 0.5, True)

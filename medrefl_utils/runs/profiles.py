@@ -252,11 +252,14 @@ def _similar_profile(path: Path, root: Path) -> str:
 def _stages(path: Path, named: Any, known: Iterable[str]) -> tuple[str, ...]:
     if not isinstance(named, list):
         raise MedReflError(f"{path}: 'stages' holds {_shown(named)}, expected a list of notebooks: {', '.join(known)}")
+    found = []
     for name in named:
-        if not isinstance(name, str) or name not in known:
+        fitting = matching_names(str(name), known) if type(name) in (str, int) else []
+        if len(fitting) != 1:
             expected = _expected(str(name), known)
             raise MedReflError(f"{path}: 'stages' names {_shown(name)}, which is not a notebook{expected}")
-    return tuple(named)
+        found += fitting
+    return tuple(found)
 
 
 def _override(text: str, known: Iterable[str]) -> tuple[str, str, Document]:
