@@ -19,7 +19,7 @@ from medrefl_utils.evaluation import (
     score_responses,
 )
 from medrefl_utils.exam import clinic
-from medrefl_utils.models import LocalGenerator, Usage
+from medrefl_utils.models import Generator, LocalGenerator, Usage
 
 QUESTIONS = clinic.make_exam(150, seed=4, split="test")
 SAMPLED = Protocol("sampled", (Sampling(1.0, 1.0, 256),) * 2)
@@ -138,7 +138,7 @@ def test_protocols_by_name() -> None:
         make_protocol("beam")
 
 
-class Scripted:
+class Scripted(Generator):
     """Writes what it is told, a list of texts for each question's stem; a token is a character."""
 
     def __init__(self, texts: dict[str, list[str]]):
@@ -249,7 +249,7 @@ def test_a_judge_reads_what_the_rules_leave_and_both_figures_are_shown(responses
 
 
 def test_json_is_asked_for_and_read(student):
-    class Says:
+    class Says(Generator):
         usage = Usage()
 
         def chat(self, messages, sampling, seeds, progress=None):

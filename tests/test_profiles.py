@@ -11,6 +11,7 @@ from medrefl_utils.runs import STAGES, Parameter, load_profile, notebook_paramet
 from medrefl_utils.runs.profile_yaml import parse
 from medrefl_utils.runs.profiles import matching_names
 from medrefl_utils.runs.renamed_parameters import RENAMED
+from medrefl_utils.runs.stages import FOLLOWS
 from tests import toy
 from tests.conftest import ROOT
 
@@ -301,4 +302,15 @@ def test_an_old_name_is_refused_with_the_new_one(tmp_path: Path) -> None:
     with pytest.raises(
         MedReflError, match=r"no notebook has the parameter 'rank' \(since version 0.2.0 it is 'lora_rank'\)"
     ):
+        load_profile(path, notebooks, root=ROOT)
+
+
+def test_a_choice_may_be_written_as_a_number(tmp_path: Path) -> None:
+    notebooks = {stage.name: ROOT / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
+    path = toy.profile(tmp_path, {"shared": {"run": "x"}, "05_benchmark_evaluation": {"answer_base": 1}})
+    found = load_profile(path, notebooks, root=ROOT, follows=FOLLOWS).parameters
+    assert found["05_benchmark_evaluation"]["answer_base"] == "1"
+    assert found["03_pair_construction"]["evaluation_answer_base"] == "1"
+    path = toy.profile(tmp_path, {"shared": {"run": "x", "answer_base": 2}})
+    with pytest.raises(MedReflError, match="found 2 .* expected str"):
         load_profile(path, notebooks, root=ROOT)

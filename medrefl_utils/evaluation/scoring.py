@@ -27,7 +27,7 @@ from medrefl_utils.exam.clinic import make_exam
 from medrefl_utils.exam.exam_files import read_rows
 from medrefl_utils.exam.lint import content_key
 from medrefl_utils.exam.questions import Rows, question_from_row
-from medrefl_utils.exam.words import words
+from medrefl_utils.exam.word_splitting import words
 
 _RESPONSE = ("response", "reason", "output", "completion", "generated_text", "prediction", "text")
 _GOLD = ("gold", "ideal_answer", "answer_idx", "label")

@@ -1,6 +1,6 @@
 """Exam questions: load them, ask them, cut an answer into steps, and read its letter.
 
-Input: a file, a benchmark's name, a hub dataset or the built-in clinic. Output: ``Question`` records, the prompts that
+In: a file, a benchmark's name, a hub dataset or the built-in clinic. Out: ``Question`` records, the prompts that
 ask them, the steps of a text (``split_into_steps``), and the letter that a response states (``extract_answer``).
 ``lint_questions`` checks an exam, and ``find_overlaps`` compares two exams. ``benchmark_registry`` also knows which
 published models were trained on which benchmarks. No model runs here.
@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "with_shuffled_options",
         ],
         "exam_files": ["read_rows"],
-        "words": ["TokenEstimate", "estimate_tokens", "words"],
+        "word_splitting": ["TokenEstimate", "estimate_tokens", "words"],
         "benchmarks": [
             "Benchmark",
             "benchmark_registry",

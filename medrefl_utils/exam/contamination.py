@@ -18,7 +18,7 @@ from datasketch import MinHash, MinHashLSH
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import OVERLAPS
-from medrefl_utils.exam.words import words
+from medrefl_utils.exam.word_splitting import words
 
 _CANDIDATES = 0.4
 """Jaccard similarity from which a pair is verified: so far below the threshold that hashing misses almost none."""

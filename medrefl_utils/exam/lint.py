@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from medrefl_utils.core.records import LETTERS, Question
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.words import MARKS, TokenEstimate, estimate_tokens
+from medrefl_utils.exam.word_splitting import MARKS, TokenEstimate, estimate_tokens
 
 CONTEXT = 4096
 """Tokens that a prompt may have before ``too_long`` warns: the context of many small models."""

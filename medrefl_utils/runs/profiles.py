@@ -299,6 +299,8 @@ def _typed(value: Any, parameter: Parameter, limit: Limit | None, where: str, so
     except (NameError, TypeError) as error:
         raise MedReflError(f"{where}: the notebook's type {parameter.annotation!r} is not supported") from error
     adapter = TypeAdapter(kind, config=ConfigDict(strict=True))
+    if kind is str and type(value) is int and limit is not None and limit.holds(str(value)):
+        value = str(value)  # a choice that looks like a number: answer_base: 1
     try:
         value = adapter.validate_python(value)
     except ValidationError:
