@@ -277,7 +277,7 @@ def test_a_leafs_letter_is_what_the_reader_of_responses_reads_in_its_path(texts,
     generator = Written(tuple(texts), thinking_open)
     tree = grow_trees([QUESTION], generator, growth=growth, sampling=sampling, seed=0)
     for text, (letter, stop, outcome) in leaves_of(tree).items():
-        read = extract_answer(text, QUESTION.options).letter
+        read = extract_answer(text, QUESTION.options, thinking_open=thinking_open).letter
         assert stop in ("answer", "unreadable", "repeat", "empty")
         if stop in ("answer", "unreadable"):
             assert letter == read and (stop == "answer") == (letter is not None)

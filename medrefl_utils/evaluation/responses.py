@@ -122,7 +122,7 @@ def _written(
     written = generator.chat(messages, sampling, seeds, progress)
     cut = [i for i, response in enumerate(written) if protocol.budget and response.stop == "length"]
     if cut:
-        asked = [prompts.ask_for_answer(written[i].text) for i in cut]
+        asked = [prompts.ask_for_answer(written[i].text, thinking_open=generator.thinking_open) for i in cut]
         prefixes = [
             Prefix(messages[i], written[i].token_ids + generator.encode(text), written[i].text + text)
             for i, text in zip(cut, asked, strict=True)

@@ -84,12 +84,19 @@ def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], 
     )
 
 
-def ask_for_answer(cut: str) -> str:
-    """Return the text that asks a response cut at its budget for its answer, in the model's own turn.
+def ask_for_answer(cut: str, *, thinking_open: bool = False) -> str:
+    """Return what the assistant's turn goes on with when a response that was cut is asked for its answer.
 
     It first closes a thinking that is still open, with the mark that belongs to the opening one.
+
+    Args:
+        cut: the response so far.
+        thinking_open: the chat template opened the thinking, so ``cut`` begins inside it.
     """
-    if "<think>" in cut and "</think>" not in cut:
+    for opening, closing in (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")):
+        if opening in cut and closing not in cut:
+            return f"\n{closing}\n\nAnswer:"
+    if thinking_open and not any(mark in cut for mark in ("</think>", "</thinking>", "[/THINK]")):
         return "\n</think>\n\nAnswer:"
     if "## Thinking" in cut and "## Final Response" not in cut:
         return "\n\n## Final Response\n\nThe answer is"

@@ -22,7 +22,15 @@ from rich.table import Table
 from rich.text import Text
 
 from medrefl_utils.core.errors import MedReflError
-from medrefl_utils.models.memory import GIB, ModelShape, longest_pairs, predict_decoding, predict_training
+from medrefl_utils.models.memory import (
+    GIB,
+    ModelShape,
+    experts_text,
+    longest_pairs,
+    parameters_text,
+    predict_decoding,
+    predict_training,
+)
 from medrefl_utils.runs.profiles import Profile
 
 Verdict = Literal["ok", "note", "stop"]
@@ -43,7 +51,7 @@ _USUAL = {
 _MIN_PYTHON = (3, 11)
 _MIN_DISK, _MIN_MEMORY = 2.0, 2.0  # GiB, for a smoke run and its models
 _ENOUGH_DISK = 10.0  # GiB; with less, adapters and checkpoints of the hub soon do not fit
-_SMALL = 0.1  # billions of parameters; the prediction holds for larger models
+_SMALL = 1e8  # parameters; the prediction holds for larger models
 _ROWS, _TOKENS = 8, 2048
 """Batch size of decoding, and tokens per continuation with its prompt: a useful minimum (ours)."""
 
@@ -210,11 +218,13 @@ def _models(machine: Machine, profile: Profile) -> Iterator[Check]:
         except MedReflError as error:
             yield Check("model", model, "stop", str(error))
             continue
-        billions = (shape.linear_weights + shape.other_weights) / 1e9
-        if billions < _SMALL:
-            yield Check("model", f"{model}, {1000 * billions:.2g} million parameters", "ok", "fits anywhere")
+        size = f"{model}, {parameters_text(shape.weights)}"
+        if shape.weights < _SMALL:
+            yield Check("model", size, "ok", "fits anywhere")
             continue
         width = 2 if machine.card else 4
         needed = max(memory_needed(shape, training=training, settings=given, width=width) for training, given in ways)
         verdict, why = "stop" if needed > room else "ok", f"needs about {needed:.1f} GiB, {where} has {room:.1f}"
-        yield Check("model", f"{model}, {billions:.2g}B", verdict, why)
+        if shape.expert_weights and any(given.get("quantization") == "nf4" for _, given in ways):
+            why += f"; {experts_text(shape.expert_weights)}"
+        yield Check("model", size, verdict, why)
