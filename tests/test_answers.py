@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medrefl_utils.core import Answer, MedReflError
-from medrefl_utils.exam.answers import EXPLICIT, extract_answer, split_thinking, states_answer
+from medrefl_utils.exam.answers.reader import EXPLICIT, extract_answer, split_thinking, states_answer
 
 OPTIONS = {"A": "Aspirin", "B": "Hepatitis B vaccine", "C": "Vitamin D", "D": "Escherichia coli", "E": "B lymphocytes"}
 

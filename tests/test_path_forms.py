@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from medrefl_utils.core import Question
-from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.answers.reader import extract_answer
 from medrefl_utils.pairs import correction_texts, insert_reflection, reflection_candidates, reflection_pairs, split_form
 from medrefl_utils.trees import locate_errors, paths, rank_corrections
 

@@ -21,7 +21,11 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NEXT = {
     "00_tiny_student": "01_tree_rollout",
+    "01_tree_rollout": "02_step_valuation",
     "02_step_valuation": "03_pair_construction",
+    "03_pair_construction": "04_dpo_lora_4bit",
+    "04_dpo_lora_4bit": "05_benchmark_evaluation",
+    "05_benchmark_evaluation": "06_report",
     "06_report": "07_ablation",
     "colab": "01_tree_rollout",
 }
@@ -96,10 +100,9 @@ class TestNotebook:
         if notebook.stem not in NEXT:
             return
         last = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "markdown"][-1]
-        number, *words = NEXT[notebook.stem].split("_")
-        name = f"{number} · {' '.join(words).capitalize()}"
-        assert f"Next: [{name}]({NEXT[notebook.stem]}.ipynb) " in last.split("\n")[-1]
-        assert (ROOT / "notebooks" / f"{NEXT[notebook.stem]}.ipynb").is_file()
+        following = ROOT / "notebooks" / f"{NEXT[notebook.stem]}.ipynb"
+        name = nbformat.read(following, as_version=4).cells[0].source.split("\n")[0].removeprefix("# ")
+        assert f"Next: [{name}]({following.name}) " in last.split("\n")[-1]
 
     def test_parameters_are_one_line_each_with_type_and_meaning(self, notebook: Path) -> None:
         tagged = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]

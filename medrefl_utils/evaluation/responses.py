@@ -19,7 +19,7 @@ from medrefl_utils.core.schemas import RESPONSES
 from medrefl_utils.core.store import write_table
 from medrefl_utils.evaluation.protocols import Protocol
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import extract_answer, split_thinking
+from medrefl_utils.exam.answers.reader import extract_answer, split_thinking
 from medrefl_utils.exam.lint import content_key
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.models.asking import ask_until_valid

@@ -22,7 +22,7 @@ from medrefl_utils.core.schemas import RESPONSES
 from medrefl_utils.core.store import read_table
 from medrefl_utils.evaluation.responses import question_identity, response_row
 from medrefl_utils.evaluation.statistics import score_responses
-from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.answers.reader import extract_answer
 from medrefl_utils.exam.clinic import make_exam
 from medrefl_utils.exam.exam_files import read_rows
 from medrefl_utils.exam.lint import content_key

@@ -11,7 +11,7 @@ from medrefl_utils.core.records import Question, Sampling
 from medrefl_utils.core.schemas import CONTINUATIONS
 from medrefl_utils.evaluation.correction_rates import RIGHT_ANSWER, WRONG_ANSWER, WRONG_STEP, reconsiders
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.answers.reader import extract_answer
 from medrefl_utils.models.generators.interface import Generator, Prefix, derive_seed
 from medrefl_utils.trees.corrections import locate_errors
 from medrefl_utils.trees.values import paths

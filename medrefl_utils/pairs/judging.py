@@ -13,7 +13,7 @@ from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Question, Sampling
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import split_thinking
+from medrefl_utils.exam.answers.reader import split_thinking
 from medrefl_utils.models.asking import ask_until_valid, count_faults
 from medrefl_utils.models.generators.interface import Generator
 

@@ -17,7 +17,7 @@ from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import PAIRS
-from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.answers.reader import extract_answer
 from medrefl_utils.exam.prompts import Messages
 
 PAIR_KINDS = ("reasoning", "reflection_mid", "reflection_post", "random_cot")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from medrefl_utils.exam.answers import split_thinking
+from medrefl_utils.exam.answers.reader import split_thinking
 
 # What can be a mark at the beginning of a text, and at its end. ``split_thinking`` says whether it is one.
 _FIRST = re.compile(

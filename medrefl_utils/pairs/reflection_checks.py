@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from medrefl_utils.core.records import Continuation
-from medrefl_utils.exam.answers import extract_answer, split_thinking
+from medrefl_utils.exam.answers.reader import extract_answer, split_thinking
 from medrefl_utils.pairs.reflection import CorrectionText
 
 # Not leaks, but good medicine: "The key is", "a different branch", "a solution was given".

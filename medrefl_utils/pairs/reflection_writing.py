@@ -10,7 +10,7 @@ from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.core.schemas import REFLECTIONS
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import split_thinking
+from medrefl_utils.exam.answers.reader import split_thinking
 from medrefl_utils.models.asking import ReplyReader, ask_until_valid, count_faults
 from medrefl_utils.models.generators.interface import Generator
 from medrefl_utils.pairs.reflection import CorrectionKey, CorrectionText

@@ -10,7 +10,7 @@ from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.records import Continuation, Question, Sampling
 from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import extract_answer, split_thinking
+from medrefl_utils.exam.answers.reader import extract_answer, split_thinking
 from medrefl_utils.models.asking import ReplyReader, ask_until_valid, excerpt
 from medrefl_utils.models.generators.interface import Generator
 from medrefl_utils.pairs.pair_table import replace_sides

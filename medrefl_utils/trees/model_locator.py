@@ -10,7 +10,7 @@ import pandas as pd
 from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.records import Continuation, Question, Sampling
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import split_thinking
+from medrefl_utils.exam.answers.reader import split_thinking
 from medrefl_utils.models.asking import ReplyReader, ask_until_valid, count_faults
 from medrefl_utils.models.generators.interface import Generator
 

@@ -32,7 +32,7 @@ from medrefl_utils.core.schemas import SCREENING, STEPS
 from medrefl_utils.core.store import read_table, table_key, table_notes, write_table
 from medrefl_utils.exam import answers, prompts
 from medrefl_utils.exam import steps as exam_steps
-from medrefl_utils.exam.answers import extract_answer
+from medrefl_utils.exam.answers.reader import extract_answer
 from medrefl_utils.models.generators.interface import Generator, Prefix, Usage, derive_seed
 from medrefl_utils.trees import search
 from medrefl_utils.trees.search import SearchSettings, Watch, grow_trees
@@ -298,8 +298,9 @@ def _say_nothing(*_: Any) -> None:
 
 def _code(generator: Generator) -> str:
     """Return a hash of the code that makes the trees: a change of the code makes new trees."""
-    modules = (search, answers, exam_steps, sys.modules[__name__], sys.modules[type(generator).__module__])
-    return _digest([inspect.getsource(module) for module in modules])
+    modules = (search, exam_steps, sys.modules[__name__], sys.modules[type(generator).__module__])
+    reader = sorted(Path(answers.__file__).parent.glob("*.py"))
+    return _digest([inspect.getsource(module) for module in modules] + [file.read_text("utf-8") for file in reader])
 
 
 def _digest(value: object) -> str:

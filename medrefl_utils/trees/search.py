@@ -24,7 +24,7 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Question, Sampling
 from medrefl_utils.core.schemas import STEPS
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.answers import extract_answer, split_thinking, states_answer
+from medrefl_utils.exam.answers.reader import extract_answer, split_thinking, states_answer
 from medrefl_utils.exam.steps import STEP_KINDS, content_start, split_into_steps
 from medrefl_utils.models.generators.interface import Generator, Prefix, derive_seed
 

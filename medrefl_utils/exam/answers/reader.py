@@ -4,10 +4,10 @@ Better none than wrong: a response that names no option clearly, or several, has
 
 1. Fold full-width signs, typographic quotes and struck-out text (``~~B~~``).
 2. Set the thinking aside (``split_thinking``). In a thinking that was cut, only a final form of answer counts.
-3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``answer_statements``). Denials, hypotheticals and
+3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``statements``). Denials, hypotheticals and
    answers of others do not count. A statement that no rule can read ends the search: nothing before it is read.
 4. Look for a retraction after it ("wait, that's wrong"): then the answer is what follows the retraction, or none.
-5. Without an explicit statement, read in this order (``answer_hints``, ``answer_verdicts``): a ``lone`` letter, a
+5. Without an explicit statement, read in this order (``hints``, ``verdicts``): a ``lone`` letter, a
    ``verdict`` ("A is wrong. B is right."), a ``label`` (a marked letter in a sentence that chooses), an option's
    ``text``, a ``misspelled`` text. A text that was cut in mid-sentence, or that only describes an option, chooses none.
 
@@ -24,12 +24,12 @@ from typing import NamedTuple
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import LETTERS, Answer
-from medrefl_utils.exam import answer_hints as hints
-from medrefl_utils.exam.answer_hints import Found
-from medrefl_utils.exam.answer_languages import Rules, active, foreign
-from medrefl_utils.exam.answer_options import Options, prepare
-from medrefl_utils.exam.answer_retractions import doubts, find_retraction
-from medrefl_utils.exam.answer_statements import (
+from medrefl_utils.exam.answers import hints
+from medrefl_utils.exam.answers.hints import Found
+from medrefl_utils.exam.answers.languages import Rules, active, foreign
+from medrefl_utils.exam.answers.options import Options, prepare
+from medrefl_utils.exam.answers.retractions import doubts, find_retraction
+from medrefl_utils.exam.answers.statements import (
     ASSERTED,
     DENIED,
     DOUBTFUL,
@@ -39,9 +39,9 @@ from medrefl_utils.exam.answer_statements import (
     english,
     json_answers,
 )
-from medrefl_utils.exam.answer_text import lower, plain, straight
-from medrefl_utils.exam.answer_thinking import split_thinking
-from medrefl_utils.exam.answer_verdicts import verdicts
+from medrefl_utils.exam.answers.text import lower, plain, straight
+from medrefl_utils.exam.answers.thinking import split_thinking
+from medrefl_utils.exam.answers.verdicts import verdicts
 
 __all__ = ["EXPLICIT", "extract_answer", "split_thinking", "states_answer"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from medrefl_utils.exam.answer_languages import Rules
-from medrefl_utils.exam.answer_text import holds
+from medrefl_utils.exam.answers.languages import Rules
+from medrefl_utils.exam.answers.text import holds
 
 _RETRACTION_WORDS = tuple(
     (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from medrefl_utils.exam.answer_languages import Rules, is_hypothetical
-from medrefl_utils.exam.answer_options import Options
-from medrefl_utils.exam.answer_text import IF, MARK_TAIL, PASSED, clause_begin
+from medrefl_utils.exam.answers.languages import Rules, is_hypothetical
+from medrefl_utils.exam.answers.options import Options
+from medrefl_utils.exam.answers.text import IF, MARK_TAIL, PASSED, clause_begin
 
 # Verdicts in English, after a letter and perhaps its text.
 _VERDICT_BETWEEN = re.compile(

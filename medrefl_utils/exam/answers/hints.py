@@ -1,6 +1,6 @@
 """Reads an answer that is not stated in so many words: a lone letter, a marked letter, an option's text.
 
-These rules count only where no explicit statement stands (``answer_statements``), or after one that was taken back.
+These rules count only where no explicit statement stands (``statements``), or after one that was taken back.
 Each abstains where it would have to choose between two options.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from medrefl_utils.exam.answer_languages import Rules
-from medrefl_utils.exam.answer_options import OPEN, Options
-from medrefl_utils.exam.answer_text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
-from medrefl_utils.exam.answer_verdicts import WRONG
-from medrefl_utils.exam.answer_words import BARE, OTHERS
+from medrefl_utils.exam.answers.languages import Rules
+from medrefl_utils.exam.answers.options import OPEN, Options
+from medrefl_utils.exam.answers.text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
+from medrefl_utils.exam.answers.verdicts import WRONG
+from medrefl_utils.exam.answers.words import BARE, OTHERS
 
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(

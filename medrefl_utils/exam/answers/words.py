@@ -1,6 +1,6 @@
 """Words with which each language states an answer: data for ``answers``, one row per language.
 
-English has rules of its own in ``answer_statements``; every other language uses the same rules with its row. A row
+English has rules of its own in ``statements``; every other language uses the same rules with its row. A row
 lists words in lower case. Patterns join the words of a field with "|", so a word may contain regular expressions.
 """
 

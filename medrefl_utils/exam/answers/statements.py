@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from medrefl_utils.exam.answer_options import OPEN, TAKEN_BACK, Options, Value
-from medrefl_utils.exam.answer_text import clause_begin, holds, lower, sentence_end
+from medrefl_utils.exam.answers.options import OPEN, TAKEN_BACK, Options, Value
+from medrefl_utils.exam.answers.text import clause_begin, holds, lower, sentence_end
 
 ASSERTED, DENIED, SUPPOSED, DOUBTFUL, UNREADABLE = "asserted", "denied", "supposed", "doubtful", "unreadable"
 

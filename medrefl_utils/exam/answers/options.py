@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from medrefl_utils.exam.answer_words import AFTER_ARTICLE, AFTER_PRONOUN, EPITHETS, GOES_ON
+from medrefl_utils.exam.answers.words import AFTER_ARTICLE, AFTER_PRONOUN, EPITHETS, GOES_ON
 
 # A number with its sign, separators and range is one token: "-2", "1,000", "2-4", "L4/L5", "25%".
 TOKEN = re.compile(

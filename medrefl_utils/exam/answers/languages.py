@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from medrefl_utils.exam.answer_options import Options
-from medrefl_utils.exam.answer_statements import ASKED, ASSERTED, DENIED, SUPPOSED, UNREADABLE, Statement, prose
-from medrefl_utils.exam.answer_text import clause_begin, sentence_end
-from medrefl_utils.exam.answer_words import LANGUAGES, Language
+from medrefl_utils.exam.answers.options import Options
+from medrefl_utils.exam.answers.statements import ASKED, ASSERTED, DENIED, SUPPOSED, UNREADABLE, Statement, prose
+from medrefl_utils.exam.answers.text import clause_begin, sentence_end
+from medrefl_utils.exam.answers.words import LANGUAGES, Language
 
 _SPACED = frozenset(("es", "fr", "de", "pt", "it", "ru", "vi", "tr", "ar", "hi"))
 _NOT_BEHIND = frozenset(("ko", "ja", "hi", "tr", "th"))

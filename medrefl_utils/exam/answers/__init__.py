@@ -1,0 +1,17 @@
+"""The answer reader: which option a response chooses, by rules alone.
+
+``reader`` decides. It asks ``thinking`` what the model tells the user, ``statements`` and ``languages`` for explicit
+statements, ``retractions`` for what is taken back, and ``verdicts`` and ``hints`` where nothing is stated. ``options``
+reads what is written at one position, ``text`` normalises, ``words`` is the table of languages. Public names are
+imported from ``medrefl_utils.exam``.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "reader": ["EXPLICIT", "extract_answer", "states_answer"],
+        "thinking": ["split_thinking"],
+    },
+)
