@@ -99,7 +99,7 @@ def lint_questions(
     Args:
         rows: (row number, question) of each row that is a question.
         faults: (row number, message) of each row that is not.
-        context: tokens above which a prompt is ``too_long``, by the high estimate of ``words.estimate_tokens``.
+        context: tokens above which a prompt is ``too_long``, by the high estimate of ``estimate_tokens``.
     """
     found: dict[str, list[int]] = defaultdict(list)
     notes: dict[str, str] = {}

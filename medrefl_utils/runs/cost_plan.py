@@ -31,7 +31,6 @@ from medrefl_utils.evaluation.protocols import make_protocol
 from medrefl_utils.evaluation.responses import collect_responses
 from medrefl_utils.exam import prompts
 from medrefl_utils.exam.benchmarks import load_benchmark
-from medrefl_utils.exam.questions import load_questions
 from medrefl_utils.models.generators.interface import Generator
 from medrefl_utils.models.generators.local import LocalGenerator
 from medrefl_utils.models.generators.opening import open_generator
@@ -42,7 +41,7 @@ from medrefl_utils.pairs.pair_table import select_kinds
 from medrefl_utils.runs.distributed_training import training_settings
 from medrefl_utils.runs.profiles import load_profile
 from medrefl_utils.runs.provenance import RUN_DATE, run_date
-from medrefl_utils.runs.stages import STAGES
+from medrefl_utils.runs.stages import FOLLOWS, STAGES
 from medrefl_utils.training.dpo import MonitorSettings, train_dpo
 from medrefl_utils.training.token_ids import end_of_turn, pair_lengths, tokenize_pairs
 from medrefl_utils.trees import corrections
@@ -117,7 +116,7 @@ def plan_run(
     if card is not None and card <= 0:
         raise MedReflError(f"plan: --card is {card:g} GiB, expected more than 0")
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
-    loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
+    loaded = load_profile(profile, notebooks, root=root, overrides=overrides, follows=FOLLOWS)
     rollout, pairing, training, asking = (
         loaded.parameters[name] for name in (_ROLLOUT, _PAIRS, _TRAINING, _EVALUATION)
     )
@@ -126,7 +125,7 @@ def plan_run(
     there = select_kinds(read_table(run.pairs, PAIRS), training["kinds"]) if run.pairs.exists() else None
     if not probe:
         return Plan([], training_memory(training, there, f"of {run.root.name}", card))
-    exam = load_questions(
+    exam = load_benchmark(
         rollout["questions"], split=rollout["split"], limit=rollout["n_questions"], offset=rollout["offset"],
         seed=rollout["seed"], answer_base=rollout["answer_base"],
     )  # fmt: skip
@@ -196,7 +195,16 @@ def probe_trees(
     probed: Sequence[Question], generator: Generator, settings: Mapping[str, Any], files: RunFiles
 ) -> tuple[Work, pd.DataFrame]:
     """Run stage 01 on these questions; return the work and the steps of their trees."""
-    names = ("max_depth", "max_path_tokens", "force_answer", "unfinished", "search_mode", "max_frontier", "max_leaves")
+    names = (
+        "max_depth",
+        "max_path_tokens",
+        "force_answer",
+        "unfinished",
+        "search_mode",
+        "max_frontier",
+        "max_leaves",
+        "steps",
+    )
     names += ("target_right", "target_wrong", "steps")
     growth = SearchSettings(tuple(settings["branching"]), **{name: settings[name] for name in names})
     sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_step_tokens"])
@@ -321,7 +329,9 @@ def probe_answers(
     sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
     if begun is None:
         growth = SearchSettings(
-            tuple(settings["self_correction_branching"]), max_path_tokens=settings["max_new_tokens"]
+            tuple(settings["self_correction_branching"]),
+            max_path_tokens=settings["max_new_tokens"],
+            steps=settings["steps"],
         )
         one, (steps, _) = _measured(
             generator,

@@ -154,7 +154,7 @@ LIMITS: dict[str, Limit] = {
     "n_runs": _POSITIVE,
     "n_votes": _POSITIVE,
     "thinking_budget": _POSITIVE,
-    "self_correction_questions": _POSITIVE,
+    "self_correction_questions": _NATURAL,
     "self_correction_branching": _each(_POSITIVE),
     "arms": _arms((*_KINDS, "reflection")),
     "pairs_per_arm": _NATURAL,

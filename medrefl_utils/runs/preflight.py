@@ -17,7 +17,6 @@ from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.core.store import read_table
 from medrefl_utils.exam.benchmarks import check_question_source, load_benchmark
-from medrefl_utils.exam.questions import load_questions
 from medrefl_utils.models.folder_checks import check_adapter_base, resolve_checked_model
 from medrefl_utils.pairs.pair_table import check_pair_texts
 from medrefl_utils.trees.search import SearchSettings
@@ -25,7 +24,7 @@ from medrefl_utils.trees.search import SearchSettings
 MIN_FREE_BYTES = 200_000_000
 """Free bytes that a run needs on its disk: many times the artifacts of a smoke run."""
 
-_ROLLOUT, _TRAINING, _EVALUATION = "01_tree_rollout", "04_dpo_lora_4bit", "05_benchmark_evaluation"
+_TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
 
 _QUESTION_PARAMETERS = (
     ("questions", "split", "n_questions", "offset", "answer_base"),
@@ -114,12 +113,11 @@ def _models(values: Parameters) -> list[str]:
 def _check_questions(stage: str, values: Parameters, names: Sequence[str], loaded: set[tuple[Any, ...]]) -> None:
     """Load the questions that the stage's notebook will load; ``loaded`` prevents loading the same ones twice."""
     questions, split, limit, offset, answer_base = (values[name] for name in names)
-    load = load_questions if stage == _ROLLOUT else load_benchmark
     seed = values["seed"] if "seed" in values else values["seeds"][0]
-    request = (load, questions, split, limit or None, offset, seed, str(answer_base))
+    request = (questions, split, limit or None, offset, seed, str(answer_base))
     if request in loaded or not check_question_source(questions):
         return
     loaded.add(request)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the stage itself will warn
-        load(questions, split=split, limit=limit or None, offset=offset, seed=seed, answer_base=answer_base)
+        load_benchmark(questions, split=split, limit=limit or None, offset=offset, seed=seed, answer_base=answer_base)

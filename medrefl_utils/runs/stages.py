@@ -47,9 +47,14 @@ FOLLOWS = {
             "n_evaluation_questions": "n_questions",
             "evaluation_answer_base": "answer_base",
         },
-    )
+    ),
+    "05_benchmark_evaluation": ("01_tree_rollout", {"steps": "steps"}),
+    "07_ablation": ("01_tree_rollout", {"steps": "steps"}),
 }
-"""Stage 03 compares the training questions with the questions that stage 05 asks, unless the profile sets others."""
+"""{stage: (other stage, {own parameter: its parameter})}: what a profile leaves out is as in the other stage.
+
+Stage 03 compares the training questions with the questions that stage 05 asks. Stages 05 and 07 cut steps as 01 does.
+"""
 DEFAULT_STAGES = tuple(stage.name for stage in STAGES[:6])
 """The notebooks that run if a profile has no list ``stages``."""
 

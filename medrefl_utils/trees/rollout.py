@@ -213,7 +213,8 @@ def _made(
     bar.close()
     for shard in shards:
         ledger.update(table_notes(shard.path))
-    return pd.concat([read_table(shard.path, schema) for shard in shards], ignore_index=True)
+    tables = [read_table(shard.path, schema) for shard in shards]
+    return pd.concat(tables, ignore_index=True) if tables else schema.empty_table().to_pandas()
 
 
 def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
