@@ -15,7 +15,16 @@ hypothesis.settings.register_profile("medrefl", deadline=None)
 hypothesis.settings.load_profile("medrefl")
 
 ROOT = Path(__file__).parents[1]
-MINUTES = ("test_pipeline", "test_faults", "test_browser", "test_colab", "test_ablation", "test_plan", "test_adapters")
+MINUTES = (
+    "test_smollm2",
+    "test_pipeline",
+    "test_faults",
+    "test_browser",
+    "test_colab",
+    "test_ablation",
+    "test_plan",
+    "test_adapters",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
