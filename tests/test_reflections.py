@@ -31,6 +31,8 @@ INVALID = CorrectionText(QUESTION, TURN.public, TURN.wrong, ("Step 2: nothing.\n
 class Script:
     """A generator that answers by a function of the prompt and the attempt, and keeps what it was asked."""
 
+    thinking_open = False
+
     def __init__(self, reply, stop: str = "end"):
         self.reply, self.stop, self.asked = reply, stop, []
 

@@ -100,34 +100,34 @@ def insert_reflection(wrong: str, right: str, taken: int, reflection: str, *, fi
         (published form: "a finished wrong path, effective reflection, right steps"). In a chain with a final section
         the place depends on where the paths part (ours):
 
-        - in the reasoning: the reflection follows the last step of reasoning, inside the thinking. The wrong path loses
-          its closing mark, and a finished one its final section too. Where the wrong steps are in this section only,
-          its words stay, because the reflection corrects them.
-        - in the final section: the wrong path is kept, the reflection stands in its final section, and the steps of
-          ``right`` follow.
+        - before the words of the final section: the reflection follows the last step of reasoning, inside the thinking.
+          The wrong path loses its closing mark, and a finished one its final section too. Where the wrong steps are in
+          this section only, its words stay, because the reflection corrects them.
+        - among the words of the final section: the wrong path is kept, the reflection stands in its final section, and
+          the steps of ``right`` follow.
     """
     begun, other = split_form(wrong), split_form(right)
     line = " ".join(reflection.split())
-    section = len(right) - len(other.final_section)
-    end = section + len(other.closing)
-    if other.closing and (taken >= end or (taken > section and _closes(right[:taken]))):
-        heading = right[taken:end].strip()
-        rest = other.final if heading and heading in begun.final_section else right[taken:]
-        return _joined(wrong, line, rest.lstrip())
+    words_begin = len(right) - len(other.final)
+    if other.closing and right[words_begin:taken].strip():
+        return _joined(wrong, line, right[taken:].lstrip())
     before = begun.reasoning
     in_reasoning = before[max(taken - len(begun.opening), 0) :].strip()
     if begun.final.strip() and not (finished and in_reasoning):
         before = f"{before.rstrip()}\n{begun.final.strip()}" if before.strip() else begun.final.strip()
     steps = other.reasoning[max(taken - len(other.opening), 0) :] + other.final_section
-    return _joined(_opening(begun, other) + before, line, steps)
+    opening = _opening(begun, other)
+    before = before if opening == begun.opening else before.lstrip()
+    return _joined(opening + before, line, steps.lstrip("\n"))
 
 
 def _opening(begun: PathForm, other: PathForm) -> str:
     """Return the opening mark of the whole text: ``begun``'s, if the final section of ``other`` goes with it."""
+    closed = _closes(other.opening)
     unclosed = _opens(begun.opening) and not other.closing
-    if unclosed or _closes(begun.opening) != _closes(other.opening):
-        return other.opening
-    return begun.opening or other.opening
+    if not unclosed and _closes(begun.opening) == closed:
+        return begun.opening or other.opening
+    return f"{other.opening}\n\n" if closed else other.opening
 
 
 def _joined(*parts: str) -> str:
