@@ -2,6 +2,8 @@
 
 import copy
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
