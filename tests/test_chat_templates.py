@@ -18,7 +18,6 @@ from medrefl_utils.models import (
     prompt_date,
     render_prompt,
     thinking_is_open,
-    writes_date,
 )
 
 PROMPT = [{"role": "user", "content": "Which drug?\n\nA. Aspirin\nB. Heparin"}]
@@ -122,6 +121,14 @@ def test_a_template_in_chat_template_json_is_used(folder):
         ("<think>\n", ("<think>", "</think>")),
         ("[THINK]", ("[THINK]", "[/THINK]")),
         ("<|begin_of_thought|>\n\n", ("<|begin_of_thought|>", "<|end_of_thought|>")),
+        ("<seed:think>", ("<seed:think>", "</seed:think>")),
+        ("<thinking>\n", ("<thinking>", "</thinking>")),
+        ("<unused94>thought\n", ("<unused94>", "<unused95>")),
+        (
+            "<|channel|>analysis<|message|>",
+            ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ),
+        ("<|channel|>analysis<|message|><|end|><|start|>assistant", None),
         ("<think>\n\n</think>\n\n", None),
         ("", None),
     ],
@@ -135,7 +142,6 @@ def test_a_prompt_that_ends_inside_a_thinking_block_is_known(with_template, head
 
 def test_a_template_writes_the_date_of_the_run(with_template, monkeypatch):
     tokenizer = with_template(DATED)
-    assert writes_date(tokenizer)
     monkeypatch.setenv("MEDREFL_RUN_DATE", "2026-03-09")
     expected = f"Today Date: 09 Mar 2026\n\n{PROMPT[0]['content']}"
     assert render_prompt(tokenizer, PROMPT) == expected

@@ -1,5 +1,7 @@
 """Evaluation: the student's real responses, scored."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,6 +200,15 @@ def test_thinking_is_cut_at_the_budget_and_the_answer_asked_for() -> None:
     assert table["n_tokens"].tolist() == [len(text) for text in table["response"]]
 
 
+def test_a_thinking_that_the_template_opened_is_closed_with_the_templates_mark() -> None:
+    generator = Scripted({"one?": ["so many words"], "two?": ["so[/THINK]Answer: A"], "three?": ["no[/THINK]words"]})
+    generator.thinking_open, generator.thinking_close = True, "[/THINK]"
+    way = make_protocol("budget", thinking_budget=12)
+    table = collect_responses(ASKED, generator, model="base", protocol=way, seed=0)
+    assert generator.prefixes == ["so many word\n[/THINK]\n\nAnswer:", "so[/THINK]An\nAnswer:", "no[/THINK]wo\nAnswer:"]
+    assert table["answer"].tolist() == ["B", "B", "B"]
+
+
 def test_a_response_says_what_was_shown() -> None:
     generator = Scripted({"one?": ["Answer: B: z"]})
     table = collect_responses(ASKED[:1], generator, model="base", protocol=GREEDY, seed=0)
@@ -214,6 +225,8 @@ def test_a_response_says_what_was_shown() -> None:
 class Judge:
     """A generator that replies by what stands in the response that it is shown; it keeps what it was asked."""
 
+    thinking_open = False
+
     def __init__(self, replies: dict[str, list[str]]):
         self.replies, self.asked = {key: list(texts) for key, texts in replies.items()}, []
 
@@ -221,7 +234,13 @@ class Judge:
         assert sampling.temperature == 0
         self.asked += [message[0]["content"] for message in messages]
         texts = [next(r for key, r in self.replies.items() if key in a).pop(0) for a in self.asked[-len(messages) :]]
-        return [Continuation(text, tuple(range(len(text))), -1.0, "end") for text in texts]
+        n = sampling.max_tokens  # a token is a word
+        cut = [re.findall(r"\s*\S+", text)[:n] for text in texts]
+        stops = ["end" if "".join(words) == text else "length" for words, text in zip(cut, texts, strict=True)]
+        return [
+            Continuation("".join(words), tuple(range(len(words))), -1.0, stop)
+            for words, stop in zip(cut, stops, strict=True)
+        ]
 
 
 def test_a_judge_reads_what_the_rules_leave_and_both_figures_are_shown(responses):
@@ -246,6 +265,32 @@ def test_a_judge_reads_what_the_rules_leave_and_both_figures_are_shown(responses
     [row] = score_responses(read).to_dict("records")
     assert (row["accuracy"], row["accuracy_judged"]) == (0.2, 0.4)
     assert np.isnan(score_responses(table)["accuracy_judged"].iloc[0])
+
+
+def test_a_judge_that_thinks_gets_room_and_what_stays_unread_is_printed(responses, capsys):
+    table = responses[0]
+    table = table[table.protocol == "greedy"].head(3).reset_index(drop=True)
+    table = table.assign(answer=[None] * 3, correct=False, response=["first", "second", "third"])
+    gold = table["gold"].tolist()
+    long = "word " * 100
+    thinks = {"first": f"<think>{long}</think>Settles on: {gold[0]}", "second": f"Settles on: {gold[1]}"}
+    judge = Judge({key: [text] * 6 for key, text in {**thinks, "third": f"<think>{long * 6}"}.items()})
+    read = judge_answers(table, QUESTIONS, judge, seed=0)
+    assert read["judged"].fillna("-").tolist() == [gold[0], gold[1], "-"]
+    assert len(judge.asked) == 3 + 2 + 2 + 2 + 1 + 1  # 24 tokens are not enough for two, 512 not for one
+    assert capsys.readouterr().out == "judge: 1 of 3 responses stay unread: 1 truncated at the token limit\n"
+    inside = Judge({key: [text.removeprefix("<think>")] * 3 for key, text in thinks.items()} | {"third": ["hm"] * 3})
+    inside.thinking_open = True  # by the template: without a closing mark nothing is a verdict
+    read = judge_answers(table, QUESTIONS, inside, seed=0)
+    assert read["judged"].fillna("-").tolist() == [gold[0], "-", "-"] and len(inside.asked) == 3 + 2 + 2
+    told = "judge: 2 of 3 responses stay unread: 2 without a verdict that can be read\n"
+    assert capsys.readouterr().out == told
+    short = Judge({key: [text] * 3 for key, text in {**thinks, "third": "Settles on: none"}.items()})
+    assert judge_answers(table, QUESTIONS, short, seed=0, max_tokens=50)["judged"].isna().tolist() == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_json_is_asked_for_and_read(student):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -222,7 +224,15 @@ def test_a_template_that_opens_the_thinking_is_known_by_its_prompt(generator, en
     tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}" + ending.replace("\n", "\\n")
     tokenizer.chat_template = tokenizer.chat_template.replace("\\n", "{{ '\\n' }}")
     assert thinking_is_open(tokenizer) is opens
-    assert generator.thinking_open is False
+    assert (generator.thinking_open, generator.thinking_close) == (False, None)
+
+
+def test_a_generator_knows_the_mark_that_closes_its_templates_thinking(tiny_student, tmp_path):
+    folder = Path(shutil.copytree(tiny_student, tmp_path / "model"))
+    template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}<|assistant|>[THINK]"
+    (folder / "chat_template.jinja").write_text(template)
+    opened = LocalGenerator(str(folder))
+    assert (opened.thinking_open, opened.thinking_close) == (True, "[/THINK]")
 
 
 def test_caches_beyond_the_budget_are_read_again(tiny_student):

@@ -82,6 +82,21 @@ def test_a_pair_over_the_limit_is_cut_at_a_lines_end() -> None:
     }
 
 
+def test_a_text_of_one_paragraph_is_cut_at_a_sentences_end() -> None:
+    chosen = "The patient takes zelorin. It is given i.v. twice. So it is A. Answer: A"
+    pairs = table(pair(chosen, f"{chosen} not"), pair("one two three four five six seven\nx", "a b c d e f g h i"))
+    kept, dropped = apply_length_limit(pairs, Words(), max_length=5 + 10 + 1, overlong_pairs="truncate")
+    assert dropped == {"overlong": 1, "truncated": 0}  # both sides become the same text
+    other = "Oxpril is taken with food and not by mouth alone. So it is B. Answer: B"
+    pairs = table(pair(chosen, other))
+    kept, dropped = apply_length_limit(pairs, Words(), max_length=5 + 11 + 1, overlong_pairs="truncate")
+    assert dropped == {"overlong": 0, "truncated": 1}
+    assert kept["chosen"][0][0]["content"] == "The patient takes zelorin. It is given i.v. twice."
+    assert kept["rejected"][0][0]["content"] == "Oxpril is taken with food and not by mouth alone."
+    assert kept["chosen_tokens"].tolist() == [9] and kept["rejected_tokens"].tolist() == [10]
+    assert apply_length_limit(pairs, Words(), max_length=5 + 9 + 1, overlong_pairs="truncate")[1]["overlong"] == 1
+
+
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(MedReflError, match="overlong_pairs is 'keep', expected one of drop, truncate"):
         apply_length_limit(table(SHORT), Words(), max_length=9, overlong_pairs="keep")

@@ -22,6 +22,7 @@ from medrefl_utils.pairs import (
     reflection_pairs,
     sample_at_most,
     select_kinds,
+    side_fault,
 )
 from medrefl_utils.trees import locate_errors, paths, rank_corrections
 
@@ -167,6 +168,24 @@ def test_a_pair_that_would_teach_the_wrong_thing_is_dropped_and_counted_with_an_
     assert len(pairs) == kept and node not in {n for pair in leaves(pairs) for n in pair}
     assert dropped.faults == {reason: 2}
     assert dropped.examples[reason].startswith(f"question 'q1', pair of nodes {found}")
+
+
+def test_a_side_that_begins_inside_the_templates_thinking_is_read_as_one() -> None:
+    """Without a closing mark "Option A is right, but" is a thought and no answer."""
+    steps = table(MIXED)
+    steps.loc[steps["node_id"] == 9, "text"] = "Option A is right, but\n"
+    for inside, dropped_by in ((False, {}), (True, {"chosen_elsewhere": 2})):
+        pairs, dropped = make(steps, thinking_open=inside)
+        assert dropped.faults == dropped_by and len(pairs) == 4 - 2 * inside
+        questions = [Question("q1", "What helps q1?", OPTIONS, "A")]
+        like = make(table(MIXED))[0]
+        drawn, left_out = random_pairs(
+            questions, steps, paths(steps), like, prompt=prompt, seed=0, thinking_open=inside
+        )
+        assert len(drawn) == 4 and left_out.get("chosen_elsewhere", 0) == 2 * inside  # other paths are drawn instead
+    question, said = Question("q1", "What?", OPTIONS, "A"), "Option A is right, but"
+    assert side_fault(question, "Answer: A", said)[0] == "rejected_right"
+    assert side_fault(question, "Answer: A", said, thinking_open=True) == ("", "")
 
 
 def test_two_sides_of_the_same_text_are_no_pair() -> None:

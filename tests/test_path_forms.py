@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pandas as pd
 import pytest
 
@@ -105,7 +107,46 @@ WAIT = "Wait,\n  INR belongs to warfarin."
             "<think>\nIt thins.\n</think>\n\nAnswer: B",
             "<think>\nIt thins.\n</think>\n\nAnswer: C",
             "Answer: C",
-            "<think>\nIt thins.\nWait, INR belongs to warfarin.\n</think>\n\nAnswer: C",
+            "<think>\nIt thins.\nAnswer: B\nWait, INR belongs to warfarin.\n</think>\n\nAnswer: C",
+        ),
+        (  # the wrong step is in the final section: its words stay, the shared line does not come twice
+            "<think>It thins.</think> One is oral. So aspirin. The answer is B.",
+            "<think>It thins.</think> One is oral. So warfarin. The answer is C.",
+            "So warfarin",
+            "<think>It thins.</think> One is oral. So aspirin. The answer is B.\nWait, INR belongs to warfarin.\n"
+            "So warfarin. The answer is C.",
+        ),
+        (  # the other path goes on thinking
+            "<think>\nIt thins.\n</think>\n\nSo aspirin.\nAnswer: B",
+            "<think>\nIt thins.\nINR is followed.\n</think>\n\nAnswer: C",
+            "INR is",
+            "<think>\nIt thins.\nSo aspirin.\nAnswer: B\nWait, INR belongs to warfarin.\nINR is followed.\n"
+            "</think>\n\nAnswer: C",
+        ),
+        (  # only the options differ
+            "1. It thins.\n\n## Final Answer\nB. Aspirin",
+            "1. It thins.\n\n## Final Answer\nC. Warfarin",
+            "C. Warfarin",
+            "1. It thins.\nB. Aspirin\nWait, INR belongs to warfarin.\n## Final Answer\nC. Warfarin",
+        ),
+        (  # a heading at the very beginning leaves no empty line
+            "**Answer:**\nAspirin, as it thins.\nAnswer: B",
+            "**Answer:**\nWarfarin, as INR shows.\nAnswer: C",
+            "Warfarin,",
+            "Aspirin, as it thins.\nAnswer: B\nWait, INR belongs to warfarin.\n**Answer:**\nWarfarin, as INR shows.\n"
+            "Answer: C",
+        ),
+        (  # an empty thinking on one side only
+            "<think>\n\n</think>\n\nAspirin.\nAnswer: B",
+            "<think>\nWarfarin.\n</think>\nAnswer: C",
+            "",
+            "<think>\nAspirin.\nAnswer: B\nWait, INR belongs to warfarin.\nWarfarin.\n</think>\nAnswer: C",
+        ),
+        (
+            "<think>\nAspirin.\n</think>\nAnswer: B",
+            "<think>\n\n</think>\n\nWarfarin.\nAnswer: C",
+            "",
+            "<think>\n\n</think>\n\nAspirin.\nWait, INR belongs to warfarin.\nWarfarin.\nAnswer: C",
         ),
         (  # a plain wrong path of a model that thinks on the other one
             "Aspirin.\nAnswer: B",
@@ -153,6 +194,13 @@ def test_a_finished_paths_reflection_follows_its_last_step_of_reasoning(
             "",
             "<think>\nWait, INR belongs to warfarin.\nWarfarin.\n</think>\nAnswer: C",
         ),
+        (  # left among the words of the final section, after a shared one
+            "<think>\nIt thins.\n</think>\nOne is oral.\nIt is taken with food.\n",
+            "<think>\nIt thins.\n</think>\nOne is oral.\nIt is monitored.\nAnswer: C",
+            "It is monitored.",
+            "<think>\nIt thins.\n</think>\nOne is oral.\nIt is taken with food.\nWait, INR belongs to warfarin.\n"
+            "It is monitored.\nAnswer: C",
+        ),
         (  # left inside the final section: its words hold the wrong step, and only the mark goes
             "<think>\nIt thins.\n</think>\nIt is taken with food.\n",
             "<think>\nIt thins.\n</think>\nIt is monitored.\nAnswer: C",
@@ -166,6 +214,44 @@ def test_a_reflection_in_the_middle_stands_inside_the_thinking(
     wrong: str, right: str, taken: str, expected: str
 ) -> None:
     assert insert_reflection(wrong, right, right.index(taken), WAIT, finished=False) == expected
+
+
+FORMS = {
+    "plain": ("", ""),
+    "think": ("<think>\n", "</think>\n\n"),
+    "template": ("", "</think>\n\n"),
+    "empty": ("<think>\n\n</think>\n\n", ""),
+    "magistral": ("[THINK]", "[/THINK]"),
+    "huatuo": ("## Thinking\n\n", "## Final Response\n\n"),
+    "medreason": ("", "## Final Answer\n"),
+    "harmony": ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+}
+
+
+def path(form: tuple[str, str], shared: int, own: str, reasoning: int, final: int, answer: str) -> list[str]:
+    """The steps of a path: the first ``shared`` ones are common to every path of its form and size."""
+    names = [f"Line {i} {'shared' if i < shared else own}.\n" for i in range(reasoning + final)] + [answer]
+    opening, closing = form
+    return [opening * (i == 0) + closing * (i == reasoning) + name for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_wherever_two_paths_part_the_wrong_steps_are_kept_and_one_final_section_is_left(name: str) -> None:
+    marks = [mark.strip() for mark in FORMS[name] if mark]
+    for shared, reasoning, final in itertools.product(range(4), (1, 2), (0, 1, 2)):
+        wrong = path(FORMS[name], shared, "bad", reasoning, final, "Answer: B")
+        right = path(FORMS[name], shared, "good", reasoning, final, "Answer: C")
+        parts = next(i for i, (a, b) in enumerate(zip(wrong, right, strict=True)) if a != b)
+        for left in range(parts + 1, len(wrong) + 1):
+            taken, finished = len("".join(right[:parts])), left == len(wrong)
+            text = insert_reflection("".join(wrong[:left]), "".join(right), taken, WAIT, finished=finished)
+            assert [text.count(mark) for mark in marks] == [1] * len(marks), text
+            before, after = text.split("Wait, INR belongs to warfarin.")
+            lost = wrong[parts].removeprefix(FORMS[name][0]).removeprefix(FORMS[name][1]).strip()
+            assert lost in before and lost not in after, text
+            assert after.count("good") == "".join(right).count("good") and "good" not in before
+            assert text.count("shared") == "".join(right).count("shared"), text
+            assert extract_answer(text, OPTIONS, thinking_open=name == "template").letter == "C", text
 
 
 def test_pairs_of_a_tree_in_the_form_of_a_thinking_model() -> None:

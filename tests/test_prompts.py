@@ -3,7 +3,7 @@
 import pytest
 
 from medrefl_utils.core import Question
-from medrefl_utils.exam import prompts
+from medrefl_utils.exam import prompts, split_thinking
 
 QUESTION = Question("q1", " A man coughs. ", {"A": "wait", "B": 'say "ah"\nthen rest'}, "B")
 
@@ -43,3 +43,55 @@ def test_a_numbered_step_begins_with_its_number(line, numbered):
 
 def test_split_steps_leaves_blank_lines_out():
     assert prompts.split_steps("Step 1: a\n\n Step 2: b\nAnswer: C\n") == ["Step 1: a", "Step 2: b", "Answer: C"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "asked"),
+    [
+        ("Step 1: HIT", "\nAnswer:"),
+        ("<think>HIT</think>\nSo", "\nAnswer:"),
+        ("<think>\nHIT", "\n</think>\n\nAnswer:"),
+        ("<think>a</think>b<think>HIT", "\n</think>\n\nAnswer:"),
+        ("<thinking>HIT", "\n</thinking>\n\nAnswer:"),
+        ("<thought>HIT", "\n</thought>\n\nAnswer:"),
+        ("<seed:think>HIT", "\n</seed:think>\n\nAnswer:"),
+        ("[THINK]HIT", "\n[/THINK]\n\nAnswer:"),
+        ("◁think▷HIT", "\n◁/think▷\n\nAnswer:"),
+        ("<|think|>HIT", "\n<|/think|>\n\nAnswer:"),
+        ("<unused94>thought\nHIT", "\n<unused95>\n\nAnswer:"),
+        ("<|begin_of_thought|>HIT", "\n<|end_of_thought|>\n\nAnswer:"),
+        ("<|START_THINKING|>HIT", "\n<|END_THINKING|>\n\nAnswer:"),
+        ("<|thought_start|>HIT", "\n<|thought_end|>\n\nAnswer:"),
+        ("<|channel>thought\nHIT", "\n<channel|>\n\nAnswer:"),
+        (
+            "<|channel|>analysis<|message|>HIT",
+            "\n<|end|><|start|>assistant<|channel|>final<|message|>\n\nAnswer:",
+        ),
+        ("【思考】HIT", "\n【回答】\n\nAnswer:"),
+        ("analysisHIT", "\nassistantfinal\n\nAnswer:"),
+        ("Thinking...\nHIT", "\n...done thinking.\n\nAnswer:"),
+        ("## Thinking\n\nHIT", "\n\n## Final Response\n\nThe answer is"),
+        ("**Thought process**\nHIT", "\n\n## Final Response\n\nThe answer is"),
+        ("## 思考过程\n\nHIT", "\n\n## 最终回复\n\nThe answer is"),
+        ("## 사고 과정\n\nHIT", "\n\n## 최종 답변\n\nThe answer is"),
+    ],
+)
+def test_a_thinking_that_was_cut_is_closed_with_its_own_mark(cut, asked):
+    assert prompts.ask_for_answer(cut) == asked
+    assert split_thinking(f"{cut}{asked} B")[1].endswith(asked.splitlines()[-1] + " B")
+
+
+@pytest.mark.parametrize(
+    ("cut", "closing", "asked"),
+    [
+        ("HIT", None, "\n</think>\n\nAnswer:"),
+        ("HIT", "[/THINK]", "\n[/THINK]\n\nAnswer:"),
+        ("HIT <think> HIT", "</seed:think>", "\n</seed:think>\n\nAnswer:"),  # the template's mark is the outer one
+        ("[THINK]HIT", None, "\n[/THINK]\n\nAnswer:"),
+        ("HIT</think>\nSo", "</think>", "\nAnswer:"),
+        ("HIT[/THINK]So", "[/THINK]", "\nAnswer:"),
+    ],
+)
+def test_a_thinking_that_the_template_opened_is_closed_with_the_templates_mark(cut, closing, asked):
+    assert prompts.ask_for_answer(cut, thinking_open=True, closing=closing) == asked
+    assert split_thinking(f"{cut}{asked} B", thinking_open=True)[1].endswith("Answer: B")

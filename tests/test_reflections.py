@@ -31,6 +31,8 @@ INVALID = CorrectionText(QUESTION, TURN.public, TURN.wrong, ("Step 2: nothing.\n
 class Script:
     """A generator that answers by a function of the prompt and the attempt, and keeps what it was asked."""
 
+    thinking_open = False
+
     def __init__(self, reply, stop: str = "end"):
         self.reply, self.stop, self.asked = reply, stop, []
 
@@ -194,6 +196,13 @@ def test_the_thinker_may_not_change_the_answer() -> None:
     planned = Script(lambda prompt, _: f"<think>Plan.</think>\nAnswer: {'A' if 'rash' in prompt else 'B'}")
     kept, _ = rewrite_as_thought(PAIR_TABLE.head(1), {"q": QUESTION}, planned, sampling=SAMPLING, seed=0)
     assert kept["chosen"][0][0]["content"] == "Answer: A"  # without the thinker's own thinking
+    opened = PAIR_TABLE.head(1).assign(chosen=[[{"role": "assistant", "content": "Option C is right, but"}]])
+    for inside, n in ((False, 0), (True, 1)):  # inside a thinking the side states no answer, nor does its rewriting
+        found, _ = rewrite_as_thought(
+            opened, {"q": QUESTION}, Script(lambda prompt, _: "Option A is" if "but" in prompt else "Answer: B"),
+            sampling=SAMPLING, seed=0, thinking_open=inside,
+        )  # fmt: skip
+        assert len(found) == n
     same = rewrite_as_thought(
         PAIR_TABLE.head(1).assign(rejected=PAIR_TABLE["chosen"].head(1)), {"q": QUESTION},
         Script(lambda *_: "Answer: A"), sampling=SAMPLING, seed=0,

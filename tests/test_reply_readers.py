@@ -101,6 +101,11 @@ def reply(text: str) -> Continuation:
         ("\\boxed{Correctness: 4, Logic: 5}", (4, 5)),
         ("Correctness: 4 stars out of 5\nLogic: 5", (4, 5)),
         ("correctness=4;logic=5", (4, 5)),
+        ("Correctness: Step 1 is true. Score 4.\nLogic: 4", (4, 4)),
+        ("Correctness: All 3 steps are true. Score: 4/5\nLogic: Step 2 jumps. I rate it 2.", (4, 2)),
+        ("Correctness: true.\nRating: 5\nLogic: sound.\nRating: 3\n\nOverall score: 4", (5, 3)),
+        ("Correctness: Step 1 is true. Score 4/10.\nLogic: 4", None),
+        ("Correctness: true. Score 3-4.\nLogic: 4", None),
         ("Correctness: 04\nLogic: 5", (4, 5)),
     ],
 )
@@ -196,3 +201,25 @@ def test_the_first_wrong_step_is_read_in_any_form_or_not_at_all(text: str, step:
 def test_the_readers_verdict_is_a_letter_none_or_unreadable(text: str, letter: str | None) -> None:
     question = Question("q", "Which?", {"A": "gout", "B": "lupus"}, "A")
     assert _settled(question)(reply(text)) == (letter, "" if letter is not None else "unreadable")
+
+
+def test_a_truncated_reply_is_no_verdict() -> None:
+    """The token limit may have cut a thinking without marks, or a verdict that was being revised."""
+    question = Question("q", "Which?", {"A": "gout", "B": "lupus"}, "A")
+    for text, read, fault in (
+        ("Correctness: 4\nLogic: 5", read_scores, "unreadable"),
+        ("Settles on: B", _settled(question), "cut"),
+    ):
+        assert read(reply(text))[0] is not None
+        assert read(Continuation(text, (), 0.0, "length")) == (None, fault)
+    assert read_first_wrong_step(Continuation("First wrong step: 2", (), 0.0, "length")) is None
+
+
+def test_a_thinking_that_the_template_opened_is_no_verdict_until_it_is_closed() -> None:
+    question = Question("q", "Which?", {"A": "gout", "B": "lupus"}, "A")
+    assert read_scores(reply("Correctness: 4\nLogic: 5"), thinking_open=True) == (None, "unreadable")
+    assert read_scores(reply("Hm.</think>Correctness: 4\nLogic: 5"), thinking_open=True) == ((4, 5), "")
+    assert read_first_wrong_step(reply("First wrong step: 2"), thinking_open=True) is None
+    assert read_first_wrong_step(reply("Hm.</think>First wrong step: 2"), thinking_open=True) == 2
+    assert _settled(question, True)(reply("Settles on: B")) == (None, "unreadable")
+    assert _settled(question, True)(reply("A?</think>Settles on: B")) == ("B", "")

@@ -54,6 +54,13 @@ def test_tied_by_id_in_any_order(written) -> None:
     assert set(table["run"]) == {0} and set(table["source"]) == {"exam"}
 
 
+def test_a_response_that_begins_inside_the_templates_thinking(written) -> None:
+    """Without a closing mark, "Option A is right, but" is a thought and no answer."""
+    path = written(*rows_with(id=["q1", "q2"], output=["Option A is right, but", "Option B?</think>Answer: A"]))
+    assert read_responses(path, EXAM)["answer"].tolist() == ["A", "A"]
+    assert read_responses(path, EXAM, thinking_open=True)["answer"].fillna("-").tolist() == ["-", "A"]
+
+
 def test_an_id_twice_is_a_second_run(written) -> None:
     table = read_responses(written(*rows_with(id=["q1", "q1", "q2"], output=SAID)), EXAM)
     assert table["run"].tolist() == [0, 1, 0]

@@ -39,8 +39,8 @@ TREE = pd.DataFrame(
 class Says:
     """A generator whose every text is the same; it remembers where it was put."""
 
-    def __init__(self, text: str):
-        self.text, self.seen = text, []
+    def __init__(self, text: str, thinking_open: bool = False):
+        self.text, self.seen, self.thinking_open = text, [], thinking_open
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(map(ord, text))
@@ -85,6 +85,20 @@ def test_without_a_new_answer_the_old_one_stands():
         WRONG_ANSWER: "C",
         RIGHT_ANSWER: "B",
     }
+
+
+def test_a_turn_that_the_template_began_inside_a_thinking_is_read_as_one():
+    """A wrong step is inside the thinking; a finished answer is outside of it."""
+    generator = Says("Option B is right, but", thinking_open=True)
+    rows = continue_from(starting_points(TREE, 0), {"q": QUESTION}, generator, model="base", sampling=GREEDY, seed=0)
+    assert rows.set_index("behind")["answer"].fillna("-").to_dict() == {
+        WRONG_STEP: "-",
+        WRONG_ANSWER: "B",
+        RIGHT_ANSWER: "B",
+    }
+    closed = Says("so.\n</think>\nB", thinking_open=True)
+    rows = continue_from(starting_points(TREE, 0), {"q": QUESTION}, closed, model="base", sampling=GREEDY, seed=0)
+    assert rows["answer"].tolist() == ["B"] * 3
 
 
 def test_the_student_goes_on_from_its_own_steps_as_it_did(tiny_student):

@@ -27,6 +27,8 @@ from medrefl_utils.models.generators.interface import Generator, Prefix, derive_
 
 _FORCED_TOKENS = 24
 """Maximum number of tokens of an answer that is requested (ours)."""
+_THINKING_TOKENS = 512
+"""The same for a judge that thinks before its verdict, or whose verdict was truncated (ours)."""
 # A letter is a capital one: "settles on a diagnosis" names none.
 _SETTLES = re.compile(
     r"(?i:settle[sd]?\son)\W{0,6}(?i:(?:the\s)?(?:option|answer|choice|letter)\W{0,4})?"
@@ -122,7 +124,8 @@ def _written(
     written = generator.chat(messages, sampling, seeds, progress)
     cut = [i for i, response in enumerate(written) if protocol.budget and response.stop == "length"]
     if cut:
-        asked = [prompts.ask_for_answer(written[i].text, thinking_open=generator.thinking_open) for i in cut]
+        opened, closing = generator.thinking_open, generator.thinking_close
+        asked = [prompts.ask_for_answer(written[i].text, thinking_open=opened, closing=closing) for i in cut]
         prefixes = [
             Prefix(messages[i], written[i].token_ids + generator.encode(text), written[i].text + text)
             for i, text in zip(cut, asked, strict=True)
@@ -183,30 +186,61 @@ def evaluate(
 
 
 def judge_answers(
-    responses: pd.DataFrame, questions: Sequence[Question], judge: Generator, *, seed: int
+    responses: pd.DataFrame,
+    questions: Sequence[Question],
+    judge: Generator,
+    *,
+    seed: int,
+    max_tokens: int | None = None,
 ) -> pd.DataFrame:
     """Fill the column ``judged``: the letter that a model reads where the rules read none.
 
     ``answer`` and ``correct`` keep the values of the rules, so both accuracies can be shown. A reply that names no
     option of the question is requested again, at most twice; then ``judged`` stays null. A thinking before the verdict
-    is not read.
+    is not read, nor is a reply that was truncated. The function prints how many responses stay unread.
+
+    Args:
+        responses: columns of RESPONSES.
+        questions: at least those of the responses.
+        judge: the model that reads.
+        seed: seed of its replies.
+        max_tokens: tokens of a reply. None means 24, and 512 where the judge's chat template opens a thinking, or where
+            a reply of 24 tokens was truncated.
     """
     by_id = {question.question_id: question for question in questions}
     unread = responses[responses["answer"].isna()]
     asked = [
-        (prompts.read_answer(by_id[row.question_id], row.response), _settled(by_id[row.question_id]))
+        (
+            prompts.read_answer(by_id[row.question_id], row.response),
+            _settled(by_id[row.question_id], judge.thinking_open),
+        )
         for row in unread.itertuples()
     ]
-    found = ask_until_valid(judge, asked, sampling=Sampling(0.0, 1.0, _FORCED_TOKENS), seed=seed, title="answers read")
+    room = max_tokens or (_THINKING_TOKENS if judge.thinking_open else _FORCED_TOKENS)
+    found = ask_until_valid(judge, asked, sampling=Sampling(0.0, 1.0, room), seed=seed, title="answers read")
+    cut = [i for i, one in enumerate(found) if one.value is None and one.faults[-1] == "cut"]
+    if cut and room < _THINKING_TOKENS and max_tokens is None:
+        longer = Sampling(0.0, 1.0, _THINKING_TOKENS)
+        again = ask_until_valid(judge, [asked[i] for i in cut], sampling=longer, seed=seed, title="answers read")
+        for i, one in zip(cut, again, strict=True):
+            found[i] = one
+    if missing := Counter(one.faults[-1] for one in found if one.value is None):
+        reasons = ", ".join(f"{n} {_FAULTS[fault]}" for fault, n in missing.items())
+        print(f"judge: {missing.total()} of {len(found)} responses stay unread: {reasons}")
     letters = pd.Series([one.value or None for one in found], index=unread.index, dtype="str")
     return responses.assign(judged=letters.reindex(responses.index))
 
 
-def _settled(question: Question) -> Callable[[Continuation], tuple[str | None, str]]:
-    """Make a reader of a judge's reply: a letter, "" for none, or None where the reply is unreadable."""
+_FAULTS = {"cut": "truncated at the token limit", "unreadable": "without a verdict that can be read"}
+
+
+def _settled(question: Question, thinking_open: bool = False) -> Callable[[Continuation], tuple[str | None, str]]:
+    """Make a reader of a judge's reply: a letter, "" for none, or None where the reply is cut or unreadable."""
 
     def read(reply: Continuation) -> tuple[str | None, str]:
-        _, told = split_thinking(reply.text)
+        if reply.stop == "length":
+            return None, "cut"
+        _, told = split_thinking(reply.text, thinking_open=thinking_open)
         named = _SETTLES.findall(told) or _LETTER.findall(told.strip())
         letter = named[-1].upper() if named else None
         if letter == "NONE":

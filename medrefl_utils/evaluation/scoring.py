@@ -40,7 +40,9 @@ _STATED: dict[str, type] = {"model": str, "protocol": str, "run": int, "stop": s
 _STATED |= {"n_tokens": int, "seconds": float, "temperature": float, "top_p": float}
 
 
-def read_responses(path: Path, benchmark: Rows, response_field: str | None = None) -> pd.DataFrame:
+def read_responses(
+    path: Path, benchmark: Rows, response_field: str | None = None, *, thinking_open: bool = False
+) -> pd.DataFrame:
     """Read the responses of a file (or of a folder of Parquet files), tie each to its question, and read its answer.
 
     Args:
@@ -48,6 +50,7 @@ def read_responses(path: Path, benchmark: Rows, response_field: str | None = Non
         benchmark: the questions, all rows of them.
         response_field: the column with the response's text; None takes the first present one of response, reason,
             output, completion, generated_text, prediction, text.
+        thinking_open: the chat template opened the thinking, so that every response begins inside it.
 
     Returns:
         Rows with the columns of ``schemas.RESPONSES``; what the file does not state is null. A question that several
@@ -78,7 +81,7 @@ def read_responses(path: Path, benchmark: Rows, response_field: str | None = Non
         response = _stated(row, response_field, str, f"{path}: row {number}")
         table.append(
             stated
-            | response_row(question, extract_answer(response, question.options))
+            | response_row(question, extract_answer(response, question.options, thinking_open=thinking_open))
             | {"model": model, "protocol": protocol, "run": run, "response": response, "source": benchmark.label}
         )
     return pd.DataFrame(table, columns=RESPONSES.names)

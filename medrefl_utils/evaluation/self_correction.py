@@ -94,7 +94,9 @@ def continue_from(
     for row, [reply] in zip(begun.to_dict("records"), written, strict=True):
         question = questions[row["question_id"]]
         read = reply.text if row["behind"] != WRONG_STEP else row["prefix"] + reply.text
-        answer = extract_answer(read, question.options).letter
+        # After a wrong step the turn goes on inside the template's thinking; after a finished answer it is closed.
+        inside = generator.thinking_open and row["behind"] == WRONG_STEP
+        answer = extract_answer(read, question.options, thinking_open=inside).letter
         if answer is None and row["behind"] != WRONG_STEP:
             answer = row["before"]
         rows.append(

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import sys
 from collections.abc import Sequence
 
 from medrefl_utils.core.records import Question
+from medrefl_utils.exam.answers.reader import NUMBERED_STEP
+from medrefl_utils.exam.answers.thinking import closing_text
 
 Messages = list[dict[str, str]]
 
 STEP_BOUNDARY = "\n"
 """The end of a step in the form that the prompts ask for: one step per line. ``exam.steps`` cuts what models write."""
 
-_NUMBERED_STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
-
 
 def is_numbered_step(line: str) -> bool:
     """Say whether a line begins with the number of a step, as in "Step 4: ..."."""
-    return _NUMBERED_STEP.match(line) is not None
+    return NUMBERED_STEP.match(line) is not None
 
 
 def split_steps(chain: str) -> list[str]:
@@ -84,23 +83,22 @@ def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], 
     )
 
 
-def ask_for_answer(cut: str, *, thinking_open: bool = False) -> str:
-    """Return what the assistant's turn goes on with when a response that was cut is asked for its answer.
+def ask_for_answer(cut: str, *, thinking_open: bool = False, closing: str | None = None) -> str:
+    """Return the text that continues the assistant's turn when a truncated response is asked for its answer.
 
     It first closes a thinking that is still open, with the mark that belongs to the opening one.
 
     Args:
         cut: the response so far.
         thinking_open: the chat template opened the thinking, so ``cut`` begins inside it.
+        closing: the mark that closes the template's thinking (``Generator.thinking_close``).
     """
-    for opening, closing in (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")):
-        if opening in cut and closing not in cut:
-            return f"\n{closing}\n\nAnswer:"
-    if thinking_open and not any(mark in cut for mark in ("</think>", "</thinking>", "[/THINK]")):
-        return "\n</think>\n\nAnswer:"
-    if "## Thinking" in cut and "## Final Response" not in cut:
-        return "\n\n## Final Response\n\nThe answer is"
-    return f"{STEP_BOUNDARY}Answer:"
+    mark = closing_text(cut, thinking_open=thinking_open, thinking_close=closing)
+    if mark is None:
+        return f"{STEP_BOUNDARY}Answer:"
+    if mark.startswith("#"):
+        return f"\n\n{mark}\n\nThe answer is"
+    return f"\n{mark}\n\nAnswer:"
 
 
 def ask_to_reconsider() -> str:

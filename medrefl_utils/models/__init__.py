@@ -29,7 +29,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "prompt_date",
             "render_prompt",
             "thinking_is_open",
-            "writes_date",
         ],
         "context_limit": ["context_length", "drop_too_long"],
         "gguf_conversion": ["convert_gguf", "describe_folder"],

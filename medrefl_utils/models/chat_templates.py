@@ -21,24 +21,12 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.exam.answers.thinking import open_mark
 from medrefl_utils.exam.prompts import Messages
 
 DATE_VARIABLE = "MEDREFL_RUN_DATE"
 
-THINKING_MARKS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|think|>", "<|/think|>"),
-    ("◁think▷", "◁/think▷"),
-    ("<|channel|>analysis<|message|>", "<|end|>"),
-)
-"""The marks that open and close a thinking block in published templates."""
-
+_END_OF_MESSAGE = "<|end|>"
 _SENTINEL = ("MEDREFL sentinel question", "A. MEDREFL sentinel option")
 # What strftime formats; the time of day is midnight, since a run's prompts must not change within the day.
 _FORMATS = ("-d", "-m", "-H", "-I", "-M", "-j", "-y", *"aAbBcdDeFGHIjmMpSTuUVwWxXyY")
@@ -79,20 +67,14 @@ def template_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def open_thinking(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     """Return the opening and closing mark of the thinking block that a prompt leaves open; None where it opens none."""
     after = render_prompt(tokenizer, _sentinel_prompt()).rpartition(_SENTINEL[-1])[2]
-    for opening, closing in THINKING_MARKS:
-        if after.rfind(opening) > after.rfind(closing):
-            return opening, closing
-    return None
+    mark = open_mark(after)
+    # A harmony template may end the message of the thinking without beginning another one.
+    return None if mark and _END_OF_MESSAGE in after.rpartition(mark[0])[2] else mark
 
 
 def thinking_is_open(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a prompt ends inside a thinking block, which the response then closes but never opens."""
     return open_thinking(tokenizer) is not None
-
-
-def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the chat template writes the current date into a prompt."""
-    return "strftime_now" in tokenizer.get_chat_template()
 
 
 def prompt_date() -> date:

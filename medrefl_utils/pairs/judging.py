@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -43,6 +44,12 @@ _AFTER = (
     r"(?=[^\S\n]*(?:\n|\Z|[^\w\s]|(?:points?|stars?|because|since|as|and|but|while|with|for|due)\b|(?-i:[A-Z])))"
 )
 _SCORE = re.compile(_FILLER + _NUMBER + _OUT_OF + r"\s?[分点점]?" + _AFTER, re.IGNORECASE)
+# A word that announces a score after an explanation; an overall score belongs to no name.
+_LABEL = re.compile(
+    r"(?<!overall )(?<!total )(?<!average )(?<!combined )(?<!mean )(?<![^\W_])"
+    r"(?:scores?|rating|rated?|grade|i\s(?:would\s)?(?:give|rate))(?![^\W_])",
+    re.IGNORECASE,
+)
 # A number in the place of the score that is none: "80%", "3-4". Not "the logic of 3 steps".
 _NUMBERED = re.compile(_FILLER + r"\d+(?!\d|[.,]?\s[^\W\d_]{3})", re.IGNORECASE)
 
@@ -73,7 +80,7 @@ def judge_pairs(
     asked = ask_until_valid(
         generator,
         [
-            (prompts.judge(questions[name], c), read_scores)
+            (prompts.judge(questions[name], c), partial(read_scores, thinking_open=generator.thinking_open))
             for name, c in zip(pairs["question_id"], chains, strict=True)
         ],
         sampling=sampling,
@@ -97,17 +104,21 @@ def judge_pairs(
     return judged[keep].reset_index(drop=True), dropped
 
 
-def read_scores(reply: Continuation) -> tuple[tuple[int, int] | None, str]:
+def read_scores(reply: Continuation, *, thinking_open: bool = False) -> tuple[tuple[int, int] | None, str]:
     """Read correctness and logic, whole numbers from 1 to 5, from a judge's reply.
 
     The scores may be lines in any order ("**Correctness** (1-5): 4/5"), JSON or a table, with the digits of any script
-    or in words; "4.0" is 4. The last score of each name counts. A thinking before the verdict is not read. A reply is
-    unreadable if a score is not whole, out of range, on another scale ("4/10") or a range ("3-4").
+    or in words; "4.0" is 4. The last score of each name counts. An explanation may come first, if a word announces the
+    score: "Correctness: Step 1 is true. Score 4." A thinking before the verdict is not read. A reply is unreadable if
+    it was truncated at the token limit, or if a score is not whole, out of range, on another scale ("4/10") or a range
+    ("3-4"). ``thinking_open``: the judge's chat template opened its thinking.
 
     Returns:
         ((correctness, logic), ""), or (None, "unreadable").
     """
-    _, text = split_thinking(reply.text)
+    if reply.stop == "length":
+        return None, "unreadable"
+    _, text = split_thinking(reply.text, thinking_open=thinking_open)
     found = _of_json(text) or _of_table(text) or [_last_score(text, name) for name in _NAME]
     if None in found:
         return None, "unreadable"
@@ -124,6 +135,8 @@ def _last_score(text: str, name: re.Pattern[str]) -> int | None:
             return _whole(score["score"], score["of"])
         if _NUMBERED.match(part):
             return None
+        if labelled := [score for label in _LABEL.finditer(part) if (score := _SCORE.match(part, label.end()))]:
+            return _whole(labelled[-1]["score"], labelled[-1]["of"])
     return None
 
 

@@ -6,7 +6,7 @@ tokenizer comes in as a ``Counter``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.exam.prompts import STEP_BOUNDARY, Messages
+from medrefl_utils.exam.steps import split_into_steps
 from medrefl_utils.pairs.pair_table import replace_sides
 
 OVERLONG_PAIRS = ("drop", "truncate")
@@ -52,7 +53,8 @@ def apply_length_limit(
         pairs: measured pairs (``count_tokens``).
         counter: counts the tokens of truncated sides.
         max_length: tokens of prompt and response together, at least 1.
-        overlong_pairs: "drop" drops the other pairs. "truncate" removes lines from the end of a side until it fits, and
+        overlong_pairs: "drop" drops the other pairs. "truncate" removes lines from the end of a side until it fits, or
+            sentences where its first line is too long, and
             drops a pair if a side is empty or both sides are the same afterwards. A truncated side has no answer.
 
     Returns:
@@ -148,11 +150,19 @@ def match_lengths(pairs: pd.DataFrame, tolerance: float) -> tuple[pd.DataFrame, 
 
 
 def _cut(text: str, room: int, counter: Counter) -> str:
-    """Return the first lines of a text that have at most ``room`` tokens together."""
+    """Return the first lines that have at most ``room`` tokens together, or the first sentences if no line fits."""
     lines = text.split(STEP_BOUNDARY)
-    while lines and counter.texts([STEP_BOUNDARY.join(lines)])[0] > room:
-        lines.pop()
-    return STEP_BOUNDARY.join(lines)
+    kept = _longest([STEP_BOUNDARY.join(lines[:n]) for n in range(len(lines), 0, -1)], room, counter)
+    if kept.strip():
+        return kept
+    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    sentences = split_into_steps(lines[first], "sentence")
+    return _longest(["".join(sentences[:n]).rstrip() for n in range(len(sentences) - 1, 0, -1)], room, counter)
+
+
+def _longest(texts: Iterable[str], room: int, counter: Counter) -> str:
+    """Return the first text that has at most ``room`` tokens, "" where none has."""
+    return next((text for text in texts if counter.texts([text])[0] <= room), "")
 
 
 def _overlong(pair: Mapping[str, object], max_length: int) -> str:

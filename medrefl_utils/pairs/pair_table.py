@@ -17,15 +17,13 @@ from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import PAIRS
-from medrefl_utils.exam.answers.reader import extract_answer
+from medrefl_utils.exam.answers.reader import EXPLICIT, extract_answer
 from medrefl_utils.exam.prompts import Messages
 
 PAIR_KINDS = ("reasoning", "reflection_mid", "reflection_post", "random_cot")
 PAIR_FAULTS = ("same_text", "chosen_elsewhere", "rejected_right", "prompt_states_answer")
 """Why ``pair_row`` drops a pair."""
 
-_STATED = frozenset({"json", "boxed", "stated"})
-"""The rules of ``extract_answer`` that read an explicit statement: only these count in a prompt."""
 _PLACEHOLDER = re.compile(r"[\"“]answer(?:[\"”]\s*:\s*[\"“]|\s*:\s*)X[\"”]", re.IGNORECASE)
 """The form of the answer that a prompt asks for: ``"Answer: X"``, ``"answer": "X"``."""
 
@@ -82,18 +80,19 @@ def replace_sides(pair: Mapping[str, object], chosen: str, rejected: str) -> dic
     }
 
 
-def side_fault(question: Question, chosen: str, rejected: str) -> tuple[str, str]:
+def side_fault(question: Question, chosen: str, rejected: str, *, thinking_open: bool = False) -> tuple[str, str]:
     """Say why two sides would teach the wrong thing: (one of PAIR_FAULTS, what was found), or ("", "").
 
     ``same_text``: both sides are the same. ``chosen_elsewhere``: the chosen side does not end at the gold answer.
-    ``rejected_right``: the rejected side does.
+    ``rejected_right``: the rejected side does. ``thinking_open``: the chat template opened the thinking, so that both
+    sides begin inside it.
     """
     if chosen == rejected:
         return "same_text", "chosen and rejected are the same text"
-    answer = extract_answer(chosen, question.options).letter
+    answer = extract_answer(chosen, question.options, thinking_open=thinking_open).letter
     if answer != question.gold:
         return "chosen_elsewhere", f"chosen ends at {answer or 'no answer'}, expected the gold {question.gold}"
-    if extract_answer(rejected, question.options).letter == question.gold:
+    if extract_answer(rejected, question.options, thinking_open=thinking_open).letter == question.gold:
         return "rejected_right", f"rejected ends at the gold answer {question.gold}, expected another answer or none"
     return "", ""
 
@@ -110,7 +109,7 @@ def prompt_states_answer(question: Question, prompt: Messages) -> bool:
         lines = [line for line in message["content"].split("\n") if line.strip() not in listed]
         text = _PLACEHOLDER.sub("", "\n".join(lines))
         told = extract_answer(text, question.options)
-        if told.letter == question.gold and told.rule in _STATED:
+        if told.letter == question.gold and told.rule in EXPLICIT:
             low = text.casefold()
             return not all(option.casefold() in low for option in question.options.values())
     return False
@@ -123,12 +122,15 @@ def pair_row(
     sides: Sequence[str],
     provenance: Mapping[str, object],
     dropped: DropCounts,
+    *,
+    thinking_open: bool = False,
 ) -> dict[str, object] | None:
     """Build a row of PAIRS, or count in ``dropped`` why there is none (PAIR_FAULTS) and return None.
 
     ``sides`` are the texts of chosen and rejected; columns that this kind of pair does not fill are null.
+    ``thinking_open``: see ``side_fault``.
     """
-    reason, found = side_fault(question, *sides)
+    reason, found = side_fault(question, *sides, thinking_open=thinking_open)
     if not reason and prompt_states_answer(question, prompt):
         reason, found = "prompt_states_answer", f"the prompt states the gold answer {question.gold}"
     if reason:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from medrefl_utils.exam.answers.reader import split_thinking
+from medrefl_utils.exam.answers.thinking import split_thinking
 
 # What can be a mark at the beginning of a text, and at its end. ``split_thinking`` says whether it is one.
 _FIRST = re.compile(
@@ -91,25 +91,47 @@ def insert_reflection(wrong: str, right: str, taken: int, reflection: str, *, fi
     Args:
         wrong: the wrong path's text, up to where it is left.
         right: the whole text of the other path.
-        taken: position in ``right`` where the step that is switched to begins.
+        taken: position in ``right`` where the step that is switched to begins. Up to here both paths are the same.
         reflection: the reflection; it becomes one line.
         finished: the wrong path is complete (post-reasoning reflection).
 
     Returns:
-        One text with one opening mark and one final section, that of ``right``. A plain chain is kept as it is,
-        ``Answer: X`` included (published form: "a finished wrong path, effective reflection, right steps"). In a chain
-        with a final section the reflection follows the last step of reasoning, inside the thinking (ours): a finished
-        path loses its closing mark and its final section. An unfinished path that is left inside its final section
-        loses the mark only, because its words hold the wrong step.
+        One text with one opening mark and one final section. A plain chain is kept as it is, ``Answer: X`` included
+        (published form: "a finished wrong path, effective reflection, right steps"). In a chain with a final section
+        the place depends on where the paths part (ours):
+
+        - before the words of the final section: the reflection follows the last step of reasoning, inside the thinking.
+          The wrong path loses its closing mark, and a finished one its final section too. Where the wrong steps are in
+          this section only, its words stay, because the reflection corrects them.
+        - among the words of the final section: the wrong path is kept, the reflection stands in its final section, and
+          the steps of ``right`` follow.
     """
     begun, other = split_form(wrong), split_form(right)
+    line = " ".join(reflection.split())
+    words_begin = len(right) - len(other.final)
+    if other.closing and right[words_begin:taken].strip():
+        return _joined(wrong, line, right[taken:].lstrip())
     before = begun.reasoning
-    if not finished and begun.final.strip():
-        before = f"{before.rstrip()}\n{begun.final.strip()}"
-    start = max(taken - len(other.opening), 0)
-    steps = other.reasoning[start:] + other.final_section if start < len(other.reasoning) else other.final_section
-    opening = begun.opening or other.opening
-    return "\n".join((f"{opening}{before}".rstrip(), " ".join(reflection.split()), steps.rstrip()))
+    in_reasoning = before[max(taken - len(begun.opening), 0) :].strip()
+    if begun.final.strip() and not (finished and in_reasoning):
+        before = f"{before.rstrip()}\n{begun.final.strip()}" if before.strip() else begun.final.strip()
+    steps = other.reasoning[max(taken - len(other.opening), 0) :] + other.final_section
+    opening = _opening(begun, other)
+    before = before if opening == begun.opening else before.lstrip()
+    return _joined(opening + before, line, steps.lstrip("\n"))
+
+
+def _opening(begun: PathForm, other: PathForm) -> str:
+    """Return the opening mark of the whole text: ``begun``'s, if the final section of ``other`` goes with it."""
+    closed = _closes(other.opening)
+    unclosed = _opens(begun.opening) and not other.closing
+    if not unclosed and _closes(begun.opening) == closed:
+        return begun.opening or other.opening
+    return f"{other.opening}\n\n" if closed else other.opening
+
+
+def _joined(*parts: str) -> str:
+    return "\n".join(part.rstrip() for part in parts if part.strip())
 
 
 def _opens(mark: str) -> bool:

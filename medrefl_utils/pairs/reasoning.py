@@ -29,6 +29,7 @@ def reasoning_pairs(
     top_k: int,
     min_margin: float,
     max_per_question: int,
+    thinking_open: bool = False,
 ) -> tuple[pd.DataFrame, DropCounts]:
     """Make pairs of kind "reasoning" (columns of PAIRS), and count what is left out by reason.
 
@@ -43,6 +44,7 @@ def reasoning_pairs(
         top_k: paths of each side, at least 1.
         min_margin: smallest S(chosen) - S(rejected), in [-2, 2].
         max_per_question: pairs per question, at least 1; the best ranks are kept.
+        thinking_open: the chat template opened the thinking, so that every path begins inside it.
 
     Returns:
         The pairs and the counts. Selections: ``all_right``, ``all_wrong``, ``none_stated`` (questions without a wrong
@@ -73,7 +75,7 @@ def reasoning_pairs(
         for sides in apart:
             if not room:
                 dropped["cap"] += 1
-            elif row := _row(question, prompt(question), "reasoning", sides, dropped):
+            elif row := _row(question, prompt(question), "reasoning", sides, dropped, thinking_open):
                 rows.append(row)
                 room -= 1
     return pd.DataFrame(rows, columns=PAIRS.names), dropped
@@ -88,6 +90,7 @@ def random_pairs(
     prompt: Callable[[Question], Messages],
     seed: int,
     draws: int = 2,
+    thinking_open: bool = False,
 ) -> tuple[pd.DataFrame, DropCounts]:
     """Make pairs of kind "random_cot", the control of the ablation: a random right path against a random wrong path.
 
@@ -103,6 +106,7 @@ def random_pairs(
         prompt: turns a question into the messages that ask it.
         seed: seed of the draws.
         draws: random pairs of paths per pair, at least 1.
+        thinking_open: the chat template opened the thinking, so that every path begins inside it.
 
     Returns:
         The pairs and the counts. Selection: ``short`` (pairs that are missing because a question has no more paths).
@@ -129,7 +133,7 @@ def random_pairs(
             row = None
             while unused and row is None:
                 sides = unused.pop(_nearest(unused, lengths, rng, draws))
-                row = _row(by_id[question_id], prompt(by_id[question_id]), "random_cot", sides, dropped)
+                row = _row(by_id[question_id], prompt(by_id[question_id]), "random_cot", sides, dropped, thinking_open)
             if row is None:
                 dropped["short"] += 1
             else:
@@ -148,9 +152,10 @@ def _nearest(unused: Sequence[_Sides], lengths: Sequence[int], rng: random.Rando
 
 
 def _row(
-    question: Question, prompt: Messages, kind: str, sides: _Sides, dropped: DropCounts
+    question: Question, prompt: Messages, kind: str, sides: _Sides, dropped: DropCounts, thinking_open: bool
 ) -> dict[str, object] | None:
-    return pair_row(question, prompt, kind, [side.text for side in sides], _provenance(sides), dropped)
+    texts = [side.text for side in sides]
+    return pair_row(question, prompt, kind, texts, _provenance(sides), dropped, thinking_open=thinking_open)
 
 
 def _provenance(sides: Sequence[PathText]) -> dict[str, object]:

@@ -107,6 +107,7 @@ def reflection_pairs(
     *,
     kind: str,
     prompt: Callable[[Question], Messages],
+    thinking_open: bool = False,
 ) -> tuple[pd.DataFrame, DropCounts]:
     """Make pairs of kind "reflection_mid" or "reflection_post" (columns of PAIRS), and count what is left out.
 
@@ -123,6 +124,7 @@ def reflection_pairs(
         reflections: {correction: text}, see ``accepted_reflections``.
         kind: "reflection_mid" or "reflection_post".
         prompt: turns a question into the messages that ask it.
+        thinking_open: the chat template opened the thinking, so that every path begins inside it.
 
     Returns:
         The pairs and the counts. Selections: ``no_reflection`` (a side's reflection was refused; ``write_reflections``
@@ -159,7 +161,7 @@ def reflection_pairs(
         }
         finished = kind == "reflection_post"
         sides = [_reflected(texts[key], reflections[key], finished) for key in keys]
-        pair = pair_row(question, prompt(question), kind, sides, provenance, dropped)
+        pair = pair_row(question, prompt(question), kind, sides, provenance, dropped, thinking_open=thinking_open)
         if pair is not None:
             dropped["duplicate"] += pair["pair_id"] in rows
             rows.setdefault(pair["pair_id"], pair)

@@ -25,14 +25,15 @@ _NAMES = frozenset({"json", "boxed", "stated", "lone", "label"})
 """The rules of ``extract_answer`` that read a letter, not an option's text."""
 
 
-def check_reflection(turn: CorrectionText, reply: Continuation) -> str:
+def check_reflection(turn: CorrectionText, reply: Continuation, *, thinking_open: bool = False) -> str:
     """Say what is wrong with a reflection in one word, or return "".
 
     The writer's own thinking, before its reply, is left out. ``empty``: no text. ``cut``: the token limit was reached.
     ``leak``: it mentions that a key or other steps were shown. ``letter``: before its last sentence it names, as an
-    answer, the gold letter or the letter that the new steps lead to. The rules are ours.
+    answer, the gold letter or the letter that the new steps lead to. ``thinking_open``: the writer's chat template
+    opened its thinking. The rules are ours.
     """
-    text = reflection_text(reply.text)
+    text = reflection_text(reply.text, thinking_open=thinking_open)
     if not reply.text.strip():
         return "empty"
     if reply.stop == "length":
@@ -50,6 +51,6 @@ def check_reflection(turn: CorrectionText, reply: Continuation) -> str:
     return ""
 
 
-def reflection_text(reply: str) -> str:
+def reflection_text(reply: str, *, thinking_open: bool = False) -> str:
     """Return the reflection in a reply, without the writer's own thinking, on one line."""
-    return " ".join(split_thinking(reply)[1].split())
+    return " ".join(split_thinking(reply, thinking_open=thinking_open)[1].split())

@@ -32,9 +32,10 @@ def write_reflections(
         A table with the columns of REFLECTIONS in the order of the corrections, and the counts. Faults:
         ``reflection_`` and the fault of the last attempt, see ``check_reflection``.
     """
+    opened = generator.thinking_open
     asked = ask_until_valid(
         generator,
-        [(prompts.reflection(t.question, t.public, t.wrong, t.right), _reader_of(t)) for t in turns.values()],
+        [(prompts.reflection(t.question, t.public, t.wrong, t.right), _reader_of(t, opened)) for t in turns.values()],
         sampling=sampling,
         seed=seed,
         title="reflections",
@@ -56,11 +57,11 @@ def accepted_reflections(written: pd.DataFrame) -> dict[CorrectionKey, str]:
     return {(row.question_id, row.left, row.leaf): split_thinking(row.replies[-1])[1] for row in passed.itertuples()}
 
 
-def _reader_of(turn: CorrectionText) -> ReplyReader[str]:
+def _reader_of(turn: CorrectionText, thinking_open: bool) -> ReplyReader[str]:
     """Make a reader that accepts a reflection for this correction."""
 
     def read(reply: Continuation) -> tuple[str | None, str]:
-        fault = check_reflection(turn, reply)
+        fault = check_reflection(turn, reply, thinking_open=thinking_open)
         return (None, fault) if fault else (reflection_text(reply.text), "")
 
     return read

@@ -23,11 +23,13 @@ def rewrite_as_thought(
     *,
     sampling: Sampling,
     seed: int,
+    thinking_open: bool = False,
 ) -> tuple[pd.DataFrame, DropCounts]:
     """Rewrite both sides of each pair as flowing thought with the thinker (method.md; off by default in notebook 03).
 
     A rewritten side must keep the answer of its original and must not be truncated at the token limit. The thinker's
-    own thinking, before its reply, is left out.
+    own thinking, before its reply, is left out. ``thinking_open``: the chat template of the model that wrote the sides
+    opened the thinking, so that they begin inside it.
 
     Returns:
         The pairs whose sides both pass, and the counts. Faults: ``thinker_empty``, ``thinker_cut``, ``thinker_answer``
@@ -38,7 +40,8 @@ def rewrite_as_thought(
         question = questions[pair.question_id]
         for side in (pair.chosen, pair.rejected):
             text = side[0]["content"]
-            asked.append((prompts.thinker(question, prompts.split_steps(text)), _same_answer(question, text)))
+            reader = _same_answer(question, text, thinking_open, generator.thinking_open)
+            asked.append((prompts.thinker(question, prompts.split_steps(text)), reader))
     thought = ask_until_valid(generator, asked, sampling=sampling, seed=seed, title="thinker")
     dropped = DropCounts()
     rows = []
@@ -53,17 +56,20 @@ def rewrite_as_thought(
     return pd.DataFrame(rows, columns=PAIRS.names), dropped
 
 
-def _same_answer(question: Question, text: str) -> ReplyReader[str]:
-    """Make a reader that accepts a rewritten side with the answer of ``text``."""
-    letter = extract_answer(text, question.options).letter
+def _same_answer(question: Question, text: str, thinking_open: bool, thinker_open: bool) -> ReplyReader[str]:
+    """Make a reader that accepts a rewritten side with the answer of ``text``.
+
+    ``thinking_open`` is for the sides, old and new; ``thinker_open`` for the thinker's reply.
+    """
+    letter = extract_answer(text, question.options, thinking_open=thinking_open).letter
 
     def read(reply: Continuation) -> tuple[str | None, str]:
-        _, told = split_thinking(reply.text)
+        _, told = split_thinking(reply.text, thinking_open=thinker_open)
         if reply.stop == "length":
             return None, "cut" if reply.text.strip() else "empty"
         if not told.strip():
             return None, "empty"
-        if extract_answer(told, question.options).letter != letter:
+        if extract_answer(told, question.options, thinking_open=thinking_open).letter != letter:
             return None, "answer"
         return told.strip(), ""
 

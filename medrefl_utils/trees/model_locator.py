@@ -88,7 +88,9 @@ def locate_errors_by_model(
     asked = []
     for path in wrong.itertuples():
         chain = text.loc[[(path.question_id, node) for node in path.nodes]].tolist()
-        asked.append((prompts.locate(questions[path.question_id], chain), _step_of(len(chain))))
+        asked.append(
+            (prompts.locate(questions[path.question_id], chain), _step_of(len(chain), generator.thinking_open))
+        )
     found = ask_until_valid(generator, asked, sampling=sampling, seed=seed, title="errors")
     nodes = [
         None if one.value is None else int(path[one.value - 1]) for one, path in zip(found, wrong["nodes"], strict=True)
@@ -100,15 +102,19 @@ def locate_errors_by_model(
     return located.assign(node_id=pd.array(nodes, dtype="Int32")), dropped
 
 
-def read_first_wrong_step(reply: Continuation) -> int | None:
+def read_first_wrong_step(reply: Continuation, *, thinking_open: bool = False) -> int | None:
     """Read the number of the first wrong step from a reply; None where it names none, or several without a verdict.
+
+    A reply that was truncated at the token limit is not read, because its verdict may be missing.
 
     Read in this order: a labelled number ("First wrong step: 3", the last one counts), the first step that is called
     wrong ("Step 2 is wrong"), a number on a line of its own (the last one counts), and the only step that is named. So
     "Step 1 is right. First wrong step: 3" is 3. A thinking before the verdict is not read. Digits of any
-    script and the words for 1 to 10 count.
+    script and the words for 1 to 10 count. ``thinking_open``: the model's chat template opened its thinking.
     """
-    _, text = split_thinking(reply.text)
+    if reply.stop == "length":
+        return None
+    _, text = split_thinking(reply.text, thinking_open=thinking_open)
     text = _ORDINAL.sub(lambda found: f"step {_ORDINALS.index(found[1].casefold()) + 1}", _REMARK.sub("", text))
     text = _NUMBER.sub(lambda found: f"{found[1]}{_NUMBERS.index(found[2].casefold()) + 1}", text)
     labels = [match for pattern in _LABELS for match in pattern.finditer(text)]
@@ -122,11 +128,11 @@ def read_first_wrong_step(reply: Continuation) -> int | None:
     return named.pop() if len(named) == 1 and not _ALL_RIGHT.search(text) else None
 
 
-def _step_of(n: int) -> ReplyReader[int]:
+def _step_of(n: int, thinking_open: bool) -> ReplyReader[int]:
     """Make a reader that accepts the numbers 1 to ``n``."""
 
     def read(reply: Continuation) -> tuple[int | None, str]:
-        step = read_first_wrong_step(reply)
+        step = read_first_wrong_step(reply, thinking_open=thinking_open)
         return (step, "") if step is not None and 1 <= step <= n else (None, "unreadable")
 
     return read

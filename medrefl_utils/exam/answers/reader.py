@@ -58,7 +58,8 @@ _ANSWER_HEAD = re.compile(
     r"الإجابة|उत्तर|คำตอบ|trả lời|đáp án|cevap)[^\w\n]{0,6}\Z",
     re.IGNORECASE,
 )
-_STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
+NUMBERED_STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
+"""The beginning of a numbered step, as in "Step 4: ..."."""
 
 
 def _statements(text: str, low: str, languages: list[Rules], options: Options) -> Iterator[Statement]:
@@ -284,7 +285,7 @@ def states_answer(text: str, options: Mapping[str, str]) -> bool:
     True for "Answer: C", "**Antwort: C**", ``\boxed{C}``, JSON, and a heading with the answer on the next line. False
     for a numbered step ("Step 4: the answer is B"), a lone heading, and a sentence about options ("Answer A is ...").
     """
-    if _STEP.match(text):
+    if NUMBERED_STEP.match(text):
         return False
     answer = extract_answer(text, options)
     return answer.letter is not None and answer.rule in EXPLICIT

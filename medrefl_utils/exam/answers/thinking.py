@@ -16,32 +16,25 @@ _NAMES = (
 # A closing mark is looked for only where its first sign occurs.
 _TAG_OPEN = re.compile(rf"<\|?{_NAMES}\|?>|\[{_NAMES}\]|◁{_NAMES}▷", re.IGNORECASE)
 _TAG_CLOSE = re.compile(rf"<\|?/{_NAMES}\|?>|\[/{_NAMES}\]|◁/{_NAMES}▷", re.IGNORECASE)
-_SPECIAL_OPEN = (
-    "<unused94>",
-    "<|begin_of_thought|>",
-    "<|START_THINKING|>",
-    "<|thought_start|>",
-    "<|channel|>analysis<|message|>",
-    "<|channel|>commentary<|message|>",
-    "<|channel>thought",
-    "【思考】",
-    "【思考过程】",
+_FINAL_CHANNEL = "<|end|><|start|>assistant<|channel|>final<|message|>"
+
+MARKS = (
+    ("<unused94>", "<unused95>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|thought_start|>", "<|thought_end|>"),
+    ("<|channel|>analysis<|message|>", _FINAL_CHANNEL),
+    ("<|channel|>commentary<|message|>", _FINAL_CHANNEL),
+    ("<|channel>thought", "<channel|>"),
+    ("【思考】", "【回答】"),
+    ("【思考过程】", "【最终回答】"),
 )
-_SPECIAL_CLOSE = (
-    (
-        "<",
-        (
-            "<unused95>",
-            "<|end_of_thought|>",
-            "<|begin_of_solution|>",
-            "<|END_THINKING|>",
-            "<|START_RESPONSE|>",
-            "<|thought_end|>",
-            "<|channel|>final<|message|>",
-            "<channel|>",
-        ),
-    ),
-    ("】", ("【回答】", "【答案】", "【最终回答】", "【最终答案】")),
+"""Marks that open a thinking, each with the text that closes it. A tag ("<think>", "[THINK]") is closed by itself with
+a slash, whatever its name (``_NAMES``), and is not listed."""
+_SPECIAL_OPEN = tuple(opening for opening, _ in MARKS)
+_ALSO_CLOSE = ("<|begin_of_solution|>", "<|START_RESPONSE|>", "<|channel|>final<|message|>", "【答案】", "【最终答案】")
+_SPECIAL_CLOSE = tuple(
+    (sign, tuple(mark for mark in (*dict(MARKS).values(), *_ALSO_CLOSE) if sign in mark)) for sign in ("<", "】")
 )
 
 # Words, not marks: they count only at the response's beginning. The first two are harmony channels without their marks.
@@ -52,6 +45,13 @@ _PLAIN = (
     ("Here is my thought process:", "Here is my response:"),
 )
 _PLAIN_OPEN = tuple(begun for begun, _ in _PLAIN)
+# The final headings that follow a heading of thinking, by language; English for every other one.
+_FINAL_HEADINGS = (
+    ("プロセス", "## 最終回答"),
+    ("思考", "## 最终回复"),
+    ("사고", "## 최종 답변"),
+    ("생각", "## 최종 답변"),
+)
 
 _THINKING_TITLE = (
     r"(?:(?:my |internal )?(?:thinking(?: process)?|thoughts?|thought process|monologue)|"
@@ -131,3 +131,43 @@ def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, 
         return (response, "") if open_at_end else ("", response)
     told = response[end:]
     return (response, "") if marked and _opens(told) else (response[:end], told)
+
+
+def open_mark(text: str) -> tuple[str, str] | None:
+    """Return the mark that opened the thinking that is open at a text's end, and the mark that closes it; or None."""
+    begin = max(_last_close(text), 0)
+    # A mark of the table comes before a tag at the same place: "<|begin_of_thought|>" has the form of both.
+    found = [(at, mark, close) for mark, close in MARKS if (at := text.find(mark, begin)) >= 0]
+    found += [(tag.start(), tag[0], _closing_tag(tag[0])) for tag in _TAG_OPEN.finditer(text, begin)]
+    return min(found, key=lambda one: one[0])[1:] if found else None
+
+
+def closing_text(response: str, *, thinking_open: bool = False, thinking_close: str | None = None) -> str | None:
+    """Return the text that closes the thinking in which a response ends; None where it ends outside of a thinking.
+
+    Args:
+        response: the beginning of a response.
+        thinking_open: the chat template opened the thinking, so that the response begins inside it.
+        thinking_close: the mark that closes the template's thinking, if it is known. Otherwise the response's own first
+            mark counts, or else ``</think>``.
+
+    Returns:
+        A mark such as ``</think>``, or a heading such as ``## Final Response`` after a heading of thinking.
+    """
+    mark = open_mark(response)
+    if thinking_open and _last_close(response) < 0:
+        return thinking_close or (mark[1] if mark else "</think>")
+    if mark:
+        return mark[1]
+    if split_thinking(f"{response}\nx")[1]:
+        return None
+    for begun, close in _PLAIN:
+        if response.startswith(begun):
+            return close
+    title = response.lstrip().split("\n", 1)[0]
+    return next((heading for word, heading in _FINAL_HEADINGS if word in title), "## Final Response")
+
+
+def _closing_tag(tag: str) -> str:
+    signs = 2 if tag.startswith("<|") else 1
+    return f"{tag[:signs]}/{tag[signs:]}"

@@ -68,6 +68,8 @@ class Generator(Protocol):
     """the used part of the budget; an endpoint's includes earlier sessions that are in its log"""
     thinking_open: bool = False
     """the chat template opens the thinking ("<think>"), so that every response begins inside it"""
+    thinking_close: str | None = None
+    """the mark that closes the thinking that the chat template opens; None where it opens none"""
 
     def expand(
         self,

@@ -28,7 +28,7 @@ from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.core.store import content_hash
 from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.prompts import Messages
-from medrefl_utils.models.chat_templates import render_prompt, thinking_is_open
+from medrefl_utils.models.chat_templates import open_thinking, render_prompt
 from medrefl_utils.models.generators import shared_prefix, token_cutting
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key
@@ -107,7 +107,8 @@ class LocalGenerator(Generator):
         self._rows_of = Rows if take_trunks(self.model) else PlainRows.of
         ends = self.model.generation_config.eos_token_id
         self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.thinking_open = thinking_is_open(self.tokenizer)
+        mark = open_thinking(self.tokenizer)
+        self.thinking_open, self.thinking_close = mark is not None, mark[1] if mark else None
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Return the token ids of a prompt, with the header of the assistant's turn."""

@@ -61,7 +61,7 @@ class RayGenerator:
         self._actors = [
             actor.options(**options).remote(open_one, model, settings | {"worker": i}) for i in range(workers)
         ]
-        self.key, about, share, self.thinking_open = _got(self._actors[0].identity.remote())
+        self.key, about, share, self.thinking_open, self.thinking_close = _got(self._actors[0].identity.remote())
         self.about = {**about, "ray_workers": workers}
         self.budget, self.spent = settings.get("budget") or Budget(), sum([share] * workers, Spent())
         self.usage = Usage()
@@ -134,8 +134,9 @@ class _Actor:
     def __init__(self, open_one: Callable[..., Generator], model: str, settings: dict[str, Any]):
         self.generator = open_one(model, **settings)
 
-    def identity(self) -> tuple[str, dict[str, Any], Spent, bool]:
-        return self.generator.key, self.generator.about, self.generator.spent, self.generator.thinking_open
+    def identity(self) -> tuple[str, dict[str, Any], Spent, bool, str | None]:
+        one = self.generator
+        return one.key, one.about, one.spent, one.thinking_open, one.thinking_close
 
     def work(self, work: Callable[[Generator, Item], Result], item: Item) -> tuple[Result, dict[str, float], Spent]:
         return self._with_costs(lambda: work(self.generator, item))

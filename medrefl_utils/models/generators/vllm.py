@@ -17,7 +17,7 @@ from medrefl_utils.core.hub import resolve_model
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.exam.steps import SERVER_STOPS
-from medrefl_utils.models.chat_templates import render_prompt, thinking_is_open
+from medrefl_utils.models.chat_templates import open_thinking, render_prompt
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
 from medrefl_utils.models.generators.token_cutting import StepCutter, text_after, vocabulary
@@ -49,7 +49,8 @@ class VllmGenerator(Generator):
         )
         self.usage = Usage()
         self.budget = budget or Budget()
-        self.thinking_open = thinking_is_open(self.tokenizer)
+        mark = open_thinking(self.tokenizer)
+        self.thinking_open, self.thinking_close = mark is not None, mark[1] if mark else None
         self._texts = vocabulary(self.tokenizer)
 
     def expand(
