@@ -29,6 +29,8 @@ _FORCED_TOKENS = 24
 """Maximum number of tokens of an answer that is requested (ours)."""
 _THINKING_TOKENS = 512
 """The same for a judge that thinks before its verdict, or whose verdict was truncated (ours)."""
+_FAULTS = {"cut": "truncated at the token limit", "unreadable": "without a verdict that can be read"}
+"""What a judge's unread reply lacks, by the word of its reader."""
 # A letter is a capital one: "settles on a diagnosis" names none.
 _SETTLES = re.compile(
     r"(?i:settle[sd]?\son)\W{0,6}(?i:(?:the\s)?(?:option|answer|choice|letter)\W{0,4})?"
@@ -229,9 +231,6 @@ def judge_answers(
         print(f"judge: {missing.total()} of {len(found)} responses stay unread: {reasons}")
     letters = pd.Series([one.value or None for one in found], index=unread.index, dtype="str")
     return responses.assign(judged=letters.reindex(responses.index))
-
-
-_FAULTS = {"cut": "truncated at the token limit", "unreadable": "without a verdict that can be read"}
 
 
 def _settled(question: Question, thinking_open: bool = False) -> Callable[[Continuation], tuple[str | None, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from medrefl_utils.core.records import Continuation
-from medrefl_utils.exam.answers.reader import extract_answer, split_thinking
+from medrefl_utils.exam.answers.reader import EXPLICIT, extract_answer, split_thinking
 from medrefl_utils.pairs.reflection import CorrectionText
 
 # Not leaks, but good medicine: "The key is", "a different branch", "a solution was given".
@@ -21,7 +21,7 @@ _LEAK = re.compile(
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _OPTION = re.compile(r"\b(?i:option|choice|letter|answer)\W{0,4}([A-Z])\b")
-_NAMES = frozenset({"json", "boxed", "stated", "lone", "label"})
+_NAMES = EXPLICIT | {"lone", "label"}
 """The rules of ``extract_answer`` that read a letter, not an option's text."""
 
 

@@ -128,7 +128,7 @@ def read_first_wrong_step(reply: Continuation, *, thinking_open: bool = False) -
     return named.pop() if len(named) == 1 and not _ALL_RIGHT.search(text) else None
 
 
-def _step_of(n: int, thinking_open: bool) -> ReplyReader[int]:
+def _step_of(n: int, thinking_open: bool = False) -> ReplyReader[int]:
     """Make a reader that accepts the numbers 1 to ``n``."""
 
     def read(reply: Continuation) -> tuple[int | None, str]:
