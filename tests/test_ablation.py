@@ -51,7 +51,7 @@ def test_the_ablations_profile_ends_with_the_table_and_goes_on_where_it_stopped(
     try:
         done = medrefl(root, *command)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "8 pairs an arm, 24 questions, 2 seeds" in done.stdout and "fake reflection %" in done.stdout
+        assert "8 pairs per arm, 24 questions, 2 seeds" in done.stdout and "fake reflection %" in done.stdout
         assert re.search(r"^ *reflection +sampled +\d+\.\d +[+-]\d", done.stdout, re.MULTILINE)
         table = read_table(files.ablation, ABLATION)
         assert table["arm"].drop_duplicates().tolist() == ["base", "reasoning", "reflection"]

@@ -93,7 +93,7 @@ def test_a_profiles_models_must_be_there_and_fit(tiny_student: str, tmp_path: Pa
         num_key_value_heads=8,
     ).save_pretrained(folder)  # fmt: skip
     fits = found(T4, profile(str(folder)))["model"]
-    assert (fits.found, fits.verdict) == (f"{folder}, 8B", "ok")
+    assert (fits.found, fits.verdict) == (f"{folder}, 8.03 billion parameters", "ok")
     assert fits.why == "needs about 11.9 GiB, the card has 14.7"  # as params/colab_t4.yaml says
     assert found(T4, profile(str(folder), "none"))["model"].verdict == "stop"
     assert "memory has 16.0" in found(LAPTOP, profile(str(folder), "none"))["model"].why

