@@ -28,8 +28,8 @@ from medrefl_utils.runs.profiles import did_you_mean, load_profile, matching_nam
 from medrefl_utils.runs.skipping import Decision, decide, ingredients, stage_key
 from medrefl_utils.runs.stages import DEFAULT_STAGES, FOLLOWS, PACKAGE, STAGES, Stage, repository_root
 
-Preflight = Callable[[Mapping[str, Mapping[str, Any]], RunFiles, Container[str]], object]
-"""Check called with {stage that will run: its parameters}, the run's files, and the artifacts that already exist."""
+Preflight = Callable[[Mapping[str, Mapping[str, Any]], RunFiles, Container[str]], Iterable[str] | None]
+"""Called with {stage that will run: its parameters}, the run's files, the artifacts that exist; returns notes."""
 
 
 class Chain:
@@ -267,7 +267,8 @@ def run_profile(
     if running and preflight:
         made = {artifact for stage in running.values() for artifact in stage.writes}
         given = {artifact for stage in running.values() for artifact in stage.reads} - made
-        preflight({name: parameters[name] for name in running}, chain.files, given)
+        for note in preflight({name: parameters[name] for name in running}, chain.files, given) or ():
+            console.print(Text(f"note: {note}", style="yellow"))
     with lock_run(chain.files):
         end_orphans(chain.files.root)
         executed = chain.run(selected, console, force)

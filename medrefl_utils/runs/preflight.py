@@ -5,6 +5,7 @@ Each check uses the loader that the stage will use, or reads file headers only. 
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import warnings
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.core.store import read_table
+from medrefl_utils.exam import prompts
 from medrefl_utils.exam.benchmarks import check_question_source, load_benchmark
+from medrefl_utils.exam.lint import CONTEXT, prompt_tokens
 from medrefl_utils.models.folder_checks import check_adapter_base, resolve_checked_model
 from medrefl_utils.pairs.pair_table import check_pair_texts
 from medrefl_utils.trees.search import SearchSettings
@@ -36,11 +40,17 @@ _QUESTION_PARAMETERS = (
         "evaluation_answer_base",
     ),  # fmt: skip
 )
+_NEW_TOKENS = {
+    "01_tree_rollout": ("max_path_tokens", "max_step_tokens"),
+    "05_benchmark_evaluation": ("max_new_tokens",),
+    "07_ablation": ("max_new_tokens", "max_new_tokens"),
+}
+"""{stage: the parameters whose sum is what it writes after a question's prompt}"""
 
 Parameters = Mapping[str, Any]
 
 
-def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Container[str]) -> None:
+def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Container[str]) -> list[str]:
     """Check everything that the stages will read, and the folder that they write to.
 
     Args:
@@ -48,23 +58,28 @@ def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Conta
         files: the run's files.
         given: artifacts (attribute names of ``RunFiles``) that these stages read and that none of them writes.
 
+    Returns:
+        Notes on what stages will leave out: questions longer than the model's context.
+
     Raises:
         MedReflError: the first problem that would stop a stage.
     """
+    notes: list[str] = []
     for stage, values in stages.items():
         _check_settings(stage, values)
     for model in dict.fromkeys(model for values in stages.values() for model in _models(values)):
         resolve_checked_model(model)
-    loaded: set[tuple[Any, ...]] = set()
+    loaded: dict[tuple[Any, ...], list[Question]] = {}
     for stage, values in stages.items():
         for names in _QUESTION_PARAMETERS:
             if names[0] in values:
-                _check_questions(stage, values, names, loaded)
+                notes += _check_questions(stage, values, names, loaded)
     if "pairs" in given and _TRAINING in stages:
         check_pair_texts(read_table(files.pairs, PAIRS))
     if "adapter" in given and _EVALUATION in stages:
         check_adapter_base(files.adapter, stages[_EVALUATION]["model"])
     check_disk_space(files.root)
+    return notes
 
 
 def check_disk_space(folder: Path) -> None:
@@ -110,14 +125,43 @@ def _models(values: Parameters) -> list[str]:
     return [values["model"], *judges] if "model" in values else judges
 
 
-def _check_questions(stage: str, values: Parameters, names: Sequence[str], loaded: set[tuple[Any, ...]]) -> None:
-    """Load the questions that the stage's notebook will load; ``loaded`` prevents loading the same ones twice."""
+def _check_questions(
+    stage: str, values: Parameters, names: Sequence[str], loaded: dict[tuple[Any, ...], list[Question]]
+) -> list[str]:
+    """Load the questions that the stage's notebook will load, the same ones once; return notes on too long ones."""
     questions, split, limit, offset, answer_base = (values[name] for name in names)
     seed = values["seed"] if "seed" in values else values["seeds"][0]
     request = (questions, split, limit or None, offset, seed, str(answer_base))
-    if request in loaded or not check_question_source(questions):
-        return
-    loaded.add(request)
+    if not check_question_source(questions):
+        return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the stage itself will warn
-        load_benchmark(questions, split=split, limit=limit or None, offset=offset, seed=seed, answer_base=answer_base)
+        if request not in loaded:
+            loaded[request] = load_benchmark(
+                questions, split=split, limit=limit or None, offset=offset, seed=seed, answer_base=answer_base
+            )
+    return _too_long(stage, values, loaded[request])
+
+
+def _too_long(stage: str, values: Parameters, questions: Sequence[Question]) -> list[str]:
+    """Return a note on the questions that do not fit into the model's context beside what the stage writes.
+
+    Tokens are counted only where an estimate from the characters says that a question may be too long: the tokenizer
+    would cost every start some seconds.
+    """
+    parameters = _NEW_TOKENS.get(stage)
+    if parameters is None or values.get("endpoint"):
+        return []
+    new_tokens = sum(values[name] for name in parameters)
+    config = Path(values["model"]) / "config.json"
+    context = (
+        json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings") if config.is_file() else None
+    )
+    if all(prompt_tokens(question).high + new_tokens <= (context or CONTEXT) for question in questions):
+        return []
+    from medrefl_utils.models.context_limit import drop_too_long
+
+    _, dropped = drop_too_long(questions, values["model"], prompt=prompts.exam, new_tokens=new_tokens)
+    n = sum(dropped.values())
+    example = next(iter(dropped.examples.values()), "")
+    return [f"{stage} will leave out {n} of {len(questions)} questions that are too long; {example}"] if n else []
