@@ -12,13 +12,18 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from medrefl_utils.core import Continuation, Question, Sampling
-from medrefl_utils.exam import STEP_KINDS, extract_answer, split_into_steps, step_end
+from medrefl_utils.evaluation import Protocol, collect_responses
+from medrefl_utils.exam import STEP_KINDS, extract_answer, prompts, split_into_steps, step_end
 from medrefl_utils.exam.steps import has_content
-from medrefl_utils.models import EndpointGenerator
+from medrefl_utils.models import EndpointGenerator, Usage
 from medrefl_utils.models.generators.interface import Generator
-from medrefl_utils.trees import SearchSettings, grow_trees, paths
+from medrefl_utils.pairs import correction_texts, reasoning_pairs, reflection_candidates, reflection_pairs
+from medrefl_utils.training import tokenize_pairs
+from medrefl_utils.trees import SearchSettings, grow_trees, locate_errors, paths, rank_corrections
+from tests.models import save_tokenizer
 from tests.server import serving
 
 QUESTION = Question(
@@ -282,3 +287,67 @@ def test_a_leafs_letter_is_what_the_reader_of_responses_reads_in_its_path(texts,
         if stop in ("answer", "unreadable"):
             assert letter == read and (stop == "answer") == (letter is not None)
         assert outcome == (1.0 if letter == QUESTION.gold else -1.0)
+
+
+def other_answer(style: Style) -> str:
+    """The right response with another letter at its end."""
+    for right, wrong in (("C. Warfarin", "D. Atorvastatin"), ("Warfarin (C)", "Atorvastatin (D)")):
+        if right in style.right:
+            return wrong.join(style.right.rsplit(right, 1))
+    return "D".join(style.right.rsplit("C", 1)).replace("warfarin, so the answer", "atorvastatin, so the answer")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    return save_tokenizer(tmp_path_factory.mktemp("qwen25"), "qwen25")
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_pairs_of_each_kind_end_as_they_should_and_keep_the_models_form(name: str, tokenizer) -> None:
+    """Reasoning and reflection pairs, their token ids, and what stage 05 reads in the same texts."""
+    style = STYLES[name]
+    texts = (style.right, style.wrong, other_answer(style))
+    assert [extract_answer(text, QUESTION.options).letter for text in texts[::2]] == ["C", "D"]
+    generator = Written(texts, style.thinking_open)
+    growth = SearchSettings((3,) * 10, steps="line")
+    tree = grow_trees([QUESTION], generator, growth=growth, sampling=SAMPLING, seed=0)
+    chains, form = paths(tree), dict(prompt=prompts.exam, thinking_open=style.thinking_open)
+    limits = dict(top_k=3, min_margin=0.0, max_per_question=9)
+    made = [reasoning_pairs([QUESTION], tree, chains, **form, **limits)[0]]
+    for kind in ("mid", "post"):
+        ranked, _ = rank_corrections(tree, locate_errors(tree), kind=kind, top_k=3)
+        chosen, _ = reflection_candidates(ranked, **limits)
+        keys = correction_texts([QUESTION], tree, chains, chosen)
+        thoughts = {key: f"Wait, I overlooked the INR of option {number}." for number, key in enumerate(keys)}
+        pairs, _ = reflection_pairs([QUESTION], tree, chains, chosen, thoughts, kind=f"reflection_{kind}", **form)
+        made.append(pairs)
+    pairs = pd.concat(made, ignore_index=True)
+    assert len(made[0]) >= 1 and (len(made[2]) >= 1 or name == "json")  # JSON has no step before its answer to share
+    marks = [
+        m for m in ("</think>", "[/THINK]", "<unused95>", "## Final Response", "## Final Answer") if m in style.right
+    ]
+    for pair in pairs.itertuples():
+        sides = pair.chosen[0]["content"], pair.rejected[0]["content"]
+        read = [extract_answer(side, QUESTION.options, thinking_open=style.thinking_open).letter for side in sides]
+        assert read[0] == "C" and read[1] in ("A", "B", "D"), pair
+        for side in sides:
+            assert [side.count(mark) for mark in marks] == [1] * len(marks), side
+            assert side.count("Wait, I overlooked") == (pair.kind != "reasoning")
+    ids, _ = tokenize_pairs(pairs, tokenizer, end=tokenizer.eos_token_id, max_length=5000)
+    for pair, row in zip(pairs.itertuples(), ids.itertuples(), strict=True):
+        assert tokenizer.decode(row.chosen_ids[:-1]) == pair.chosen[0]["content"]
+        assert row.chosen_ids[-1] == row.rejected_ids[-1] == tokenizer.eos_token_id
+    for text, letter in zip(texts, ("C", None, "D"), strict=True):
+        way = Protocol("greedy", (SAMPLING,))
+        table = collect_responses([QUESTION], Answering(text, style.thinking_open), model="base", protocol=way, seed=0)
+        expected = letter or extract_answer(style.wrong, QUESTION.options, thinking_open=style.thinking_open).letter
+        assert table["answer"].tolist() == [expected] and table["correct"].tolist() == [expected == "C"]
+
+
+class Answering(Written):
+    """A generator that answers with one text."""
+
+    usage = Usage()
+
+    def __init__(self, text: str, thinking_open: bool = False):
+        super().__init__((text,), thinking_open)
