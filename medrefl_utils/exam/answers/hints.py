@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from medrefl_utils.exam.answers.languages import Rules
 from medrefl_utils.exam.answers.options import OPEN, Options
+from medrefl_utils.exam.answers.refusals import is_undecided, without_refusals
 from medrefl_utils.exam.answers.text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
 from medrefl_utils.exam.answers.verdicts import WRONG
 from medrefl_utils.exam.answers.words import BARE, OTHERS
@@ -89,7 +90,9 @@ _POINTED = re.compile(
     r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
-_REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
+_REMAINS = re.compile(
+    r"\s(?:(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)|then[.!]{1,3}\s*(?:\Z|\n))"
+)
 _UNSURE = re.compile(r"\b(?:could|might|may|perhaps|possibly|maybe)\b")
 _DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
 _CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
@@ -101,6 +104,7 @@ _WRONG_TO = re.compile(r"\b(?:wrong|incorrect|mistake|error)\b[^.;:]{0,20}\bto\b
 _OTHERS_SAY = re.compile(
     r"\b(?:some|many|others|people|students?|one (?:could|might|may)|you (?:could|might|may))\b[^.;:]{0,30}\Z"
 )
+_THOUGHT = re.compile(r"\b(?:was|were|is) (?:\w+ )?(?:thought|believed|assumed|said|felt)\b")
 _OTHERS_ANSWER = re.compile(
     r"\b(?:many|most|some|students?|people|others?|nobody|no one)\s(?:[\w']+\s){0,3}(?:answer|choose|pick|select|"
     r"option)\s[\"'“‘*(]{0,4}\Z"
@@ -243,8 +247,11 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             return Found(text[at], text[at])
         if not _POINT_ENDS.match(text, at + 1):
             continue
-        if low[at - 2 : at] in (". ", "! ", "? ") and not text[at + 1 :].strip(
-            " .!*\n"
+        if (
+            low[at - 2 : at] in (". ", "! ", "? ")
+            and low[max(0, at - 4) : at - 2].isalnum()
+            and at > 3
+            and not text[at + 1 :].strip(" .!*\n")
         ):  # "... only C coats the ulcer. C."
             return Found(text[at], text[at])
         points = list(_POINTED.finditer(low, max(0, at - 24), at))
@@ -259,6 +266,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             re.search(NOT, low[max(begin, at - 40) : at])
             or _WRONG_HEAD.search(low, begin, at)
             or _OTHERS_SAY.search(low, begin, at)
+            or _THOUGHT.search(low, begin, at)
             or IF.search(low[begin:at])
         ):
             return None
@@ -353,6 +361,8 @@ def _labels_of(
                 continue
         if head and not close and not head[0][0].isalpha():  # 'A brief trial of ...'
             continue
+        if head is None and named and sentence[at] == "A" and not close:  # the article of "A varfarina"
+            continue
         letter, done = named or (sentence[at], end)
         if turns and _is_passed(low[max(begin, begin + start - 80) : begin + start], low[begin + done : stop]):
             continue
@@ -390,18 +400,28 @@ def _sentences(final: str) -> Iterator[str]:
     yield final[begin:]
 
 
-def _kept(sentence: str) -> str:
+def _negated(clause: re.Match[str]) -> str:
+    """What a negated clause leaves: "not", which passes over what follows, or a new clause after "and"."""
+    return ", " if clause.string.startswith(" and ", clause.end()) and _WHOLE_VERDICT.search(clause[0]) else " not "
+
+
+_WHOLE_VERDICT = re.compile(
+    r"(?:contraindicated|harmful|excluded|eliminated|ruled out|incorrect|wrong|out)\Z", re.IGNORECASE
+)
+
+
+def _kept(sentence: str, options: Options) -> str:
     """A sentence without what it passes over; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
     if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low):
         return ""
     if _NEGATES.search(low):
-        sentence = _BEFORE_NOT.sub(" not ", sentence)
-    return _PASSED_CLAUSE.sub(" ", sentence)
+        sentence = _BEFORE_NOT.sub(_negated, sentence)
+    return _PASSED_CLAUSE.sub(" ", without_refusals(sentence, options))
 
 
-def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
+def _choosing(final: str, languages: list[Rules], options: Options) -> Iterator[str]:
     """The sentences that choose, without what they pass over; last one first."""
     for sentence in _backwards(final):
         low = lower(sentence)
@@ -409,7 +429,7 @@ def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
             rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)
             for rules in languages
         ):
-            yield _kept(sentence)
+            yield _kept(sentence, options)
 
 
 _SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
@@ -432,10 +452,14 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
 
     if any(rules.language.code == "tr" for rules in languages):
         text = _SUFFIX.sub(r"\1", text)
-    for sentence in _choosing(text, languages):
+    for sentence in _choosing(text, languages, options):
         if len(letters := named(sentence)) == 1:
             return Found(letters[0]), "text"
-    everywhere = named(" ".join(map(_kept, _sentences(text)))) if len(text) < 12_001 else []
+    everywhere = (
+        named(" ".join(_kept(sentence, options) for sentence in _sentences(text))) if len(text) < 12_001 else []
+    )
+    if everywhere and is_undecided(text, options) and not _whole(text, everywhere[0], options):
+        return None
     if everywhere:
         settled = len(everywhere) == 1 and is_complete(text) and _is_settled(text, options)
         return (Found(everywhere[0]), "text") if settled else None
@@ -446,7 +470,7 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
     if len(text) < 40 and (letters := options.named_in(text)):
         return (Found(letters[0]), "text") if len(letters) == 1 and _whole(text, letters[0], options) else None
     single = [text] if len(text) < 60 and len(text.split()) < 5 else []
-    for sentence in [*single, *islice(_choosing(text, languages), 5)]:
+    for sentence in [*single, *islice(_choosing(text, languages, options), 5)]:
         if len(near := options.nearly(sentence[-400:])) == 1:
             return Found(near.pop()), "misspelled"
     return None
@@ -466,7 +490,7 @@ def denied_around(text: str, low: str, head: int, end: int) -> bool:
 
 def _is_settled(text: str, options: Options) -> bool:
     """Whether a text does more than describe the option that it names: "Ibuprofen is an NSAID" chooses nothing."""
-    for sentence in map(_kept, _sentences(text)):
+    for sentence in (_kept(sentence, options) for sentence in _sentences(text)):
         if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
             continue
         subject = options.text_at(sentence, _SUBJECT.match(sentence).end())

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from medrefl_utils.exam.answers.opinions import is_foreign_opinion
 from medrefl_utils.exam.answers.options import Options
 from medrefl_utils.exam.answers.statements import ASKED, ASSERTED, DENIED, SUPPOSED, UNREADABLE, Statement, prose
 from medrefl_utils.exam.answers.text import clause_begin, sentence_end
@@ -53,7 +54,7 @@ def rules_of(language: Language) -> Rules:
     apart = r"[\s\"'*]{0,3}"
     negation = word(row.negation).replace("n'" + end, "n'") if row.code == "fr" else word(row.negation)
     if row.code == "fr":
-        negation = rf"(?:(?<!\w)n'|{word('ne|pas|jamais|aucun')})"
+        negation = rf"(?:(?<!\w)n'|{word('ne|pas|jamais|aucun|ni')})"
     joins = word(row.joins) if row.code not in ("fr", "it") else rf"(?:(?<!\w)l'|{word(row.joins)})"
     behind = rf"[\s\"'*).,]{{0,4}}(?:{word(row.joins)}|{word(row.option)}){{0,2}}\s?{word(row.negation)}"
     if row.code in ("ko", "ja"):
@@ -89,7 +90,7 @@ def rules_of(language: Language) -> Rules:
         ),
         condition=re.compile(word(row.condition)),
         mood=re.compile(_MOODS[row.code]) if row.code in _MOODS else None,
-        denied_head=re.compile(rf"(?:{negation}|不|别|別)\W?\Z"),
+        denied_head=re.compile(rf"(?:{negation}|不|别|別|比)\W?\Z"),
         retraction=re.compile(rf"(?:\A|(?<=[\s.,;:!?。,、…—।]))(?:{row.retraction})"),
         joins=re.compile(rf"(?:{joins}|:|c'est)(?:{between}|{option}){{0,6}}+"),
         verdict=re.compile(verdict),
@@ -116,6 +117,9 @@ _MOODS = {
     "it": r"\b(?:se|qualora)\b.{0,150}\b(?:sarebbe|sceglierei)|supponiamo",
     "tr": r"\b(?:eğer|olsaydı|olurdu|varsayalım)\b",
 }
+
+
+_NOR = re.compile(r"[\s\"'*),]{0,4}(?:\b(?:ni|né|nem|noch|ни|ne|nor)\s|也不是|也非|،?\s?ولا\s)(?:la |l'|a |ist )?")
 
 
 def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
@@ -184,7 +188,10 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
         return Statement(cue.start(), said.end, said.letter, said.written, "stated", label=True)
     after = rules.behind.match(low, value.end) if rules.language.code in _NOT_BEHIND else None
     if denied or after:
-        but = rules.but.match(low, after.end() if after else value.end)
+        end = after.end() if after else value.end
+        while (nor := _NOR.match(low, end)) and (more := options.value_at(text, nor.end())):
+            end = more.end
+        but = rules.but.match(low, end)
         turned = options.value_at(text, but.end()) if but else None
         if turned is None or turned.letter == value.letter:
             return Statement(cue.start(), after.end() if after else value.end, value.letter, None, "stated", DENIED)
@@ -195,6 +202,8 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
         return Statement(cue.start(), value.end, value.letter, None, "stated", DENIED)
     stance = ASSERTED
     if is_hypothetical(low, begin, cue.start(), rules) or ASKED.match(low, value.end):
+        stance = SUPPOSED
+    elif is_foreign_opinion(low, begin, cue.start(), sentence_end(low, value.end)):
         stance = SUPPOSED
     label = ":" in between[0] or "\n" in between[0]
     return Statement(cue.start(), value.end, value.letter, value.written, "stated", stance, label)

@@ -226,7 +226,12 @@ class Options:
         closed = _CLOSE.match(text, end).end()
         named = self.text_at(text, closed)
         if named is None or (
-            named[0] != written and (_OWN_CLAUSE.match(text, named[1]) or TAKEN_BACK.match(text, named[1]))
+            named[0] != written
+            and (
+                _OWN_CLAUSE.match(text, named[1])
+                or TAKEN_BACK.match(text, named[1])
+                or (text[end : end + 1] == "." and (own := _BRACKETED.match(text, named[1])) and own[1] == named[0])
+            )
         ):
             return Value(written, written, end)
         return Value(named[0], written, named[1])

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from heapq import merge
+from itertools import islice
 from typing import NamedTuple
 
 from medrefl_utils.core.errors import MedReflError
@@ -39,7 +40,7 @@ from medrefl_utils.exam.answers.statements import (
     english,
     json_answers,
 )
-from medrefl_utils.exam.answers.text import lower, plain, straight
+from medrefl_utils.exam.answers.text import clause_begin, holds, lower, plain, sentence_end, straight
 from medrefl_utils.exam.answers.thinking import split_thinking
 from medrefl_utils.exam.answers.verdicts import verdicts
 
@@ -91,7 +92,7 @@ def _statements(text: str, low: str, languages: list[Rules], options: Options) -
 
 
 _CORRECTED = re.compile(
-    r"(?:\b(?:no|nope|wait|actually|be|is|it['’]s|that['’]s|meant|mean|so|rather|correction|instead|therefore|thus|"
+    r"(?:\b(?:no|nope|wait|actually|be|been|is|it['’]s|that['’]s|meant|mean|so|rather|correction|instead|therefore|thus|"
     r"hence|with|choose|answer|say|"
     r"sorry|oops|thought|reflection|now|edit|update|to|leaves|leaving)\b[\s,.:;!—–-]{1,4}|:\s)(?:the answer is |"
     r"i meant |it['’]s |it is |option |choice |letter )?[\"'“‘*(\[]{0,3}"
@@ -116,6 +117,7 @@ def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] 
     doubtful: Statement | None = None
     denied: set[str] = set()
     supposed: set[str] = set()
+    maybe: set[str] = set()
     for statement in _statements(reading.text, reading.low, reading.languages, reading.options):
         if statement.stance == DENIED:
             denied.add(statement.letter)
@@ -123,6 +125,7 @@ def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] 
             supposed.add(statement.letter)
         if statement.stance == DOUBTFUL:
             doubtful = doubtful or statement
+            maybe.add(statement.letter)
         if statement.stance == UNREADABLE:
             return Found(""), "none"
         if statement.stance != ASSERTED:
@@ -133,6 +136,8 @@ def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] 
             return Found(""), "none"
         return _checked(reading, statement, told)
     if doubtful:
+        if doubtful.letter in supposed | denied or len(maybe) > 1:
+            return Found(""), "none"
         return Found(doubtful.letter, doubtful.written), "stated"
     hinted = _hinted(reading) if told else None
     return (Found(""), "none") if hinted and hinted[0].letter in denied | supposed else hinted
@@ -147,10 +152,12 @@ def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found
         return (settled, "label") if settled else (found, "several")
     retraction, strong = find_retraction(rest.low, rest.languages)
     if retraction < 0:
-        return found, statement.rule
+        return _turned(rest, found, statement.rule)
     corrected = _corrected(rest.after(retraction))
     if corrected is None and strong:
         return Found(""), "none"
+    if corrected is None and (turned := _turned(rest, found, statement.rule))[0] != found:
+        return turned
     if corrected is None:
         named = {rest.text[at] for at in rest.options.alone_in(rest.text[: retraction + 400]) if at >= retraction}
         named |= set(rest.options.named_in(rest.text[retraction : retraction + 400]))
@@ -158,12 +165,107 @@ def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found
     return corrected, statement.rule
 
 
+# Words with which a response turns away from the answer that it stated, and words that limit a claim to another case.
+_TURN_WORDS = (
+    "but",
+    "however",
+    "upon",
+    "reflection",
+    "look",
+    "let me",
+    "review",
+    "inspection",
+    "check",
+    "think",
+    "hmm",
+)
+_TURN_WORDS += ("reconsider", "consideration", "yet", "note", "仔细", "再想", "但", "betrachtung", "pensándolo")
+_TURN = re.compile(
+    r"(?:\A|[.!?…\n。]|\bhmm+,?\s)[\s\W]{0,4}(?:but\b|however\b|yet\b|hmm|upon\b|(?:on|after|with) (?:further |"
+    r"closer |second |more |"
+    r"careful |a )?(?:reflection|review\w*|reconsider\w*|inspection|consideration|look|thought|thinking|checking)|"
+    r"(?:re-?)?(?:looking|check|checking|thinking|considering|examining|reviewing)\b|(?:self|double)[- ]?check\w*|"
+    r"let me|let's|i should|i need|reflection\b|review\b|note\b|verification\b|但|仔细|再(?:想|看|次)|bei (?:genauerer|"
+    r"näherer)|pensándolo|"
+    r"となると|しかし|그러나)"
+)
+_LIMITS = re.compile(
+    r"\b(?:if|unless|were|could|might|may|also|without|later|long[- ]term|in case|other than|otherwise|why|"
+    r"often|usually|"
+    r"normally|second|alternative|tempting|common|another|additional)\b"
+)
+_OWN_DENIED = re.compile(
+    r"[^.!?\n]{0,40}?\b(?:contraindicated|wrong|incorrect|ruled out|out\b|excluded|unlikely|not (?:appropriate|"
+    r"suitable|right|"
+    r"correct|safe|an option|possible|indicated)|inappropriate|unsafe|dangerous|cannot be|can['’]t be)"
+)
+
+
+def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
+    """Return the stated answer, unless a later sentence turns away from it ("However, ... D is the answer").
+
+    The later answer is read where one is clear; where the text only denies the stated option, there is none.
+    """
+    rest = (
+        rest if len(rest.text) < 1_500 else _Reading(rest.text[:1_500], rest.low[:1_500], rest.languages, rest.options)
+    )
+    if rule == "json":
+        rest = rest.after(rest.text.find("}") + 1)
+    if not holds(rest.low, _TURN_WORDS) or (turn := _TURN.search(rest.low)) is None:
+        return found, rule
+    rest = rest.after(turn.start())
+    hinted = _hinted(rest)
+    if (hinted is None or not hinted[0].letter) and rest.languages and (pointed := _pointed_at(rest)):
+        hinted = pointed, "label"
+    later = hinted[0].letter if hinted else ""
+    denies = _denies(rest, found.letter)
+    if not later:
+        wrong = verdicts(rest.text, rest.low, rest.options.alone_in(rest.text), rest.languages, rest.options)[1]
+        return (Found(""), "none") if found.letter in wrong else (found, rule)
+    if later == found.letter:
+        return found, rule
+    if hinted[1] not in ("verdict", "label", "stated", "lone") and not denies:
+        return found, rule
+    places = [at for at in rest.options.alone_in(rest.text) if rest.text[at] == later]
+    begin = clause_begin(rest.low, places[-1]) if places else 0
+    if not denies and places and _LIMITS.search(rest.low[begin : sentence_end(rest.low, places[-1])]):
+        return found, rule
+    return hinted[0], rule
+
+
+def _denies(rest: _Reading, letter: str) -> bool:
+    """Say whether a text calls an option wrong, by its letter or its text."""
+    for at in rest.options.alone_in(rest.text):
+        if rest.text[at] == letter and _OWN_DENIED.match(rest.low, at + 1):
+            return True
+    return any(
+        letter in rest.options.named_in(clause) and _OWN_DENIED.search(clause)
+        for clause in re.split(r"[.;!?\n]|, ", rest.low)
+    )
+
+
 def _corrected(rest: _Reading) -> Found | None:
     """What a retraction puts in the answer's place: a letter that it points at, or what the rules read."""
     if found := _pointed_at(rest):
         return found
     hinted = _hinted(rest)
-    return hinted[0] if hinted and hinted[0].letter else None
+    if hinted and hinted[0].letter:
+        return hinted[0]
+    return _sole(rest) if rest.languages else None
+
+
+def _sole(rest: _Reading) -> Found | None:
+    """The only letter of a short correction in another language than English: "いや、違います。Cです"."""
+    near = rest.text[:80]
+    letters = rest.options.alone_in(near)
+    if len(letters) != 1 or any(
+        rules.negation.search(rest.low, letters[0], letters[0] + 12) for rules in rest.languages
+    ):
+        return None
+    at = letters[0]
+    if len(near[at + 1 :].strip(" .!。*")) > 4 or hints.denied_around(rest.text, rest.low, at, at + 1):
+        return None
+    return Found(near[at], near[at])
 
 
 def _pointed_at(rest: _Reading) -> Found | None:
@@ -183,6 +285,12 @@ def _pointed_at(rest: _Reading) -> Found | None:
     return found
 
 
+_LAST_POINT = re.compile(
+    r"(?:\A|[\n.!]\s{0,3})(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)[,:]?\s(?:it['’]s |"
+    r"it is )?[\"'*(\[]{0,3}([A-Z])[)\]\"'*.!\s]{0,4}\Z"
+)
+
+
 def _hinted(reading: _Reading) -> tuple[Found, str] | None:
     """The answer of a text without an explicit statement."""
     text, low, options = reading.text, reading.low, reading.options
@@ -194,6 +302,8 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
     letters = options.alone_in(text)
     if found := hints.lone(text, letters, options):
         return found, "lone"
+    if (last := _LAST_POINT.search(text, max(0, len(text) - 40))) and options.letter_at(text, last.start(1)):
+        return Found(last[1], last[1]), "label"
     if (":" in text or low.startswith("ans")) and (found := hints.labelled(text, options)):
         return found, "stated"
     if len(letters) == 1 and not reading.languages and (found := hints.chosen(text, low, letters, options)):
@@ -236,6 +346,35 @@ def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]
     yield _within(told), True, thinking[-50:]
 
 
+# The mark with which a base model begins another question, or a chat goes on with another turn.
+_NEXT_QUESTION = re.compile(
+    r"\n[\s*]{0,6}(?:#{1,6}\s{0,3}\**(?:new |next |another )?(?:question|instruction|input|problem|exercise|case)\b|"
+    r"\**(?:q|question|human|user|problem|exercise|next question|new question|"
+    r"another question)\s?#?\d{0,4}\**\s?[:.)]\**\s?)|"
+    r"<\|(?:im_start\|>\s?user|user\|>|start_header_id\|>\s?user|endoftext\|>|im_end\|>|eot_id\|>)|\[INST\]|<start_of_turn>user",
+    re.IGNORECASE,
+)
+
+
+_QUESTION_WORDS = ("question", "\nq", "human", "user", "problem", "exercise", "instruction", "\n#", "<|", "[inst]")
+
+
+def _own_part(reading: _Reading, told: bool) -> _Reading:
+    """Return the text before a question that the model invents after its answer; the whole text without one."""
+    if not holds(reading.low, _QUESTION_WORDS):
+        return reading
+    for mark in islice(_NEXT_QUESTION.finditer(reading.text), 20):
+        low = reading.low[: mark.start()]
+        part = _Reading(reading.text[: mark.start()], low, active(low), reading.options)
+        read = _read(part, told, not told)
+        if read and read[0].letter and read[1] in _OWN_RULES:
+            return part
+    return reading
+
+
+_OWN_RULES = EXPLICIT | {"lone", "verdict", "label"}
+
+
 def _within(text: str) -> str:
     text = text.strip()
     return text if len(text) <= _HEAD + _TAIL else f"{text[:_HEAD]}\n{text[-_TAIL:]}"
@@ -264,7 +403,7 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
     for text, told, before in _texts(response, thinking_open):
         low = lower(text)
         reading = _Reading(text, low, active(low), prepared)
-        read = _read(reading, told, not told)
+        read = _read(_own_part(reading, told), told, not told)
         if read is None:
             continue
         found, rule = read
@@ -287,4 +426,41 @@ def states_answer(text: str, options: Mapping[str, str]) -> bool:
     if _STEP.match(text):
         return False
     answer = extract_answer(text, options)
-    return answer.letter is not None and answer.rule in EXPLICIT
+    if answer.letter is None or answer.rule not in EXPLICIT:
+        return False
+    return answer.rule != "stated" or not _is_hedged(text, _prepared(tuple(options.items())))
+
+
+# Before a statement: a word that leaves it open. After it: a word that turns away from it.
+_HEDGE = re.compile(
+    r"\b(?:could|might|may|probably|perhaps|maybe|possibly|presumably|(?<!most )likely|would|vielleicht|wahrscheinlich|"
+    r"vermutlich|probablement|peut-être|probablemente|quizás?|tal vez|talvez|provavelmente|forse|probabilmente|"
+    r"возможно|"
+    r"вероятно|наверное|belki|muhtemelen|có thể|có lẽ)\b|(?<!最)可能(?!性)|大概|也许|也許|おそらく|たぶん|かもしれ|아마|ربما|शायद|อาจ|"
+    r""
+    r""
+    r""
+    r""
+    r""
+    r"น่าจะ"
+)
+_REST = re.compile(
+    r"[^\w]*\b(?:but|however|unless|although|though|yet)\b|[^.!?\n]{0,40}[,;—–-]\s?(?:but|however|unless|yet)\b|"
+    r"[^.!?\n。]{0,20}(?:但|,\s?(?:pero|aber|mais|mas|ma|но|ama|nhưng)\b|لكن|लेकिन|แต่|지만|が、)|"
+    r"[^.!?\n]{0,30}\b(?:let me (?:check|verify|see|think|first)|needs? (?:checking|to be checked)|"
+    r"to be (?:checked|verified))"
+)
+
+
+def _is_hedged(text: str, options: Options) -> bool:
+    """Say whether a text's last statement leaves the answer open: "is probably B", "is B, but let me check"."""
+    text = plain(split_thinking(text)[1].strip())
+    low = lower(text)
+    for statement in _statements(text, low, active(low), options):
+        if statement.stance in (ASSERTED, DOUBTFUL):
+            if statement.label:
+                return False
+            begin = clause_begin(low, statement.at)
+            before = low[begin : statement.end]
+            return _HEDGE.search(before) is not None or _REST.match(low, statement.end) is not None
+    return False

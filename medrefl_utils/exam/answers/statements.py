@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from medrefl_utils.exam.answers.opinions import is_opinion, is_trial
 from medrefl_utils.exam.answers.options import OPEN, TAKEN_BACK, Options, Value
 from medrefl_utils.exam.answers.text import clause_begin, holds, lower, sentence_end
 
@@ -34,11 +35,11 @@ class Statement(NamedTuple):
 
 
 # --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
-_CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with")
+_CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with", "prefer")
 _BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
 _BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)?[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(
-    r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
+    r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?|prefer)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
 )
 _RANKED = tuple(
     f"{word} "
@@ -102,7 +103,7 @@ _FILLER = re.compile(
 )
 _NOT_HERE = re.compile(
     r"\b(?:not|never|cannot|n['’]t|isn['’]t|can['’]t|shouldn['’]t|wouldn['’]t|hardly|unlikely|neither|nor|no longer|"
-    r"anything but|other than|far from)\b"
+    r"(?:any|every)thing (?:but|except)|all (?:but|except)|other than|far from)\b"
 )
 _DENIED_HEAD = re.compile(
     r"(?:\b(?:not|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|"
@@ -123,6 +124,12 @@ OTHERS_HEAD = re.compile(
     r"were to|"
     r"initially|at first|first|almost|reason(?:s)? to|when to|how to|wrong to)\b[^.;:!?\n]{0,50}\Z"
 )
+# "Heparin first, then warfarin" names two options in order.
+_IN_ORDER = re.compile(
+    r"[\"'”*)\]]{0,4},?\s(?:first\b|(?:and\s)?(?:then|later|subsequently|followed by|before|after)\b)"
+)
+_MAY_BE = re.compile(r"(?:could|might|may)\b")
+_BUT_BEHIND = re.compile(r"[^.!?\n]{0,60}?\b(?:but|or|however|yet)\b")
 _CHOOSER = re.compile(
     r"(?:\b(?:i|we|i['’]d|i['’]ll|i['’]m|we['’]d|we['’]ll|we['’]re|let['’]s|let us|let me|should|must|will|"
     r"would)\b[^.;:!?\n]{0,40}|"
@@ -164,7 +171,7 @@ _POINTER = re.compile(
     r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
-_LAST = re.compile(r"[,:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
+_LAST = re.compile(r"[,;:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
 _CALLED_BEST = re.compile(
     r"\b[a-z](?=\s(?:is|would be|seems|fits)\s(?:the\s)?(?:best|correct|right|most|answer|appropriate)\b)"
 )
@@ -342,6 +349,12 @@ def _stance(low: str, at: int, end: int, copula: str) -> str:
         return SUPPOSED
     if ("would" in copula and _IF_BEHIND.match(low, end)) or (copula == "choose" and _WHEN_BEHIND.match(low, end)):
         return SUPPOSED
+    if is_opinion(head) or is_trial(low, end):
+        return SUPPOSED
+    if _MAY_BE.match(copula):
+        return SUPPOSED if _BUT_BEHIND.match(low, end) else DOUBTFUL
+    if "would" in copula and _BUT_BEHIND.match(low, end) and "textbook" in head:
+        return SUPPOSED
     if "would" in copula and _CIRCUMSTANCE.search(head):
         return DOUBTFUL
     return ASSERTED
@@ -368,7 +381,7 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
     if cue == "box":
         box = _BOX.match(low, at)
         return _boxed(text, box.end(), options) if box else None
-    if cue in ("choos", "select", "pick", "o with", "ing with"):
+    if cue in ("choos", "select", "pick", "o with", "ing with", "prefer"):
         return _choice(text, low, at, options)
     before = low[at - 1 : at]
     if before.isalnum():
@@ -403,7 +416,8 @@ def _labelled(text: str, low: str, at: int, end: int, options: Options) -> State
             return None  # nothing stands behind the label
         stop = min(stop, start + 300)
         negated = _NOT_HERE.match(low, start)
-        value = _turned(text, low, negated.end(), options) if negated else prose(text, end, stop, options)
+        value = _turned(text, low, negated.end(), options) if negated else None
+        value = value or prose(text, end, stop, options)
         if value is None:
             return Statement(at, stop, "", None, "stated", UNREADABLE, True)
         return Statement(at, value.end, value.letter, value.written, "stated", label=True)
@@ -412,6 +426,11 @@ def _labelled(text: str, low: str, at: int, end: int, options: Options) -> State
 
 def _settled(text: str, low: str, statement: Statement, options: Options) -> Statement:
     """A statement, or what its own question settles on ("Answer: C? No, B.")."""
+    if statement.letter and _IN_ORDER.match(low, statement.end):
+        rest = text[statement.end : sentence_end(text, statement.end)]
+        named = {*options.named_in(rest), *(rest[at] for at in options.alone_in(rest))}
+        if named - {statement.letter}:
+            return statement._replace(letter="", written=None)
     settled = _SETTLED.match(low, statement.end)
     if settled and (value := _value(text, low, settled.end(), options)):
         return statement._replace(end=value.end, letter=value.letter, written=value.written, stance=ASSERTED)

@@ -10,7 +10,8 @@ _FOLDED = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
 }  # fmt: skip
 _CYRILLIC = re.compile(r"(?<=[:—(*\s])[АС](?=[\s.)*]{0,3}(?:\n|\Z))")
 _SMALL_OPTION = re.compile(r"option ([a-z])(?=[).:,;*\"']|\s*(?:\Z|\n)|\s(?:is|was|because|since)\b)")
-_HTML = re.compile(r"</?(b|i|p|strong|em|br|div|span|u|h\d|li|ul|ol|code|pre)\s?/?>", re.IGNORECASE)
+_HTML = re.compile(r"</?(b|i|p|strong|em|br|div|span|u|h\d|li|ul|ol|code|pre|final|solution)\s?/?>", re.IGNORECASE)
+_BREAKS = frozenset(("br", "p", "pre", "final", "solution"))
 _SMALL_ALONE = re.compile(
     r"(?:\A|\b(?:[Ii]t's|[Ii]t is|[Cc]hoice|[Oo]ption|[Ll]etter|[Cc]hoose|[Pp]ick)\s)[a-j](?=\s(?:is|"
     r"was)\s(?:correct|right|the)|[.!]?\s*\Z)"
@@ -48,7 +49,7 @@ def plain(text: str) -> str:
     if "option " in text:
         text = _SMALL_OPTION.sub(lambda small: f"option {small[1].upper()}", text)
     if "<" in text:
-        text = _HTML.sub(lambda tag: "\n" if tag[1][0] in "bp" and tag[1] != "b" else "", text)
+        text = _HTML.sub(lambda tag: "\n" if tag[1] in _BREAKS else "", text)
     if "&" in text:
         text = text.replace("&nbsp;", " ")
     if len(text) < 60:

@@ -26,7 +26,7 @@ _RIGHT = re.compile(
     r"yes\b|fits\b|best\b|(?:most|more) (?:likely|appropriate|consistent|probable|suitable|plausible)|"
     r"likely\b(?=\s*(?:[.;,)\n]|\Z))|"
     r"only (?:option|choice|one|answer) (?:that|which|left)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
-    r"✅|✓|✔|☑|better\b|appropriate\b|explains everything"
+    r"✅|✓|✔|☑|better\b|safer\b|safest\b|preferable\b|appropriate\b|explains everything"
 )
 _IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
 
@@ -49,6 +49,9 @@ def verdicts(
 
 
 _THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
+_AT_FIRST = re.compile(
+    r"\b(?:at first|at a first|on first|initially|originally)\b(?: (?:glance|sight|look))?[^.;\n]{0,24}\Z"
+)
 _JOINED_HEAD = re.compile(
     r"\b[a-z][\s)\"'*]{0,3}(?:,?\s(?:and|or)\s|&|/|\+)[\s(\"'*]{0,4}\Z|(?:options?|answers?|"
     r",)\s[(\"'*]{0,2}[a-z][)\"'*]{0,2},\s[(\"'*]{0,2}\Z"
@@ -87,6 +90,8 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
     if WRONG.match(low, between) or "tempting" in low[between : between + 20]:
         return False
     begin = clause_begin(low, at)
+    if _AT_FIRST.search(low, begin, at):
+        return None
     if _JOINED_HEAD.search(low, max(0, at - 12), at) or IF.search(low[begin:at]) or _asked(low, right.end()):
         return None
     return None if PASSED.search(low, max(begin, at - 50), at) else True
