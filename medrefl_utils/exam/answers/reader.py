@@ -166,20 +166,10 @@ def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found
 
 
 # Words with which a response turns away from the answer that it stated, and words that limit a claim to another case.
-_TURN_WORDS = (
-    "but",
-    "however",
-    "upon",
-    "reflection",
-    "look",
-    "let me",
-    "review",
-    "inspection",
-    "check",
-    "think",
-    "hmm",
+_TURN_WORDS = tuple(
+    "but|however|upon|reflection|look|let|should|need|review|inspection|check|verif|think|thought|hmm|consider|examin|"
+    "yet|note|但|仔细|再|betrachtung|bei näher|pensándolo|となると|しかし|그러나".split("|")
 )
-_TURN_WORDS += ("reconsider", "consideration", "yet", "note", "仔细", "再想", "但", "betrachtung", "pensándolo")
 _TURN = re.compile(
     r"(?:\A|[.!?…\n。]|\bhmm+,?\s)[\s\W]{0,4}(?:but\b|however\b|yet\b|hmm|upon\b|(?:on|after|with) (?:further |"
     r"closer |second |more |"
@@ -214,11 +204,13 @@ def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
     if not holds(rest.low, _TURN_WORDS) or (turn := _TURN.search(rest.low)) is None:
         return found, rule
     rest = rest.after(turn.start())
+    denies = _denies(rest, found.letter)
+    if not denies and not {rest.text[at] for at in rest.options.alone_in(rest.text)} - {found.letter}:
+        return found, rule
     hinted = _hinted(rest)
     if (hinted is None or not hinted[0].letter) and rest.languages and (pointed := _pointed_at(rest)):
         hinted = pointed, "label"
     later = hinted[0].letter if hinted else ""
-    denies = _denies(rest, found.letter)
     if not later:
         wrong = verdicts(rest.text, rest.low, rest.options.alone_in(rest.text), rest.languages, rest.options)[1]
         return (Found(""), "none") if found.letter in wrong else (found, rule)
@@ -239,7 +231,7 @@ def _denies(rest: _Reading, letter: str) -> bool:
         if rest.text[at] == letter and _OWN_DENIED.match(rest.low, at + 1):
             return True
     return any(
-        letter in rest.options.named_in(clause) and _OWN_DENIED.search(clause)
+        _OWN_DENIED.search(clause) and letter in rest.options.named_in(clause)
         for clause in re.split(r"[.;!?\n]|, ", rest.low)
     )
 
@@ -356,12 +348,26 @@ _NEXT_QUESTION = re.compile(
 )
 
 
-_QUESTION_WORDS = ("question", "\nq", "human", "user", "problem", "exercise", "instruction", "\n#", "<|", "[inst]")
+_QUESTION_STARTS = (
+    "\nq",
+    "\n*",
+    "\n#",
+    "\nh",
+    "\nu",
+    "\npr",
+    "\nex",
+    "\nn",
+    "\nan",
+    "\n ",
+    "<|",
+    "[inst]",
+    "<start_of",
+)
 
 
 def _own_part(reading: _Reading, told: bool) -> _Reading:
     """Return the text before a question that the model invents after its answer; the whole text without one."""
-    if not holds(reading.low, _QUESTION_WORDS):
+    if not holds(reading.low, _QUESTION_STARTS):
         return reading
     for mark in islice(_NEXT_QUESTION.finditer(reading.text), 20):
         low = reading.low[: mark.start()]
@@ -436,12 +442,8 @@ _HEDGE = re.compile(
     r"\b(?:could|might|may|probably|perhaps|maybe|possibly|presumably|(?<!most )likely|would|vielleicht|wahrscheinlich|"
     r"vermutlich|probablement|peut-être|probablemente|quizás?|tal vez|talvez|provavelmente|forse|probabilmente|"
     r"возможно|"
-    r"вероятно|наверное|belki|muhtemelen|có thể|có lẽ)\b|(?<!最)可能(?!性)|大概|也许|也許|おそらく|たぶん|かもしれ|아마|ربما|शायद|อาจ|"
-    r""
-    r""
-    r""
-    r""
-    r""
+    r"вероятно|наверное|belki|muhtemelen|có thể|có lẽ)\b|(?<!最)可能(?!性)|大概|也许|也許|"
+    r"おそらく|たぶん|かもしれ|아마|ربما|शायद|อาจ|"
     r"น่าจะ"
 )
 _REST = re.compile(
