@@ -22,13 +22,15 @@ from medrefl_utils.exam.answers.words import BARE, OTHERS
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
-    r"closest|safest|preferred|leaving|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|"
+    r"closest|safest|preferred|leaving|therefore|thus|so,|hence|the right (?:drug|choice|answer|option|one|"
+    r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|"
     r"suggests?|indicates?|"
     r"consistent with)\b"
 )
 _CHOICE_WORDS = tuple(
     (
-        "answer|most |more |best|correct|closest|safest|preferred|leaving|therefore|thus|so,|hence|cho|would be|"
+        "answer|most |more |best|correct|the right |closest|safest|preferred|leaving|therefore|thus|so,|hence|"
+        "cho|would be|"
         "should be|is likely|suggest|"
         "indicate|consistent with"
     ).split("|")

@@ -201,9 +201,10 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
     if judged and (judged["wrong"] or judged["no"] or judged["cross"]):
         return Statement(cue.start(), value.end, value.letter, None, "stated", DENIED)
     stance = ASSERTED
+    stop = sentence_end(low, value.end) if rules.language.code in _NOT_BEHIND else cue.start()
     if is_hypothetical(low, begin, cue.start(), rules) or ASKED.match(low, value.end):
         stance = SUPPOSED
-    elif is_foreign_opinion(low, begin, cue.start(), sentence_end(low, value.end)):
+    elif is_foreign_opinion(low, begin, cue.start(), stop):
         stance = SUPPOSED
     label = ":" in between[0] or "\n" in between[0]
     return Statement(cue.start(), value.end, value.letter, value.written, "stated", stance, label)

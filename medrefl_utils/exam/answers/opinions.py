@@ -35,14 +35,15 @@ _OPINION_HEAD = re.compile(
     r"suggests?|suggested|chooses?|chose|picks?|picked|selects?|selected|answers?|answered|assumes?|assumed|conclude|"
     r"guess(?:ed)?|insists?|insisted)\b|"
     r"for (?:now|the moment|the time being)\b"
-    r")(?:(?!\b(?:so|thus|therefore|hence|but|however|because|since)\b|[.;:!?\n]).){0,40}\Z|"
+    r")(?:(?!\b(?:so|thus|therefore|hence|but|however|because|since|and|then)\b|[.;:!?\n]).){0,40}\Z|"
     rf"\b{_PEOPLE}['’]s?\s(?:\w+\s)?\Z"
 )
 # Words after a statement that make it a first trial or put it under a condition.
 _TRIAL_BEHIND = re.compile(
     r"[\"'”*).\]]{0,4},?\s(?:\([^()\n]{1,40}\)\s)?(?:as (?:the|a|an|my|our) (?:first|initial|working|starting|"
     r"tentative|"
-    r"preliminary|provisional)|first\b(?! line)|for (?:now|the moment|the time being)|tentatively|provisionally|"
+    r"preliminary|provisional)|first\b(?! line| and foremost)|for (?:now|the moment|the time being)|tentatively|"
+    r"provisionally|"
     r"and (?:see|check|test|verify|revisit)\b|to (?:test|begin|start) (?:it|with)\b|"
     r"unless\b[^.!?\n]{1,60}[,.;]\s(?:and |but |which )?(?:they|it|she|he|this|that|is|"
     r"are)\b[^.\n]{0,6}\b(?:are|is|does|do|"
@@ -79,7 +80,10 @@ _PAST_OPINION = re.compile(
 )
 
 _BUT = re.compile(
-    r"但是|但|然而|不过|지만|ですが|ましたが|でしたが|しかし|\b(?:pero|aber|jedoch|но|mais|mas|ma|ama|fakat|nhưng)\b|لكن|लेकिन|แต่"
+    r"但是|但|然而|不过|지만|ですが|ましたが|でしたが|しかし|\b(?:pero|aber|jedoch|но|mais|mas|ma|ama|fakat|nhưng)\b|لكن|लेकिन|แต่|[;；:]|因此|所以|故|따라서|したがって|よって|इसलिए|لذلك|"
+    r"ดังนั้น|\b(?:por lo que|por eso|por tanto|por lo tanto|daher|deshalb|also|somit|donc|quindi|pertanto|"
+    r"portanto|logo|поэтому|"
+    r"следовательно|значит|bu nedenle|dolayısıyla|vì vậy|do đó)\b"
 )
 
 
@@ -100,7 +104,8 @@ def is_foreign_opinion(low: str, begin: int, at: int, stop: int) -> bool:
         low: the text in lower case.
         begin: where the sentence begins.
         at: where the statement begins.
-        stop: where the sentence ends.
+        stop: where the verb of opinion must have occurred: the statement's beginning, or the sentence's end in a
+            language whose verb comes last.
     """
     for but in _BUT.finditer(low, begin, at):
         begin = but.end()

@@ -182,7 +182,9 @@ _TURN = re.compile(
 _LIMITS = re.compile(
     r"\b(?:if|unless|were|could|might|may|also|without|later|long[- ]term|in case|other than|otherwise|why|"
     r"often|usually|"
-    r"normally|second|alternative|tempting|common|another|additional)\b"
+    r"normally|second|alternative|tempting|common|another|additional|some|many|most (?:students|people)|"
+    r"students?|people|only)\b|"
+    r"\bwould\b[^.!?\n]{0,60}\b(?:in|for|with)\b|\b(?:than|other|others)\b"
 )
 _OWN_DENIED = re.compile(
     r"[^.!?\n]{0,40}?\b(?:contraindicated|wrong|incorrect|ruled out|out\b|excluded|unlikely|not (?:appropriate|"
@@ -207,22 +209,29 @@ def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
     denies = _denies(rest, found.letter)
     if not denies and not {rest.text[at] for at in rest.options.alone_in(rest.text)} - {found.letter}:
         return found, rule
-    hinted = _hinted(rest)
-    if (hinted is None or not hinted[0].letter) and rest.languages and (pointed := _pointed_at(rest)):
-        hinted = pointed, "label"
-    later = hinted[0].letter if hinted else ""
-    if not later:
+    later = _later(rest, denies)
+    if later is None:
         wrong = verdicts(rest.text, rest.low, rest.options.alone_in(rest.text), rest.languages, rest.options)[1]
         return (Found(""), "none") if found.letter in wrong else (found, rule)
-    if later == found.letter:
-        return found, rule
-    if hinted[1] not in ("verdict", "label", "stated", "lone") and not denies:
-        return found, rule
-    places = [at for at in rest.options.alone_in(rest.text) if rest.text[at] == later]
+    places = [at for at in rest.options.alone_in(rest.text) if rest.text[at] == later.letter]
     begin = clause_begin(rest.low, places[-1]) if places else 0
     if not denies and places and _LIMITS.search(rest.low[begin : sentence_end(rest.low, places[-1])]):
         return found, rule
-    return hinted[0], rule
+    return (found, rule) if later.letter == found.letter else (later, rule)
+
+
+def _later(rest: _Reading, denies: bool) -> Found | None:
+    """Return the option that a later part of a response settles on; by its text alone only if the first is denied."""
+    text, low, options = rest.text, rest.low, rest.options
+    hinted = _hinted(rest)
+    if hinted and hinted[0].letter and (denies or hinted[1] in ("verdict", "stated", "lone")):
+        return hinted[0]
+    letters = options.alone_in(text)
+    wrong = verdicts(text, low, letters, rest.languages, options)[1]
+    found = hints.chosen(text, low, letters, options) or hints.pointed(text, low, letters, options)
+    if found is None and rest.languages:
+        found = _pointed_at(rest)
+    return found if found and found.letter and found.letter not in wrong else None
 
 
 def _denies(rest: _Reading, letter: str) -> bool:
@@ -340,8 +349,8 @@ def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]
 
 # The mark with which a base model begins another question, or a chat goes on with another turn.
 _NEXT_QUESTION = re.compile(
-    r"\n[\s*]{0,6}(?:#{1,6}\s{0,3}\**(?:new |next |another )?(?:question|instruction|input|problem|exercise|case)\b|"
-    r"\**(?:q|question|human|user|problem|exercise|next question|new question|"
+    r"\n[\s*]{0,6}(?:#{1,6}\s{0,3}\**(?:new |next |another )?(?:question|instruction|input|problem|exercise)\b|"
+    r"\**(?:q|question|human|user|next question|new question|"
     r"another question)\s?#?\d{0,4}\**\s?[:.)]\**\s?)|"
     r"<\|(?:im_start\|>\s?user|user\|>|start_header_id\|>\s?user|endoftext\|>|im_end\|>|eot_id\|>)|\[INST\]|<start_of_turn>user",
     re.IGNORECASE,
@@ -378,7 +387,7 @@ def _own_part(reading: _Reading, told: bool) -> _Reading:
     return reading
 
 
-_OWN_RULES = EXPLICIT | {"lone", "verdict", "label"}
+_OWN_RULES = EXPLICIT | {"lone"}
 
 
 def _within(text: str) -> str:
