@@ -1,7 +1,7 @@
-"""Reads an answer that is not stated in so many words: a lone letter, a marked letter, an option's text.
+"""Read an answer without an explicit statement: a lone letter, a marked letter, an option's text.
 
-These rules count only where no explicit statement stands (``statements``), or after one that was taken back.
-Each abstains where it would have to choose between two options.
+These rules count only where a text has no explicit statement (``statements``), or after one that was retracted.
+Each rule reads nothing where it would have to choose between two options.
 """
 
 from __future__ import annotations
@@ -23,29 +23,24 @@ _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|co
 _CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
     r"closest|safest|preferred|leaving|therefore|thus|so,|hence|the right (?:drug|choice|answer|option|one|"
-    r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|"
-    r"suggests?|indicates?|"
-    r"consistent with)\b"
+    r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|consistent with)\b"
 )
 _CHOICE_WORDS = tuple(
     (
         "answer|most |more |best|correct|the right |closest|safest|preferred|leaving|therefore|thus|so,|hence|"
-        "cho|would be|"
-        "should be|is likely|suggest|"
-        "indicate|consistent with"
+        "cho|would be|should be|is likely|suggest|indicate|consistent with"
     ).split("|")
 )
 _CHOSEN = re.compile(
     r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|"
     r"safest|superior)\b"
 )
-# A sentence without these words passes over nothing and takes nothing back.
+# A sentence without these words rejects nothing and retracts nothing.
 _TURNS = tuple(
     (
         "prefer|better|superior|safer|"
         "not|n't|no |nor|never|neither|unlike|rather|instead|than|oppos|except|less|rul|exclud|eliminat|least|avoid|"
-        "hardly|while|"
-        "though|whereas|wrong|incorrect|tempting|false|but|however"
+        "hardly|while|though|whereas|wrong|incorrect|tempting|false|but|however"
     ).split("|")
 )
 _PASSED_CLAUSE = re.compile(
@@ -152,9 +147,9 @@ class Found(NamedTuple):
 
 
 def lone(text: str, letters: list[int], options: Options) -> Found | None:
-    """A line that is a letter and nothing else, or the text's beginning with "B." or "B)".
+    """Return the letter of a line that is nothing else, or of a text that begins with "B." or "B)".
 
-    Abstains where lines name different letters, where "A:" is the answerer's turn, and in a list of options.
+    Reads nothing where lines name different letters, where "A:" opens the answer's turn, and in a list of options.
     """
     lines: list[str] = []
     last_line = text.rstrip().rpartition("\n")[2]
@@ -194,7 +189,7 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
 
 
 def _is_bare(text: str, at: int) -> bool:
-    """Whether a short text is an option's letter behind words that say nothing else: "La D.", "C'est D.", "..., D."."""
+    """Say whether a short text is an option's letter after words without content: "La D.", "C'est D.", "..., D."."""
     if text[at + 1 :].strip(_AROUND):
         return False
     words = lower(text[:at]).split()
@@ -204,9 +199,9 @@ def _is_bare(text: str, at: int) -> bool:
 
 
 def labelled(text: str, options: Options) -> Found | None:
-    """The letter behind a label that is rarer than "Answer:": "My pick: C", "Correct: C", "Antwoord: C".
+    """Return the letter after a label that is rarer than "Answer:": "My pick: C", "Correct: C", "Antwoord: C".
 
-    Only the first and the last three lines are read, and only a letter that ends its line or stands before its text.
+    Only the first and the last three lines are read, and only a letter that ends its line or precedes its text.
     """
     lines = text.split("\n")
     for line in [*reversed(lines[-3:]), lines[0]]:
@@ -217,7 +212,7 @@ def labelled(text: str, options: Options) -> Found | None:
 
 
 def marked(text: str, low: str, letters: list[int], options: Options) -> Found | None:
-    """The last marked letter (**B**, 'B', (B), option B, "B: its text") in a sentence that chooses.
+    """Return the last marked letter (**B**, 'B', (B), option B, "B: its text") in a sentence that chooses.
 
     Without such a sentence, the only marked letter of a text that is not cut. "" where two are joined.
     """
@@ -230,19 +225,19 @@ def marked(text: str, low: str, letters: list[int], options: Options) -> Found |
 
 
 def chosen(text: str, low: str, letters: list[int], options: Options) -> Found | None:
-    """The last marked letter in a sentence that chooses; None where letters are joined."""
+    """Return the last marked letter in a sentence that chooses; None where letters are joined."""
     label = next((label for label, chooses in _labels(text, low, letters, options) if chooses), None)
     return label if label and label.letter else None
 
 
 def settled_later(text: str, low: str, options: Options) -> Found | None:
-    """The last marked letter in a sentence that chooses, after a statement that named several."""
+    """Return the last marked letter in a sentence that chooses, after a statement that named several options."""
     labels = _labels(text, low, options.alone_in(text), options)
     return next((label for label, chooses in labels if chooses and label.letter), None)
 
 
 def pointed(text: str, low: str, letters: list[int], options: Options) -> Found | None:
-    """The last letter that a sentence points at: "Hence C.", "It must be D"."""
+    """Return the last letter that a sentence points at: "Hence C.", "It must be D"."""
     for at in reversed(letters):
         begin = clause_begin(low, at)
         if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(NOT, low[begin:at]):
@@ -278,12 +273,12 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
 
 
 def is_complete(text: str) -> bool:
-    """Whether a text ends like a finished sentence, or is one short phrase: a text that was cut has not chosen yet."""
+    """Say whether a text ends like a finished sentence, or is one short phrase. A truncated text has not chosen yet."""
     return bool(_ENDED.search(text[-40:])) or (len(text) < 80 and ". " not in text and "\n" not in text.strip())
 
 
 def _labels(final: str, low: str, letters: list[int], options: Options) -> Iterator[tuple[Found, bool]]:
-    """(Label, chosen) of each marked letter that is not passed over, last one first.
+    """Yield (label, chosen) of each marked letter that is not rejected, last one first.
 
     Two letters joined by "and" or "or" are "". ``chosen``: the letter's sentence makes a choice.
     """
@@ -296,7 +291,7 @@ def _labels(final: str, low: str, letters: list[int], options: Options) -> Itera
 
 
 def _may_mark(final: str, at: int, options: Options) -> bool:
-    """Whether a letter could be a label: a look at its neighbours spares most letters the look at their sentence."""
+    """Say whether a letter can be a label, by its neighbours: a fast test before the test of its sentence."""
     if (at and final[at - 1] in _MARKS) or _NAMED_HEAD.search(final, max(0, at - 14), at):
         return True
     end = MARK_TAIL.match(final, at + 1).end()
@@ -304,7 +299,7 @@ def _may_mark(final: str, at: int, options: Options) -> bool:
 
 
 def _sentence_at(final: str, at: int) -> tuple[int, int]:
-    """Begin and end of the sentence around a position, at most 2,000 characters before it and 4,000 after it."""
+    """Return begin and end of the sentence around a position, at most 2,000 characters before it and 4,000 after it."""
     begin = before = max(0, at - 2_000)
     place, rfind = at, final.rfind
     for _ in range(40):
@@ -326,7 +321,7 @@ def _sentence_at(final: str, at: int) -> tuple[int, int]:
 
 
 def _chooses_from(low: str, begin: int, stop: int) -> int:
-    """Where a sentence begins to choose, its end if it does not. Searching for each word is faster than for all."""
+    """Return where a sentence begins to choose, its end if it does not. A search per word is faster."""
     first = stop
     for word in _CHOICE_WORDS:
         if begin <= (at := low.find(word, begin, first)) and (cue := _CHOOSES.match(low, at)):
@@ -335,14 +330,14 @@ def _chooses_from(low: str, begin: int, stop: int) -> int:
 
 
 def _is_passed(before: str, after: str) -> bool:
-    """Whether the words before an option pass over it, or the words behind it take it back."""
+    """Say whether the words before an option reject it, or the words after it retract it."""
     return bool(PASSED.search(before) or _TAKEN_BACK.match(after) or _MISTAKEN.match(after))
 
 
 def _labels_of(
     final: str, low: str, begin: int, stop: int, letters: list[int], options: Options
 ) -> Iterator[tuple[Found, bool]]:
-    """The labels of one sentence, in order."""
+    """Yield the labels of one sentence, in order."""
     sentence, cued_from = final[begin:stop], -1
     if IF.match(low, begin) or sentence.rstrip().endswith("?"):
         return
@@ -385,7 +380,7 @@ def _labels_of(
 
 
 def _backwards(final: str) -> Iterator[str]:
-    """The sentences, last one first; those near the end are found first, since they mostly settle it."""
+    """Yield the sentences, last one first. Those near the end are found first, since they usually decide."""
     near = _SENTENCE_END.search(final, max(0, len(final) - 500))
     if near is None or len(final) < 1_000:
         yield from reversed(list(_sentences(final)))
@@ -403,7 +398,7 @@ def _sentences(final: str) -> Iterator[str]:
 
 
 def _negated(clause: re.Match[str]) -> str:
-    """What a negated clause leaves: "not", which passes over what follows, or a new clause after "and"."""
+    """Return "not", which rejects what follows, or a comma where "and" begins a new clause."""
     return ", " if clause.string.startswith(" and ", clause.end()) and _WHOLE_VERDICT.search(clause[0]) else " not "
 
 
@@ -413,7 +408,7 @@ _WHOLE_VERDICT = re.compile(
 
 
 def _kept(sentence: str, options: Options) -> str:
-    """A sentence without what it passes over; "" for a question, a hypothetical and a denial."""
+    """Return a sentence without what it rejects; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
     if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low):
@@ -424,7 +419,7 @@ def _kept(sentence: str, options: Options) -> str:
 
 
 def _choosing(final: str, languages: list[Rules], options: Options) -> Iterator[str]:
-    """The sentences that choose, without what they pass over; last one first."""
+    """Yield the sentences that choose, without what they reject; last one first."""
     for sentence in _backwards(final):
         low = lower(sentence)
         if _CHOOSES.search(low) or any(
@@ -440,9 +435,9 @@ _SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
 
 
 def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found, str] | None:
-    """The one option that the last choosing sentence names, else the only option that a complete text names.
+    """Return the one option that the last choosing sentence names, else the only option that a complete text names.
 
-    Abstains for an option that is a number or as short as one, where several are named, and where a text is cut.
+    Reads no option that is a number or as short as one, and nothing where several are named or the text is truncated.
     """
     short = {letter for option, letter in options.texts if _SHORT.fullmatch(option)}
     last = text.rstrip().rpartition("\n")[2].rpartition(". ")[2]
@@ -479,19 +474,19 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
 
 
 def _whole(text: str, letter: str, options: Options) -> bool:
-    """Whether a short option opens the text: "yes", "No. The trial showed no effect."."""
+    """Say whether a short option opens the text: "yes", "No. The trial showed no effect."."""
     named = options.text_at(text, 0)
     return named is not None and named[0] == letter and text[named[1] : named[1] + 1] in ("", ".", ",", "!", "\n", ";")
 
 
 def denied_around(text: str, low: str, head: int, end: int) -> bool:
-    """Whether the words before or behind a letter deny it: "not A", "A is wrong"."""
+    """Say whether the words before or after a letter deny it: "not A", "A is wrong"."""
     begin = clause_begin(low, head)
     return bool(re.search(rf"{NOT}[^.;:,]{{0,30}}\Z", low[begin:head])) or bool(_TAKEN_BACK.match(text, end))
 
 
 def _is_settled(text: str, options: Options) -> bool:
-    """Whether a text does more than describe the option that it names: "Ibuprofen is an NSAID" chooses nothing."""
+    """Say whether a text does more than describe the option that it names ("Ibuprofen is an NSAID")."""
     for sentence in (_kept(sentence, options) for sentence in _sentences(text)):
         if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
             continue

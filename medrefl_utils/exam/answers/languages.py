@@ -1,7 +1,7 @@
-"""Finds explicit statements in other languages than English, with one set of rules and a row of words per language.
+"""Find explicit statements in other languages than English, with one set of rules and a row of words per language.
 
-A statement is a word for "answer", words that may stand between, and an option ("La respuesta correcta es C"). A word
-of negation before or behind the option makes it denied, a condition makes it supposed.
+A statement is a word for "answer", words between, and an option ("La respuesta correcta es C"). A negation before or
+after the option makes it denied. A condition, or an opinion of others, makes it supposed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PUNCTUATION = r"[\s\"'“”‘’`*_(\[\]){:=>«»–—「」『』【】<|�
 
 @dataclass(frozen=True)
 class Rules:
-    """The patterns of one language: ``cue`` introduces an answer, ``between`` may stand before its value."""
+    """The patterns of one language: ``cue`` introduces an answer, ``between`` may precede its value."""
 
     language: Language
     spaced: bool
@@ -43,7 +43,7 @@ class Rules:
 
 @lru_cache(maxsize=32)
 def rules_of(language: Language) -> Rules:
-    """The patterns of a language's row, compiled on first use."""
+    """Return the patterns of a language's row, compiled on first use."""
     spaced = language.code in _SPACED
     begin, end = (r"(?<![^\W_])", r"(?![^\W_])") if spaced else ("", "")
 
@@ -123,7 +123,7 @@ _NOR = re.compile(r"[\s\"'*),]{0,4}(?:\b(?:ni|né|nem|noch|ни|ne|nor)\s|也不
 
 
 def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
-    """Whether a sentence is hypothetical; where a language has a mood for it, the conjunction is not enough."""
+    """Say whether a sentence is hypothetical. A language with a mood for it needs more than the conjunction."""
     if rules.mood:
         return rules.mood.search(low[begin : sentence_end(low, at)]) is not None
     return rules.condition.search(low, begin, at) is not None
@@ -137,7 +137,7 @@ _NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u025
 
 
 def active(low: str) -> list[Rules]:
-    """The rules of the languages whose words occur in a text. An English text may end with a label in another one."""
+    """Return the rules of the languages whose words a text has. An English text may end with a label in another one."""
     if " the " in low:
         near = max(0, len(low) - 300)
         found = [row for noun, row in _NOUNS if low.find(noun, near) >= 0]
@@ -149,7 +149,7 @@ def active(low: str) -> list[Rules]:
 
 
 def foreign(text: str, low: str, languages: list[Rules], options: Options) -> list[Statement]:
-    """The explicit statements in other languages than English, in no order."""
+    """Return the explicit statements in other languages than English, in no order."""
     found: list[Statement] = []
     signs = list(low)
     for at in options.alone_in(text):  # a capital "A" is no Portuguese article

@@ -1,4 +1,4 @@
-"""Recognizes opinions that a response reports and does not hold: an earlier one, another person's, a first trial.
+"""Recognize opinions that a response reports and does not hold: an earlier one, another person's, a first trial.
 
 "Initially I thought the answer is A", "some would say B", "we choose C as the first hypothesis" state no answer.
 """

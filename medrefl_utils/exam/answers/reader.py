@@ -1,15 +1,19 @@
-r"""Reads the chosen letter from a response, by rules alone: no model, no randomness, linear time.
+r"""Read the chosen letter from a response, by rules alone: no model, no randomness, linear time.
 
-Better none than wrong: a response that names no option clearly, or several, has no answer. The steps:
+No answer is better than a wrong one: a response that names no option clearly, or several, has none. The steps:
 
 1. Fold full-width signs, typographic quotes and struck-out text (``~~B~~``).
-2. Set the thinking aside (``split_thinking``). In a thinking that was cut, only a final form of answer counts.
-3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``statements``). Denials, hypotheticals and
-   answers of others do not count. A statement that no rule can read ends the search: nothing before it is read.
-4. Look for a retraction after it ("wait, that's wrong"): then the answer is what follows the retraction, or none.
+2. Set the thinking aside (``split_thinking``). In a truncated thinking, only a final form of answer counts. A question
+   that the model invents after its answer is not read.
+3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``statements``). Denials, hypotheticals,
+   earlier opinions and answers of others do not count (``opinions``). A statement that no rule can read ends the
+   search: nothing before it is read.
+4. Look for a retraction after it ("wait, that's wrong"), or a turn ("However, ... D is the answer"): then the answer
+   is what follows, or none.
 5. Without an explicit statement, read in this order (``hints``, ``verdicts``): a ``lone`` letter, a
    ``verdict`` ("A is wrong. B is right."), a ``label`` (a marked letter in a sentence that chooses), an option's
-   ``text``, a ``misspelled`` text. A text that was cut in mid-sentence, or that only describes an option, chooses none.
+   ``text``, a ``misspelled`` text. A text that is truncated in mid-sentence, or that only describes, refuses or
+   mentions an option (``refusals``), chooses none.
 
 ``several``: the answer names two options, and no option says both. ``none``: no rule reads an answer.
 """
@@ -47,9 +51,9 @@ from medrefl_utils.exam.answers.verdicts import verdicts
 __all__ = ["EXPLICIT", "extract_answer", "split_thinking", "states_answer"]
 
 EXPLICIT = frozenset({"json", "boxed", "stated"})
-"""The rules that read an answer which is stated in so many words."""
+"""The rules that read an explicitly stated answer."""
 
-# What a model tells after its thinking is short; the middle of a longer text is a model in a loop, and is not read.
+# A final answer is short. A longer text is usually a repetition loop, so its middle is not read.
 _HEAD, _TAIL = 4_000, 8_000
 
 _CLOSERS = " \n.!*\"')]}$_`"
@@ -63,7 +67,7 @@ _STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
 
 
 def _statements(text: str, low: str, languages: list[Rules], options: Options) -> Iterator[Statement]:
-    """Every explicit statement of a text, last one first; of a JSON object with an answer, that answer alone."""
+    """Yield the explicit statements of a text, last one first; of a JSON object with an answer, only that answer."""
     structured, begin, end, other = None, -1, -1, []
     if ("{" in text or '"answer' in low or "'answer" in low) and ('":' in text or '" :' in text or "':" in text):
         structured, begin, end, other = json_answers(text, options)
@@ -75,19 +79,19 @@ def _statements(text: str, low: str, languages: list[Rules], options: Options) -
     if structured is None:
         yield from every
         return
-    told = end >= len(text)
-    if told:  # nothing behind the object
+    yielded = end >= len(text)
+    if yielded:  # nothing follows the object
         yield structured
     for statement in every:
         if statement.at >= end:
             yield statement
             continue
-        if not told:
-            told = True
+        if not yielded:
+            yielded = True
             yield structured
         if statement.at < begin:
             yield statement
-    if not told:
+    if not yielded:
         yield structured
 
 
@@ -100,7 +104,7 @@ _CORRECTED = re.compile(
 
 
 class _Reading(NamedTuple):
-    """A text that is read, and what reading it needs."""
+    """A text to read, in lower case too, with its languages and options."""
 
     text: str
     low: str
@@ -108,12 +112,12 @@ class _Reading(NamedTuple):
     options: Options
 
     def after(self, at: int) -> _Reading:
-        """The rest of the text from a position."""
+        """Return the rest of the text from a position."""
         return _Reading(self.text[at:], self.low[at:], self.languages, self.options)
 
 
-def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] | None:
-    """(Letter, rule) of a text; None where no rule reads one. ``told`` is False inside a thinking."""
+def _read(reading: _Reading, visible: bool, final_only: bool) -> tuple[Found, str] | None:
+    """Return (letter, rule) of a text; None where no rule reads one. ``visible`` is False inside a thinking."""
     doubtful: Statement | None = None
     denied: set[str] = set()
     supposed: set[str] = set()
@@ -134,17 +138,17 @@ def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] 
             return None
         if statement.letter and statement.letter in denied:
             return Found(""), "none"
-        return _checked(reading, statement, told)
+        return _checked(reading, statement, visible)
     if doubtful:
         if doubtful.letter in supposed | denied or len(maybe) > 1:
             return Found(""), "none"
         return Found(doubtful.letter, doubtful.written), "stated"
-    hinted = _hinted(reading) if told else None
+    hinted = _hinted(reading) if visible else None
     return (Found(""), "none") if hinted and hinted[0].letter in denied | supposed else hinted
 
 
-def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found, str]:
-    """A statement, unless what follows it takes it back; for several options, the one that is settled on later."""
+def _checked(reading: _Reading, statement: Statement, visible: bool) -> tuple[Found, str]:
+    """Return a statement's answer, or what a later retraction leaves; for several options, the one settled on later."""
     rest = reading.after(statement.end)
     found = Found(statement.letter, statement.written)
     if not statement.letter:
@@ -196,7 +200,7 @@ _OWN_DENIED = re.compile(
 def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
     """Return the stated answer, unless a later sentence turns away from it ("However, ... D is the answer").
 
-    The later answer is read where one is clear; where the text only denies the stated option, there is none.
+    A clear later answer replaces the stated one. Where the text only denies the stated option, there is none.
     """
     rest = (
         rest if len(rest.text) < 1_500 else _Reading(rest.text[:1_500], rest.low[:1_500], rest.languages, rest.options)
@@ -246,7 +250,7 @@ def _denies(rest: _Reading, letter: str) -> bool:
 
 
 def _corrected(rest: _Reading) -> Found | None:
-    """What a retraction puts in the answer's place: a letter that it points at, or what the rules read."""
+    """Return what replaces a retracted answer: a letter that the retraction points at, or what the rules read."""
     if found := _pointed_at(rest):
         return found
     hinted = _hinted(rest)
@@ -256,7 +260,7 @@ def _corrected(rest: _Reading) -> Found | None:
 
 
 def _sole(rest: _Reading) -> Found | None:
-    """The only letter of a short correction in another language than English: "いや、違います。Cです"."""
+    """Return the only letter of a short correction in another language than English: "いや、違います。Cです"."""
     near = rest.text[:80]
     letters = rest.options.alone_in(near)
     if len(letters) != 1 or any(
@@ -270,7 +274,7 @@ def _sole(rest: _Reading) -> Found | None:
 
 
 def _pointed_at(rest: _Reading) -> Found | None:
-    """The letter that a retraction points at: "no, C", "I meant B", "it should be C"."""
+    """Return the letter that a retraction points at: "no, C", "I meant B", "it should be C"."""
     options, found = rest.options, None
     for pattern in [_CORRECTED, *(rules.joins for rules in rest.languages)]:
         for pointer in pattern.finditer(rest.low):
@@ -293,7 +297,7 @@ _LAST_POINT = re.compile(
 
 
 def _hinted(reading: _Reading) -> tuple[Found, str] | None:
-    """The answer of a text without an explicit statement."""
+    """Return the answer of a text without an explicit statement."""
     text, low, options = reading.text, reading.low, reading.options
     at, strong = find_retraction(low, reading.languages) if reading.languages or doubts(low) else (-1, False)
     if at > 0:
@@ -336,15 +340,15 @@ def _options(options: Mapping[str, str]) -> Options | None:
 
 
 def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]]:
-    """(A text to read, whether it is told to the user, what precedes it), narrowest first."""
-    thinking, told = split_thinking(response, thinking_open=thinking_open)
-    told = plain(told.strip())
-    if not told:
+    """Yield (a text to read, whether the user sees it, what precedes it), narrowest first."""
+    thinking, visible = split_thinking(response, thinking_open=thinking_open)
+    visible = plain(visible.strip())
+    if not visible:
         yield _within(plain(response)), False, ""
         return
-    if "#" in told and (headings := list(_CONCLUSION.finditer(told))):
-        yield _within(told[headings[-1].start() :]), True, ""
-    yield _within(told), True, thinking[-50:]
+    if "#" in visible and (headings := list(_CONCLUSION.finditer(visible))):
+        yield _within(visible[headings[-1].start() :]), True, ""
+    yield _within(visible), True, thinking[-50:]
 
 
 # The mark with which a base model begins another question, or a chat goes on with another turn.
@@ -374,14 +378,14 @@ _QUESTION_STARTS = (
 )
 
 
-def _own_part(reading: _Reading, told: bool) -> _Reading:
+def _own_part(reading: _Reading, visible: bool) -> _Reading:
     """Return the text before a question that the model invents after its answer; the whole text without one."""
     if not holds(reading.low, _QUESTION_STARTS):
         return reading
     for mark in islice(_NEXT_QUESTION.finditer(reading.text), 20):
         low = reading.low[: mark.start()]
         part = _Reading(reading.text[: mark.start()], low, active(low), reading.options)
-        read = _read(part, told, not told)
+        read = _read(part, visible, not visible)
         if read and read[0].letter and read[1] in _OWN_RULES:
             return part
     return reading
@@ -415,10 +419,10 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
     prepared = _options(options)
     if prepared is None:
         return Answer(None, "none")
-    for text, told, before in _texts(response, thinking_open):
+    for text, visible, before in _texts(response, thinking_open):
         low = lower(text)
         reading = _Reading(text, low, active(low), prepared)
-        read = _read(_own_part(reading, told), told, not told)
+        read = _read(_own_part(reading, visible), visible, not visible)
         if read is None:
             continue
         found, rule = read

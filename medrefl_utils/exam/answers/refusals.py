@@ -1,4 +1,4 @@
-"""Recognizes clauses that name an option's text and do not choose it: a refusal, a warning, the patient's history.
+"""Recognize clauses that name an option's text and do not choose it: a refusal, a warning, the patient's history.
 
 "Warfarin should be avoided", "she is allergic to aspirin" and "he already takes heparin" choose nothing.
 """

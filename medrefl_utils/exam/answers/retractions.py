@@ -1,4 +1,4 @@
-"""Finds where a response takes its answer back: "wait, that's wrong", "scratch that", "me equivoqué"."""
+"""Find where a response retracts its answer: "wait, that's wrong", "scratch that", "me equivoqué"."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PAUSES = re.compile(
 
 
 def _around(low: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
-    """The stretches of a text around its words, joined where they overlap."""
+    """Return the spans of a text around its words, joined where they overlap."""
     places: list[int] = []
     for word in words:
         at = low.rfind(word)
@@ -61,7 +61,7 @@ def _around(low: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
 
 
 def find_retraction(low: str, languages: list[Rules]) -> tuple[int, bool]:
-    """Where the last retraction begins, -1 without one, and whether it takes the answer back for certain."""
+    """Return where the last retraction begins, -1 without one, and whether it certainly retracts the answer."""
     at, strong = -1, False
     if len(low) > 3:
         for begin, end in _around(low, _RETRACTION_WORDS):
@@ -77,5 +77,5 @@ def find_retraction(low: str, languages: list[Rules]) -> tuple[int, bool]:
 
 
 def doubts(low: str) -> bool:
-    """Whether a text holds a word that retractions often have: a quick look before ``find_retraction``."""
+    """Say whether a text holds a word that retractions often have: a fast test before ``find_retraction``."""
     return holds(low, _DOUBTS)

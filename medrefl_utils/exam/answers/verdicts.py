@@ -1,4 +1,4 @@
-"""Reads verdicts on single options: "A is wrong. B is right.", "C: ✅", "(D) false", "C가 정답입니다"."""
+"""Read verdicts on single options: "A is wrong. B is right.", "C: ✅", "(D) false", "C가 정답입니다"."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}
 def verdicts(
     text: str, low: str, letters: list[int], languages: list[Rules], options: Options
 ) -> tuple[str | None, set[str]]:
-    """The one option that the text calls right: "A is wrong. B is right.", "C: ✅", "C가 정답입니다".
+    """Return the one option that the text calls right: "A is wrong. B is right.", "C: ✅", "C가 정답입니다".
 
-    Abstains where two are called right, and where the verdict stands under a condition or in a question. The second
-    value holds the letters that are called wrong, and not right elsewhere.
+    None where two are called right, and where the verdict is under a condition or in a question. The second value
+    holds the letters that are called wrong, and not right elsewhere.
     """
     right: set[str] = set()
     wrong: set[str] = set()
@@ -59,7 +59,7 @@ _JOINED_HEAD = re.compile(
 
 
 def _judged(text: str, low: str, at: int, languages: list[Rules], options: Options) -> bool | None:
-    """Whether the words behind the letter at a position call it right or wrong; None where they do neither."""
+    """Return whether the words after a letter call it right or wrong; None if neither."""
     letter, end = text[at], at + 1
     for rules in languages:
         if rules.spaced and letter in "AEIO" and not options.is_letter(text, at):
@@ -102,7 +102,7 @@ _LAST_WORD = re.compile(r"\b(?:(?P<right>yes|correct|right|true)|(?P<wrong>no|in
 
 
 def _judged_at_end(text: str, low: str, at: int, options: Options) -> bool | None:
-    """The verdict that ends an item of a list ("C. Sucralfate: coats the ulcer, so yes.")."""
+    """Return the verdict that ends an item of a list ("C. Sucralfate: coats the ulcer, so yes.")."""
     if not _ITEM_HEAD.search(low, max(0, at - 20), at):
         return None
     stop = low.find("\n", at)

@@ -17,7 +17,7 @@ class Language:
     introduce an answer. ``option``: nouns before or after an option's letter. ``right`` and ``wrong``: verdicts.
     ``joins``: words between a noun and the letter (copulas, articles, adverbs). ``negation``: words that deny.
     ``but``: words before the answer after a denial ("not A but C"). ``condition``: words of a hypothetical.
-    ``retraction``: words that take back what precedes. ``choose``: verbs of choice, in the first person.
+    ``retraction``: words that retract what precedes. ``choose``: verbs of choice, in the first person.
     """
 
     code: str
@@ -320,7 +320,7 @@ AFTER_ARTICLE = GOES_ON - frozenset(
     les i da correcta correcto correcte exacte corretta corretto korrekt y e o option choice right wrong correct
     incorrect final answer note reason reasoning justification rationale confidence""".split()
 )
-"""The same behind "A", which may be an article."""
+"""The same after "A", which may be an article."""
 
 AFTER_PRONOUN = frozenset("is because since due which as based or remains fits explains seems".split())
-"""The same behind "I", which may be a pronoun."""
+"""The same after "I", which may be a pronoun."""
