@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from medrefl_utils.exam.answers.languages import Rules
 from medrefl_utils.exam.answers.options import OPEN, Options
-from medrefl_utils.exam.answers.refusals import is_undecided, without_refusals
+from medrefl_utils.exam.answers.refusals import has_cue, is_review, is_undecided, without_refusals
 from medrefl_utils.exam.answers.text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
 from medrefl_utils.exam.answers.verdicts import WRONG
 from medrefl_utils.exam.answers.words import BARE, OTHERS
@@ -339,7 +339,7 @@ def _labels_of(
 ) -> Iterator[tuple[Found, bool]]:
     """Yield the labels of one sentence, in order."""
     sentence, cued_from = final[begin:stop], -1
-    if IF.match(low, begin) or sentence.rstrip().endswith("?"):
+    if IF.match(low, begin) or is_review(low, begin) or sentence.rstrip().endswith("?"):
         return
     turns = holds(low[begin:stop], _TURNS)
     last, last_end, done = "", 0, 0
@@ -411,7 +411,7 @@ def _kept(sentence: str, options: Options) -> str:
     """Return a sentence without what it rejects; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
-    if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low):
+    if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low) or is_review(low, 0):
         return ""
     if _NEGATES.search(low):
         sentence = _BEFORE_NOT.sub(_negated, sentence)
@@ -465,7 +465,8 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
         if value and value.letter and not text[-60:][value.end :].strip(" .!*$\n"):
             return Found(value.letter), "text"
     if len(text) < 40 and (letters := options.named_in(text)):
-        return (Found(letters[0]), "text") if len(letters) == 1 and _whole(text, letters[0], options) else None
+        whole = _whole(text, letters[0], options) and options.named_in(without_refusals(text, options))
+        return (Found(letters[0]), "text") if len(letters) == 1 and whole else None
     single = [text] if len(text) < 60 and len(text.split()) < 5 else []
     for sentence in [*single, *islice(_choosing(text, languages, options), 5)]:
         if len(near := options.nearly(sentence[-400:])) == 1:
@@ -491,6 +492,8 @@ def _is_settled(text: str, options: Options) -> bool:
         if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
             continue
         subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
+        if not has_cue(sentence):
+            continue
         if subject is None or not _DESCRIBED.match(sentence, subject[1]):
             return True
     return False

@@ -96,7 +96,8 @@ def _statements(text: str, low: str, languages: list[Rules], options: Options) -
 
 
 _CORRECTED = re.compile(
-    r"(?:\b(?:no|nope|wait|actually|be|been|is|it['’]s|that['’]s|meant|mean|so|rather|correction|instead|therefore|thus|"
+    r"(?:\b(?:no|nope|wait|actually|be|been|make that|make it|is|it['’]s|that['’]s|meant|mean|so|rather|"
+    r"correction|instead|therefore|thus|"
     r"hence|with|choose|answer|say|"
     r"sorry|oops|thought|reflection|now|edit|update|to|leaves|leaving)\b[\s,.:;!—–-]{1,4}|:\s)(?:the answer is |"
     r"i meant |it['’]s |it is |option |choice |letter )?[\"'“‘*(\[]{0,3}"
@@ -171,24 +172,36 @@ def _checked(reading: _Reading, statement: Statement, visible: bool) -> tuple[Fo
 
 # Words with which a response turns away from the answer that it stated, and words that limit a claim to another case.
 _TURN_WORDS = tuple(
-    "but|however|upon|reflection|look|let|should|need|review|inspection|check|verif|think|thought|hmm|consider|examin|"
-    "yet|note|但|仔细|再|betrachtung|bei näher|pensándolo|となると|しかし|그러나".split("|")
+    "but|oh,|however|upon|reflection|look|let|should|need|review|inspection|check|verif|think|thought|hmm|consider|examin|"
+    "yet|note|但|仔细|再|betrachtung|bei näher|pensándolo|となると|しかし|考え|ただ|그러나|하지만|다시|然而|不过|"
+    "sin emb|cependant|"
+    ""
+    ""
+    ""
+    ""
+    ""
+    "toutefois|allerdings|jedoch|entanto|porém|"
+    "tuttavia|ripens|pensando|однако|réflexion|tuy nhiên|ancak|لكن|ومع ذلك|लेकिन|हालांकि|อย่างไร|แต่".split("|")
 )
 _TURN = re.compile(
-    r"(?:\A|[.!?…\n。]|\bhmm+,?\s)[\s\W]{0,4}(?:but\b|however\b|yet\b|hmm|upon\b|(?:on|after|with) (?:further |"
+    r"(?:\A|[.!?…\n。]|\bhmm+,?\s)[\s\W]{0,4}(?:but\b|oh\b,|however\b|yet\b|hmm|upon\b|(?:on|after|with) (?:further |"
     r"closer |second |more |"
     r"careful |a )?(?:reflection|review\w*|reconsider\w*|inspection|consideration|look|thought|thinking|checking)|"
     r"(?:re-?)?(?:looking|check|checking|thinking|considering|examining|reviewing)\b|(?:self|double)[- ]?check\w*|"
     r"let me|let's|i should|i need|reflection\b|review\b|note\b|verification\b|但|仔细|再(?:想|看|次)|bei (?:genauerer|"
     r"näherer)|pensándolo|"
-    r"となると|しかし|그러나)"
+    r"となると|しかし|よく考え|ただ|그러나|하지만|다시|然而|不过|sin embargo|cependant|toutefois|allerdings|jedoch|"
+    r"no entanto|porém|tuttavia|ripensandoci|pensando (?:melhor|bene)|однако|à la réflexion|tuy nhiên|ancak|"
+    r"لكن|ومع ذلك|लेकिन|हालांकि|อย่างไรก็ตาม|แต่)"
 )
 _LIMITS = re.compile(
     r"\b(?:if|unless|were|could|might|may|also|without|later|long[- ]term|in case|other than|otherwise|why|"
     r"often|usually|"
     r"normally|second|alternative|tempting|common|another|additional|some|many|most (?:students|people)|"
     r"students?|people|only)\b|"
-    r"\bwould\b[^.!?\n]{0,60}\b(?:in|for|with)\b|\b(?:than|other|others)\b"
+    r"\bwould\b[^.!?\n]{0,60}\b(?:in|for|with)\b|\b(?:than|others?|otros?|otras?|anderen?|autres?|outr[ao]s?|"
+    r"altr[ie]|других|largo plazo|longo prazo|long terme|langfristig)\b|"
+    r"其他|长期|他の|다른|長期"
 )
 _OWN_DENIED = re.compile(
     r"[^.!?\n]{0,40}?\b(?:contraindicated|wrong|incorrect|ruled out|out\b|excluded|unlikely|not (?:appropriate|"

@@ -11,7 +11,9 @@ _RETRACTION_WORDS = tuple(
     (
         "wait|change|switch|mistake|error|wrong|no,|no.|no:|no;|nope|actually|correct|scratch|rather,|meant|"
         "reconsider|rethink|"
-        "edit|update|revised|take|mis|second|second thought|reflection|no longer|sorry|oops|hold on|not right|"
+        "edit|update|or rather|overlooked|forgot|revised|take|mis|second|second thought|reflection|no longer|"
+        "sorry|oops|hold on|"
+        "not right|"
         "cannot be|can't be"
     ).split("|")
 )
@@ -26,7 +28,7 @@ _TAKES_BACK = re.compile(
     r"choice),? (?:of )?[(\"']?[a-z][)\"']?,? (?:is|was) "
     r"(?:wrong|incorrect|not right|not correct)\b|"
     r"\n\W{0,4}(?:edit|update|revised(?: answer)?|corrected(?: answer)?)\W{0,3}:|\bi take (?:that|it) back\b|"
-    r"\bi (?:just )?(?:misread|misunderstood|misinterpreted|misjudged)\b|"
+    r"\bi (?:just )?(?:overlooked|forgot|misread|misunderstood|misinterpreted|misjudged)\b|"
     r"\A[\s.…!,\"'*)—–-]{0,6}(?:wrong|incorrect)[.!,]|"
     r"\b(?:or rather|i meant to say|no longer sure)\b|"
     r"(?:\A[\s.…!,\"'*)—–-]{0,6}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"

@@ -26,7 +26,8 @@ _RIGHT = re.compile(
     r"yes\b|fits\b|best\b|(?:most|more) (?:likely|appropriate|consistent|probable|suitable|plausible)|"
     r"likely\b(?=\s*(?:[.;,)\n]|\Z))|"
     r"only (?:option|choice|one|answer) (?:that|which|left)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
-    r"✅|✓|✔|☑|better\b|safer\b|safest\b|preferable\b|appropriate\b|explains everything"
+    r"✅|✓|✔|☑|only (?:safe|suitable|correct|appropriate|reasonable|sensible)\b|better\b|safer\b|safest\b|"
+    r"preferable\b|appropriate\b|explains everything"
 )
 _IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
 
