@@ -407,7 +407,7 @@ _WHOLE_VERDICT = re.compile(
 )
 
 
-def _kept(sentence: str, options: Options) -> str:
+def _kept(sentence: str) -> str:
     """Return a sentence without what it rejects; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
@@ -415,10 +415,10 @@ def _kept(sentence: str, options: Options) -> str:
         return ""
     if _NEGATES.search(low):
         sentence = _BEFORE_NOT.sub(_negated, sentence)
-    return _PASSED_CLAUSE.sub(" ", without_refusals(sentence, options))
+    return _PASSED_CLAUSE.sub(" ", sentence)
 
 
-def _choosing(final: str, languages: list[Rules], options: Options) -> Iterator[str]:
+def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
     """Yield the sentences that choose, without what they reject; last one first."""
     for sentence in _backwards(final):
         low = lower(sentence)
@@ -426,7 +426,7 @@ def _choosing(final: str, languages: list[Rules], options: Options) -> Iterator[
             rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)
             for rules in languages
         ):
-            yield _kept(sentence, options)
+            yield _kept(sentence)
 
 
 _SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
@@ -449,12 +449,12 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
 
     if any(rules.language.code == "tr" for rules in languages):
         text = _SUFFIX.sub(r"\1", text)
-    for sentence in _choosing(text, languages, options):
-        if len(letters := named(sentence)) == 1:
+    for sentence in _choosing(text, languages):
+        if named(sentence) and len(letters := named(without_refusals(sentence, options))) == 1:
             return Found(letters[0]), "text"
-    everywhere = (
-        named(" ".join(_kept(sentence, options) for sentence in _sentences(text))) if len(text) < 12_001 else []
-    )
+    kept = list(map(_kept, _sentences(text))) if len(text) < 12_001 else []
+    everywhere = named(" ".join(kept))
+    everywhere = everywhere and named(" ".join(without_refusals(sentence, options) for sentence in kept))
     if everywhere and is_undecided(text, options) and not _whole(text, everywhere[0], options):
         return None
     if everywhere:
@@ -468,7 +468,7 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
         whole = _whole(text, letters[0], options) and options.named_in(without_refusals(text, options))
         return (Found(letters[0]), "text") if len(letters) == 1 and whole else None
     single = [text] if len(text) < 60 and len(text.split()) < 5 else []
-    for sentence in [*single, *islice(_choosing(text, languages, options), 5)]:
+    for sentence in [*single, *(without_refusals(kept, options) for kept in islice(_choosing(text, languages), 5))]:
         if len(near := options.nearly(sentence[-400:])) == 1:
             return Found(near.pop()), "misspelled"
     return None
@@ -488,7 +488,7 @@ def denied_around(text: str, low: str, head: int, end: int) -> bool:
 
 def _is_settled(text: str, options: Options) -> bool:
     """Say whether a text does more than describe the option that it names ("Ibuprofen is an NSAID")."""
-    for sentence in (_kept(sentence, options) for sentence in _sentences(text)):
+    for sentence in (without_refusals(_kept(sentence), options) for sentence in _sentences(text)):
         if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
             continue
         subject = options.text_at(sentence, _SUBJECT.match(sentence).end())

@@ -89,7 +89,7 @@ _BUT = re.compile(
 
 def is_opinion(head: str) -> bool:
     """Say whether the words before a statement report an earlier opinion or another person's."""
-    return holds(head, _OPINION_WORDS) and _OPINION_HEAD.search(head) is not None
+    return len(head) > 8 and holds(head, _OPINION_WORDS) and _OPINION_HEAD.search(head) is not None
 
 
 def is_trial(low: str, end: int) -> bool:

@@ -44,7 +44,7 @@ from medrefl_utils.exam.answers.statements import (
     english,
     json_answers,
 )
-from medrefl_utils.exam.answers.text import clause_begin, holds, lower, plain, sentence_end, straight
+from medrefl_utils.exam.answers.text import clause_begin, lower, plain, sentence_end, straight
 from medrefl_utils.exam.answers.thinking import split_thinking
 from medrefl_utils.exam.answers.verdicts import verdicts
 
@@ -171,20 +171,9 @@ def _checked(reading: _Reading, statement: Statement, visible: bool) -> tuple[Fo
 
 
 # Words with which a response turns away from the answer that it stated, and words that limit a claim to another case.
-_TURN_WORDS = tuple(
-    "but|oh,|however|upon|reflection|look|let|should|need|review|inspection|check|verif|think|thought|hmm|consider|examin|"
-    "yet|note|但|仔细|再|betrachtung|bei näher|pensándolo|となると|しかし|考え|ただ|그러나|하지만|다시|然而|不过|"
-    "sin emb|cependant|"
-    ""
-    ""
-    ""
-    ""
-    ""
-    "toutefois|allerdings|jedoch|entanto|porém|"
-    "tuttavia|ripens|pensando|однако|réflexion|tuy nhiên|ancak|لكن|ومع ذلك|लेकिन|हालांकि|อย่างไร|แต่".split("|")
-)
+_SENTENCE_START = re.compile(r"[.!?…\n。]\W{0,5}")
 _TURN = re.compile(
-    r"(?:\A|[.!?…\n。]|\bhmm+,?\s)[\s\W]{0,4}(?:but\b|oh\b,|however\b|yet\b|hmm|upon\b|(?:on|after|with) (?:further |"
+    r"(?:but\b|oh\b,|however\b|yet\b|hmm|upon\b|(?:on|after|with) (?:further |"
     r"closer |second |more |"
     r"careful |a )?(?:reflection|review\w*|reconsider\w*|inspection|consideration|look|thought|thinking|checking)|"
     r"(?:re-?)?(?:looking|check|checking|thinking|considering|examining|reviewing)\b|(?:self|double)[- ]?check\w*|"
@@ -220,9 +209,11 @@ def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
     )
     if rule == "json":
         rest = rest.after(rest.text.find("}") + 1)
-    if not holds(rest.low, _TURN_WORDS) or (turn := _TURN.search(rest.low)) is None:
+    starts = (re.match(r"\W{0,5}", rest.low), *_SENTENCE_START.finditer(rest.low))
+    turn = next((start.end() for start in starts if start and _TURN.match(rest.low, start.end())), None)
+    if turn is None:
         return found, rule
-    rest = rest.after(turn.start())
+    rest = rest.after(turn)
     denies = _denies(rest, found.letter)
     if not denies and not {rest.text[at] for at in rest.options.alone_in(rest.text)} - {found.letter}:
         return found, rule
@@ -364,40 +355,25 @@ def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]
     yield _within(visible), True, thinking[-50:]
 
 
-# The mark with which a base model begins another question, or a chat goes on with another turn.
+# The marks with which a base model begins another question, or a chat goes on with another turn.
 _NEXT_QUESTION = re.compile(
     r"\n[\s*]{0,6}(?:#{1,6}\s{0,3}\**(?:new |next |another )?(?:question|instruction|input|problem|exercise)\b|"
-    r"\**(?:q|question|human|user|next question|new question|"
-    r"another question)\s?#?\d{0,4}\**\s?[:.)]\**\s?)|"
-    r"<\|(?:im_start\|>\s?user|user\|>|start_header_id\|>\s?user|endoftext\|>|im_end\|>|eot_id\|>)|\[INST\]|<start_of_turn>user",
-    re.IGNORECASE,
+    r"\**(?:q|question|human|user|next question|new question|another question)\s?#?\d{0,4}\**\s?[:.)]\**\s?)"
 )
-
-
-_QUESTION_STARTS = (
-    "\nq",
-    "\n*",
-    "\n#",
-    "\nh",
-    "\nu",
-    "\npr",
-    "\nex",
-    "\nn",
-    "\nan",
-    "\n ",
-    "<|",
-    "[inst]",
-    "<start_of",
+_NEXT_TURN = re.compile(
+    r"<\|(?:im_start\|>\s?user|user\|>|start_header_id\|>\s?user|endoftext\|>|im_end\|>|eot_id\|>)|\[inst\]|"
+    r"<start_of_turn>user"
 )
 
 
 def _own_part(reading: _Reading, visible: bool) -> _Reading:
     """Return the text before a question that the model invents after its answer; the whole text without one."""
-    if not holds(reading.low, _QUESTION_STARTS):
-        return reading
-    for mark in islice(_NEXT_QUESTION.finditer(reading.text), 20):
-        low = reading.low[: mark.start()]
-        part = _Reading(reading.text[: mark.start()], low, active(low), reading.options)
+    low = reading.low
+    marks = [mark.start() for mark in islice(_NEXT_QUESTION.finditer(low), 20)]
+    if "<|" in low or "[inst]" in low or "<start_of" in low:
+        marks += [mark.start() for mark in islice(_NEXT_TURN.finditer(low), 20)]
+    for at in sorted(marks):
+        part = _Reading(reading.text[:at], low[:at], active(low[:at]), reading.options)
         read = _read(part, visible, not visible)
         if read and read[0].letter and read[1] in _OWN_RULES:
             return part
