@@ -332,6 +332,53 @@ def test_cases_of_bug_reports(shared_data: Path) -> None:
     assert [(case["response"], read(case)) for case in cases if read(case) != case["expected"]] == []
 
 
+DRUGS = {"A": "Warfarin", "B": "Heparin", "C": "Aspirin", "D": "Clopidogrel"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "One might think the answer is A, but this ignores the HIT.",
+        "Initially I thought the answer is A, but the INR makes C more appropriate.",
+        "Some would say that the answer is A; that would be wrong here.",
+        "So the answer could be B.",
+        "The answer is probably B, but let me check the other options first.",
+        "The attending's answer is A.",
+        "We choose A as the first hypothesis to test.",
+        "Let's select A and see whether it fits the labs.",
+        "The answer is A unless the platelets are low, and they are.",
+        "The answer was thought to be A, however the guideline says D.",
+        "I was inclined to say the answer is B; the platelets argue for D.",
+        "最初我认为答案是A,但是考虑到妊娠,B更合适。",
+        "Zuerst dachte ich, die Antwort ist A, aber C passt besser.",
+        "The answer might be C.",
+        "The answer may be C, I need to check.",
+        "Perhaps the answer is C.",
+        "I'd pick A first, then check B.",
+        "So the answer is likely B, but the INR needs a look.",
+    ],
+)
+def test_an_open_or_reported_opinion_states_no_answer(text: str) -> None:
+    assert not states_answer(text, DRUGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is B, because warfarin may take days.", "B"),
+        ("The most likely answer is D.", "D"),
+        ("Answer: B (it could also be given later)", "B"),
+        ("Initially the INR was 1.2, so the answer is B.", "B"),
+        ("Therefore, the answer is C.", "C"),
+        ("综合考虑,最可能的答案是B。", "B"),
+        ("Die richtige Antwort ist C.", "C"),
+    ],
+)
+def test_a_plain_statement_states_its_answer(text: str, letter: str) -> None:
+    assert states_answer(text, DRUGS)
+    assert extract_answer(text, DRUGS).letter == letter
+
+
 VITAMINS = {"A": "Vitamin A", "B": "Vitamin B1 (thiamine)", "C": "Vitamin C", "D": "Vitamin D"}
 
 

@@ -26,7 +26,7 @@ _MARK = re.compile(r"<[^<>\n]{1,40}>|\|[a-z_]{3,20}\|?>|\[/?[A-Za-z_]{3,20}\](?!
 _FENCE = re.compile(r"\s*(?:```|~~~)\s*\w*\s*")
 _HASHED = re.compile(r"\s{0,9}#{1,6}(?!#)\s*(.*?)[\s#]*")
 _BOLD = re.compile(r"\s*(?:[-*+•]\s+)?(\*\*|__)(?!\s)((?:(?!\1).){1,100})\1\s*[:：]?\s*")
-_LABEL = re.compile(r"\s*\S.{0,59}[:：][\s*_`]*")
+_LABEL = re.compile(r"\s*(?=\S)(?:[^.!?。！？\n]|(?<=\d)\.){1,60}[:：][\s*_`]*")
 _NUMBER = re.compile(
     r"\W*(?:(?:step|schritt|étape|paso|passo|шаг|步骤)\s*\d{1,3}|第\s*\w{1,3}\s*步|\d{1,3}[.)])\W*", re.IGNORECASE
 )

@@ -1,9 +1,9 @@
 """The answer reader: which option a response chooses, by rules alone.
 
-``reader`` decides. It asks ``thinking`` what the model tells the user, ``statements`` and ``languages`` for explicit
-statements, ``retractions`` for what is taken back, and ``verdicts`` and ``hints`` where nothing is stated. ``options``
-reads what is written at one position, ``text`` normalises, ``words`` is the table of languages. Public names are
-imported from ``medrefl_utils.exam``.
+``reader`` decides. It asks ``thinking`` for the visible text, ``statements`` and ``languages`` for explicit statements,
+``opinions`` for those that are only reported, ``retractions`` for what is retracted, and ``verdicts``, ``hints`` and
+``refusals`` where nothing is stated. ``options`` reads one position, ``text`` normalises, ``words`` is the table of
+languages. Public names are imported from ``medrefl_utils.exam``.
 """
 
 import lazy_loader

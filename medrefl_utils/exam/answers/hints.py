@@ -1,7 +1,7 @@
-"""Reads an answer that is not stated in so many words: a lone letter, a marked letter, an option's text.
+"""Read an answer without an explicit statement: a lone letter, a marked letter, an option's text.
 
-These rules count only where no explicit statement stands (``statements``), or after one that was taken back.
-Each abstains where it would have to choose between two options.
+These rules count only where a text has no explicit statement (``statements``), or after one that was retracted.
+Each rule reads nothing where it would have to choose between two options.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from medrefl_utils.exam.answers.languages import Rules
 from medrefl_utils.exam.answers.options import OPEN, Options
+from medrefl_utils.exam.answers.refusals import has_cue, is_review, is_undecided, without_refusals
 from medrefl_utils.exam.answers.text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
 from medrefl_utils.exam.answers.verdicts import WRONG
 from medrefl_utils.exam.answers.words import BARE, OTHERS
@@ -21,28 +22,25 @@ from medrefl_utils.exam.answers.words import BARE, OTHERS
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
 _CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
-    r"closest|safest|preferred|leaving|therefore|thus|so,|hence|choose|chosen|choice|would be|should be|is likely|"
-    r"suggests?|indicates?|"
-    r"consistent with)\b"
+    r"closest|safest|preferred|leaving|therefore|thus|so,|hence|the right (?:drug|choice|answer|option|one|"
+    r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|consistent with)\b"
 )
 _CHOICE_WORDS = tuple(
     (
-        "answer|most |more |best|correct|closest|safest|preferred|leaving|therefore|thus|so,|hence|cho|would be|"
-        "should be|is likely|suggest|"
-        "indicate|consistent with"
+        "answer|most |more |best|correct|the right |closest|safest|preferred|leaving|therefore|thus|so,|hence|"
+        "cho|would be|should be|is likely|suggest|indicate|consistent with"
     ).split("|")
 )
 _CHOSEN = re.compile(
     r"[^.,;\n]{0,80}?\s(?:is|as|remains|would be|seems)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|"
     r"safest|superior)\b"
 )
-# A sentence without these words passes over nothing and takes nothing back.
+# A sentence without these words rejects nothing and retracts nothing.
 _TURNS = tuple(
     (
         "prefer|better|superior|safer|"
         "not|n't|no |nor|never|neither|unlike|rather|instead|than|oppos|except|less|rul|exclud|eliminat|least|avoid|"
-        "hardly|while|"
-        "though|whereas|wrong|incorrect|tempting|false|but|however"
+        "hardly|while|though|whereas|wrong|incorrect|tempting|false|but|however"
     ).split("|")
 )
 _PASSED_CLAUSE = re.compile(
@@ -89,7 +87,9 @@ _POINTED = re.compile(
     r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
-_REMAINS = re.compile(r"\s(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)")
+_REMAINS = re.compile(
+    r"\s(?:(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)|then[.!]{1,3}\s*(?:\Z|\n))"
+)
 _UNSURE = re.compile(r"\b(?:could|might|may|perhaps|possibly|maybe)\b")
 _DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
 _CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
@@ -101,6 +101,7 @@ _WRONG_TO = re.compile(r"\b(?:wrong|incorrect|mistake|error)\b[^.;:]{0,20}\bto\b
 _OTHERS_SAY = re.compile(
     r"\b(?:some|many|others|people|students?|one (?:could|might|may)|you (?:could|might|may))\b[^.;:]{0,30}\Z"
 )
+_THOUGHT = re.compile(r"\b(?:was|were|is) (?:\w+ )?(?:thought|believed|assumed|said|felt)\b")
 _OTHERS_ANSWER = re.compile(
     r"\b(?:many|most|some|students?|people|others?|nobody|no one)\s(?:[\w']+\s){0,3}(?:answer|choose|pick|select|"
     r"option)\s[\"'“‘*(]{0,4}\Z"
@@ -146,9 +147,9 @@ class Found(NamedTuple):
 
 
 def lone(text: str, letters: list[int], options: Options) -> Found | None:
-    """A line that is a letter and nothing else, or the text's beginning with "B." or "B)".
+    """Return the letter of a line that is nothing else, or of a text that begins with "B." or "B)".
 
-    Abstains where lines name different letters, where "A:" is the answerer's turn, and in a list of options.
+    Reads nothing where lines name different letters, where "A:" opens the answer's turn, and in a list of options.
     """
     lines: list[str] = []
     last_line = text.rstrip().rpartition("\n")[2]
@@ -188,7 +189,7 @@ def lone(text: str, letters: list[int], options: Options) -> Found | None:
 
 
 def _is_bare(text: str, at: int) -> bool:
-    """Whether a short text is an option's letter behind words that say nothing else: "La D.", "C'est D.", "..., D."."""
+    """Say whether a short text is an option's letter after words without content: "La D.", "C'est D.", "..., D."."""
     if text[at + 1 :].strip(_AROUND):
         return False
     words = lower(text[:at]).split()
@@ -198,9 +199,9 @@ def _is_bare(text: str, at: int) -> bool:
 
 
 def labelled(text: str, options: Options) -> Found | None:
-    """The letter behind a label that is rarer than "Answer:": "My pick: C", "Correct: C", "Antwoord: C".
+    """Return the letter after a label that is rarer than "Answer:": "My pick: C", "Correct: C", "Antwoord: C".
 
-    Only the first and the last three lines are read, and only a letter that ends its line or stands before its text.
+    Only the first and the last three lines are read, and only a letter that ends its line or precedes its text.
     """
     lines = text.split("\n")
     for line in [*reversed(lines[-3:]), lines[0]]:
@@ -211,7 +212,7 @@ def labelled(text: str, options: Options) -> Found | None:
 
 
 def marked(text: str, low: str, letters: list[int], options: Options) -> Found | None:
-    """The last marked letter (**B**, 'B', (B), option B, "B: its text") in a sentence that chooses.
+    """Return the last marked letter (**B**, 'B', (B), option B, "B: its text") in a sentence that chooses.
 
     Without such a sentence, the only marked letter of a text that is not cut. "" where two are joined.
     """
@@ -224,27 +225,30 @@ def marked(text: str, low: str, letters: list[int], options: Options) -> Found |
 
 
 def chosen(text: str, low: str, letters: list[int], options: Options) -> Found | None:
-    """The last marked letter in a sentence that chooses; None where letters are joined."""
+    """Return the last marked letter in a sentence that chooses; None where letters are joined."""
     label = next((label for label, chooses in _labels(text, low, letters, options) if chooses), None)
     return label if label and label.letter else None
 
 
 def settled_later(text: str, low: str, options: Options) -> Found | None:
-    """The last marked letter in a sentence that chooses, after a statement that named several."""
+    """Return the last marked letter in a sentence that chooses, after a statement that named several options."""
     labels = _labels(text, low, options.alone_in(text), options)
     return next((label for label, chooses in labels if chooses and label.letter), None)
 
 
 def pointed(text: str, low: str, letters: list[int], options: Options) -> Found | None:
-    """The last letter that a sentence points at: "Hence C.", "It must be D"."""
+    """Return the last letter that a sentence points at: "Hence C.", "It must be D"."""
     for at in reversed(letters):
         begin = clause_begin(low, at)
         if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(NOT, low[begin:at]):
             return Found(text[at], text[at])
         if not _POINT_ENDS.match(text, at + 1):
             continue
-        if low[at - 2 : at] in (". ", "! ", "? ") and not text[at + 1 :].strip(
-            " .!*\n"
+        if (
+            low[at - 2 : at] in (". ", "! ", "? ")
+            and low[max(0, at - 4) : at - 2].isalnum()
+            and at > 3
+            and not text[at + 1 :].strip(" .!*\n")
         ):  # "... only C coats the ulcer. C."
             return Found(text[at], text[at])
         points = list(_POINTED.finditer(low, max(0, at - 24), at))
@@ -259,6 +263,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             re.search(NOT, low[max(begin, at - 40) : at])
             or _WRONG_HEAD.search(low, begin, at)
             or _OTHERS_SAY.search(low, begin, at)
+            or _THOUGHT.search(low, begin, at)
             or IF.search(low[begin:at])
         ):
             return None
@@ -268,12 +273,12 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
 
 
 def is_complete(text: str) -> bool:
-    """Whether a text ends like a finished sentence, or is one short phrase: a text that was cut has not chosen yet."""
+    """Say whether a text ends like a finished sentence, or is one short phrase. A truncated text has not chosen yet."""
     return bool(_ENDED.search(text[-40:])) or (len(text) < 80 and ". " not in text and "\n" not in text.strip())
 
 
 def _labels(final: str, low: str, letters: list[int], options: Options) -> Iterator[tuple[Found, bool]]:
-    """(Label, chosen) of each marked letter that is not passed over, last one first.
+    """Yield (label, chosen) of each marked letter that is not rejected, last one first.
 
     Two letters joined by "and" or "or" are "". ``chosen``: the letter's sentence makes a choice.
     """
@@ -286,7 +291,7 @@ def _labels(final: str, low: str, letters: list[int], options: Options) -> Itera
 
 
 def _may_mark(final: str, at: int, options: Options) -> bool:
-    """Whether a letter could be a label: a look at its neighbours spares most letters the look at their sentence."""
+    """Say whether a letter can be a label, by its neighbours: a fast test before the test of its sentence."""
     if (at and final[at - 1] in _MARKS) or _NAMED_HEAD.search(final, max(0, at - 14), at):
         return True
     end = MARK_TAIL.match(final, at + 1).end()
@@ -294,7 +299,7 @@ def _may_mark(final: str, at: int, options: Options) -> bool:
 
 
 def _sentence_at(final: str, at: int) -> tuple[int, int]:
-    """Begin and end of the sentence around a position, at most 2,000 characters before it and 4,000 after it."""
+    """Return begin and end of the sentence around a position, at most 2,000 characters before it and 4,000 after it."""
     begin = before = max(0, at - 2_000)
     place, rfind = at, final.rfind
     for _ in range(40):
@@ -316,7 +321,7 @@ def _sentence_at(final: str, at: int) -> tuple[int, int]:
 
 
 def _chooses_from(low: str, begin: int, stop: int) -> int:
-    """Where a sentence begins to choose, its end if it does not. Searching for each word is faster than for all."""
+    """Return where a sentence begins to choose, its end if it does not. A search per word is faster."""
     first = stop
     for word in _CHOICE_WORDS:
         if begin <= (at := low.find(word, begin, first)) and (cue := _CHOOSES.match(low, at)):
@@ -325,16 +330,16 @@ def _chooses_from(low: str, begin: int, stop: int) -> int:
 
 
 def _is_passed(before: str, after: str) -> bool:
-    """Whether the words before an option pass over it, or the words behind it take it back."""
+    """Say whether the words before an option reject it, or the words after it retract it."""
     return bool(PASSED.search(before) or _TAKEN_BACK.match(after) or _MISTAKEN.match(after))
 
 
 def _labels_of(
     final: str, low: str, begin: int, stop: int, letters: list[int], options: Options
 ) -> Iterator[tuple[Found, bool]]:
-    """The labels of one sentence, in order."""
+    """Yield the labels of one sentence, in order."""
     sentence, cued_from = final[begin:stop], -1
-    if IF.match(low, begin) or sentence.rstrip().endswith("?"):
+    if IF.match(low, begin) or is_review(low, begin) or sentence.rstrip().endswith("?"):
         return
     turns = holds(low[begin:stop], _TURNS)
     last, last_end, done = "", 0, 0
@@ -352,6 +357,8 @@ def _labels_of(
             if (not opens or sentence[at] == "A") and not judged:
                 continue
         if head and not close and not head[0][0].isalpha():  # 'A brief trial of ...'
+            continue
+        if head is None and named and sentence[at] == "A" and not close:  # the article of "A varfarina"
             continue
         letter, done = named or (sentence[at], end)
         if turns and _is_passed(low[max(begin, begin + start - 80) : begin + start], low[begin + done : stop]):
@@ -373,7 +380,7 @@ def _labels_of(
 
 
 def _backwards(final: str) -> Iterator[str]:
-    """The sentences, last one first; those near the end are found first, since they mostly settle it."""
+    """Yield the sentences, last one first. Those near the end are found first, since they usually decide."""
     near = _SENTENCE_END.search(final, max(0, len(final) - 500))
     if near is None or len(final) < 1_000:
         yield from reversed(list(_sentences(final)))
@@ -390,19 +397,29 @@ def _sentences(final: str) -> Iterator[str]:
     yield final[begin:]
 
 
+def _negated(clause: re.Match[str]) -> str:
+    """Return "not", which rejects what follows, or a comma where "and" begins a new clause."""
+    return ", " if clause.string.startswith(" and ", clause.end()) and _WHOLE_VERDICT.search(clause[0]) else " not "
+
+
+_WHOLE_VERDICT = re.compile(
+    r"(?:contraindicated|harmful|excluded|eliminated|ruled out|incorrect|wrong|out)\Z", re.IGNORECASE
+)
+
+
 def _kept(sentence: str) -> str:
-    """A sentence without what it passes over; "" for a question, a hypothetical and a denial."""
+    """Return a sentence without what it rejects; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
-    if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low):
+    if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low) or is_review(low, 0):
         return ""
     if _NEGATES.search(low):
-        sentence = _BEFORE_NOT.sub(" not ", sentence)
+        sentence = _BEFORE_NOT.sub(_negated, sentence)
     return _PASSED_CLAUSE.sub(" ", sentence)
 
 
 def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
-    """The sentences that choose, without what they pass over; last one first."""
+    """Yield the sentences that choose, without what they reject; last one first."""
     for sentence in _backwards(final):
         low = lower(sentence)
         if _CHOOSES.search(low) or any(
@@ -418,9 +435,9 @@ _SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
 
 
 def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found, str] | None:
-    """The one option that the last choosing sentence names, else the only option that a complete text names.
+    """Return the one option that the last choosing sentence names, else the only option that a complete text names.
 
-    Abstains for an option that is a number or as short as one, where several are named, and where a text is cut.
+    Reads no option that is a number or as short as one, and nothing where several are named or the text is truncated.
     """
     short = {letter for option, letter in options.texts if _SHORT.fullmatch(option)}
     last = text.rstrip().rpartition("\n")[2].rpartition(". ")[2]
@@ -433,9 +450,13 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
     if any(rules.language.code == "tr" for rules in languages):
         text = _SUFFIX.sub(r"\1", text)
     for sentence in _choosing(text, languages):
-        if len(letters := named(sentence)) == 1:
+        if named(sentence) and len(letters := named(without_refusals(sentence, options))) == 1:
             return Found(letters[0]), "text"
-    everywhere = named(" ".join(map(_kept, _sentences(text)))) if len(text) < 12_001 else []
+    kept = list(map(_kept, _sentences(text))) if len(text) < 12_001 else []
+    everywhere = named(" ".join(kept))
+    everywhere = everywhere and named(" ".join(without_refusals(sentence, options) for sentence in kept))
+    if everywhere and is_undecided(text, options) and not _whole(text, everywhere[0], options):
+        return None
     if everywhere:
         settled = len(everywhere) == 1 and is_complete(text) and _is_settled(text, options)
         return (Found(everywhere[0]), "text") if settled else None
@@ -444,32 +465,35 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
         if value and value.letter and not text[-60:][value.end :].strip(" .!*$\n"):
             return Found(value.letter), "text"
     if len(text) < 40 and (letters := options.named_in(text)):
-        return (Found(letters[0]), "text") if len(letters) == 1 and _whole(text, letters[0], options) else None
+        whole = _whole(text, letters[0], options) and options.named_in(without_refusals(text, options))
+        return (Found(letters[0]), "text") if len(letters) == 1 and whole else None
     single = [text] if len(text) < 60 and len(text.split()) < 5 else []
-    for sentence in [*single, *islice(_choosing(text, languages), 5)]:
+    for sentence in [*single, *(without_refusals(kept, options) for kept in islice(_choosing(text, languages), 5))]:
         if len(near := options.nearly(sentence[-400:])) == 1:
             return Found(near.pop()), "misspelled"
     return None
 
 
 def _whole(text: str, letter: str, options: Options) -> bool:
-    """Whether a short option opens the text: "yes", "No. The trial showed no effect."."""
+    """Say whether a short option opens the text: "yes", "No. The trial showed no effect."."""
     named = options.text_at(text, 0)
     return named is not None and named[0] == letter and text[named[1] : named[1] + 1] in ("", ".", ",", "!", "\n", ";")
 
 
 def denied_around(text: str, low: str, head: int, end: int) -> bool:
-    """Whether the words before or behind a letter deny it: "not A", "A is wrong"."""
+    """Say whether the words before or after a letter deny it: "not A", "A is wrong"."""
     begin = clause_begin(low, head)
     return bool(re.search(rf"{NOT}[^.;:,]{{0,30}}\Z", low[begin:head])) or bool(_TAKEN_BACK.match(text, end))
 
 
 def _is_settled(text: str, options: Options) -> bool:
-    """Whether a text does more than describe the option that it names: "Ibuprofen is an NSAID" chooses nothing."""
-    for sentence in map(_kept, _sentences(text)):
+    """Say whether a text does more than describe the option that it names ("Ibuprofen is an NSAID")."""
+    for sentence in (without_refusals(_kept(sentence), options) for sentence in _sentences(text)):
         if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
             continue
         subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
+        if not has_cue(sentence):
+            continue
         if subject is None or not _DESCRIBED.match(sentence, subject[1]):
             return True
     return False

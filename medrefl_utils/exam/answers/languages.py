@@ -1,7 +1,7 @@
-"""Finds explicit statements in other languages than English, with one set of rules and a row of words per language.
+"""Find explicit statements in other languages than English, with one set of rules and a row of words per language.
 
-A statement is a word for "answer", words that may stand between, and an option ("La respuesta correcta es C"). A word
-of negation before or behind the option makes it denied, a condition makes it supposed.
+A statement is a word for "answer", words between, and an option ("La respuesta correcta es C"). A negation before or
+after the option makes it denied. A condition, or an opinion of others, makes it supposed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from medrefl_utils.exam.answers.opinions import is_foreign_opinion
 from medrefl_utils.exam.answers.options import Options
 from medrefl_utils.exam.answers.statements import ASKED, ASSERTED, DENIED, SUPPOSED, UNREADABLE, Statement, prose
 from medrefl_utils.exam.answers.text import clause_begin, sentence_end
@@ -22,7 +23,7 @@ _PUNCTUATION = r"[\s\"'“”‘’`*_(\[\]){:=>«»–—「」『』【】<|�
 
 @dataclass(frozen=True)
 class Rules:
-    """The patterns of one language: ``cue`` introduces an answer, ``between`` may stand before its value."""
+    """The patterns of one language: ``cue`` introduces an answer, ``between`` may precede its value."""
 
     language: Language
     spaced: bool
@@ -42,7 +43,7 @@ class Rules:
 
 @lru_cache(maxsize=32)
 def rules_of(language: Language) -> Rules:
-    """The patterns of a language's row, compiled on first use."""
+    """Return the patterns of a language's row, compiled on first use."""
     spaced = language.code in _SPACED
     begin, end = (r"(?<![^\W_])", r"(?![^\W_])") if spaced else ("", "")
 
@@ -53,7 +54,7 @@ def rules_of(language: Language) -> Rules:
     apart = r"[\s\"'*]{0,3}"
     negation = word(row.negation).replace("n'" + end, "n'") if row.code == "fr" else word(row.negation)
     if row.code == "fr":
-        negation = rf"(?:(?<!\w)n'|{word('ne|pas|jamais|aucun')})"
+        negation = rf"(?:(?<!\w)n'|{word('ne|pas|jamais|aucun|ni')})"
     joins = word(row.joins) if row.code not in ("fr", "it") else rf"(?:(?<!\w)l'|{word(row.joins)})"
     behind = rf"[\s\"'*).,]{{0,4}}(?:{word(row.joins)}|{word(row.option)}){{0,2}}\s?{word(row.negation)}"
     if row.code in ("ko", "ja"):
@@ -89,7 +90,7 @@ def rules_of(language: Language) -> Rules:
         ),
         condition=re.compile(word(row.condition)),
         mood=re.compile(_MOODS[row.code]) if row.code in _MOODS else None,
-        denied_head=re.compile(rf"(?:{negation}|不|别|別)\W?\Z"),
+        denied_head=re.compile(rf"(?:{negation}|不|别|別|比)\W?\Z"),
         retraction=re.compile(rf"(?:\A|(?<=[\s.,;:!?。,、…—।]))(?:{row.retraction})"),
         joins=re.compile(rf"(?:{joins}|:|c'est)(?:{between}|{option}){{0,6}}+"),
         verdict=re.compile(verdict),
@@ -118,8 +119,11 @@ _MOODS = {
 }
 
 
+_NOR = re.compile(r"[\s\"'*),]{0,4}(?:\b(?:ni|né|nem|noch|ни|ne|nor)\s|也不是|也非|،?\s?ولا\s)(?:la |l'|a |ist )?")
+
+
 def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
-    """Whether a sentence is hypothetical; where a language has a mood for it, the conjunction is not enough."""
+    """Say whether a sentence is hypothetical. A language with a mood for it needs more than the conjunction."""
     if rules.mood:
         return rules.mood.search(low[begin : sentence_end(low, at)]) is not None
     return rules.condition.search(low, begin, at) is not None
@@ -133,7 +137,7 @@ _NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u025
 
 
 def active(low: str) -> list[Rules]:
-    """The rules of the languages whose words occur in a text. An English text may end with a label in another one."""
+    """Return the rules of the languages whose words a text has. An English text may end with a label in another one."""
     if " the " in low:
         near = max(0, len(low) - 300)
         found = [row for noun, row in _NOUNS if low.find(noun, near) >= 0]
@@ -145,7 +149,7 @@ def active(low: str) -> list[Rules]:
 
 
 def foreign(text: str, low: str, languages: list[Rules], options: Options) -> list[Statement]:
-    """The explicit statements in other languages than English, in no order."""
+    """Return the explicit statements in other languages than English, in no order."""
     found: list[Statement] = []
     signs = list(low)
     for at in options.alone_in(text):  # a capital "A" is no Portuguese article
@@ -184,7 +188,10 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
         return Statement(cue.start(), said.end, said.letter, said.written, "stated", label=True)
     after = rules.behind.match(low, value.end) if rules.language.code in _NOT_BEHIND else None
     if denied or after:
-        but = rules.but.match(low, after.end() if after else value.end)
+        end = after.end() if after else value.end
+        while (nor := _NOR.match(low, end)) and (more := options.value_at(text, nor.end())):
+            end = more.end
+        but = rules.but.match(low, end)
         turned = options.value_at(text, but.end()) if but else None
         if turned is None or turned.letter == value.letter:
             return Statement(cue.start(), after.end() if after else value.end, value.letter, None, "stated", DENIED)
@@ -194,7 +201,10 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
     if judged and (judged["wrong"] or judged["no"] or judged["cross"]):
         return Statement(cue.start(), value.end, value.letter, None, "stated", DENIED)
     stance = ASSERTED
+    stop = sentence_end(low, value.end) if rules.language.code in _NOT_BEHIND else cue.start()
     if is_hypothetical(low, begin, cue.start(), rules) or ASKED.match(low, value.end):
+        stance = SUPPOSED
+    elif is_foreign_opinion(low, begin, cue.start(), stop):
         stance = SUPPOSED
     label = ":" in between[0] or "\n" in between[0]
     return Statement(cue.start(), value.end, value.letter, value.written, "stated", stance, label)

@@ -1,6 +1,6 @@
-"""Recognizes one question's options in a text: a letter, an option's text, or several options joined.
+"""Recognize one question's options in a text: a letter, an option's text, or several options joined.
 
-``Options.value_at`` reads what is written at one position. It abstains (None) where a capital letter is an article
+``Options.value_at`` reads what is written at one position. It returns None where a capital letter is an article
 ("A statin"), a pronoun ("I think"), a genus ("E. coli"), a name's initial ("A. B. is 40") or a formula ("H = 3"), and
 where a number only begins like an option ("2.5", "10,000", "L4-L5").
 """
@@ -26,7 +26,7 @@ _FIRST = re.compile(r"[^\W_]|[-−](?=\.?\d)|\.(?=\d)|[<>=+%↑↓≥≤±/]")
 _ENDS = re.compile(r"[.!?;]\s")
 _DIGIT = re.compile(r"\d")
 _THOUSANDS = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
-# Signs that may stand before a value: blanks, quotes, Markdown, brackets, LaTeX.
+# Signs that may precede a value: blanks, quotes, Markdown, brackets, LaTeX.
 OPEN = re.compile(
     r"(?:[\s\"'“‘`*_(\[{<$:：>=「『《•✅✔→➡∴⇒#|]|-(?!\.?\d)|\\(?:textbf|textit|text|mathbf|mathrm|boxed|fbox|bf|rm|,|\(|"
     r"\[|!|;|\")){0,12}+"
@@ -101,14 +101,14 @@ def _normal(token: str) -> str:
 
 
 def _bounded(folded: str, option: str) -> int:
-    """How often a text names an option as a bound or a part of a ratio ("> 20", "5 mg/kg"), and so not itself."""
+    """Count how often a text names an option as a bound or a part of a ratio ("> 20", "5 mg/kg"), and so not itself."""
     if not option[1].isdigit():
         return 0
     return folded.count(f"{option}/ ") + sum(folded.count(f" {sign}{option}") for sign in "<>≥≤")
 
 
 def fold(text: str) -> str:
-    """The text's tokens in lower case without punctuation, with a space on both sides of each."""
+    """Return the text's tokens in lower case without punctuation, with a space on both sides of each."""
     tokens = TOKEN.findall(text.casefold())
     return f" {' '.join(map(_normal, tokens) if _DIGIT.search(text) else tokens)} "
 
@@ -130,7 +130,7 @@ class Options:
     no_one: str  # the letter of "None of the above", or ""
 
     def text_at(self, text: str, at: int) -> tuple[str, int] | None:
-        """The letter of the option whose text begins at a position, and where that text ends."""
+        """Return the letter of the option whose text begins at a position, and where that text ends."""
         for option, letter in self.unspaced:
             if text.startswith(option, at):
                 return letter, at + len(option)
@@ -166,7 +166,7 @@ class Options:
         return None
 
     def alone_in(self, text: str) -> list[int]:
-        """Where letters stand alone, in order. One search per letter is faster than one search for all of them."""
+        """Return the positions of single letters, in order. One search per letter is faster than one for all."""
         found = []
         for letter in self.letters:
             at = text.find(letter)
@@ -178,7 +178,7 @@ class Options:
         return found
 
     def is_letter(self, text: str, at: int) -> bool:
-        """Whether the capital that stands alone at a position can be an option's letter, by what follows it."""
+        """Say whether the single capital at a position can be an option's letter, by what follows it."""
         end, letter = at + 1, text[at]
         follows = text[end : end + 1]
         if follows in ("", "\n", ")", "]", "}", '"', "*", ":"):
@@ -203,7 +203,7 @@ class Options:
         return named is not None and named[0] == letter
 
     def letter_at(self, text: str, at: int) -> int | None:
-        """Where the option's letter at a position ends, None without one. A small letter counts before a bracket."""
+        """Return where the option's letter at a position ends, None without one. A small one needs a bracket."""
         if self.alone.match(text, at):
             return at + 1 if self.is_letter(text, at) else None
         small = self.small.match(text, at)
@@ -213,7 +213,7 @@ class Options:
         return None if species and species[1] in EPITHETS else at + 1
 
     def one_at(self, text: str, at: int) -> Value | None:
-        """The single option at a position. Where letter and exact text disagree, the text is what the model meant."""
+        """Return the single option at a position. Where letter and exact text disagree, the text counts."""
         if named := self.text_at(text, at):
             letter = _BRACKETED.match(text, named[1])
             if letter and letter[1] in self.letters:
@@ -226,13 +226,18 @@ class Options:
         closed = _CLOSE.match(text, end).end()
         named = self.text_at(text, closed)
         if named is None or (
-            named[0] != written and (_OWN_CLAUSE.match(text, named[1]) or TAKEN_BACK.match(text, named[1]))
+            named[0] != written
+            and (
+                _OWN_CLAUSE.match(text, named[1])
+                or TAKEN_BACK.match(text, named[1])
+                or (text[end : end + 1] == "." and (own := _BRACKETED.match(text, named[1])) and own[1] == named[0])
+            )
         ):
             return Value(written, written, end)
         return Value(named[0], written, named[1])
 
     def value_at(self, text: str, at: int) -> Value | None:
-        """What is written at a position: one option, or several that are joined ("A or B", "aspirin and warfarin").
+        """Return what is written at a position: one option, or several joined ("A or B", "aspirin and warfarin").
 
         Several are one option where that option says them ("Both A and B", "All of the above"), else "".
         """
@@ -254,14 +259,14 @@ class Options:
         return Value(self.joined(letters) if all_hold else "", first.written, end)
 
     def joined(self, letters: list[str]) -> str:
-        """The option that stands for several ("Both A and B"), or ""."""
+        """Return the option that means several ("Both A and B"), or ""."""
         said = frozenset(letters)
         if self.every and said - {self.every} == set(self.letters) - {self.every, self.no_one}:
             return self.every
         return self.joint.get(said, "")
 
     def named_in(self, text: str) -> list[str]:
-        """The letters of the options whose text stands in a text; a text inside a longer one does not count."""
+        """Return the letters of the options whose text a text contains; one inside a longer one does not count."""
         named = []
         if self.texts:
             folded = fold(text)
@@ -282,7 +287,7 @@ class Options:
         return list(dict.fromkeys(named))
 
     def nearly(self, text: str) -> set[str]:
-        """The letters of the options (6 signs and more) that a text spells with a slip or two."""
+        """Return the letters of the options (6 characters and more) that a text misspells slightly."""
         words, found = fold(text).split(), set()
         for option, letter in self.texts:
             if len(option) < 8 or len(words) < (n := len(option.split())):
@@ -299,7 +304,7 @@ class Options:
         return found
 
     def described(self, text: str) -> set[str]:
-        """The letters of the options whose every word begins like one of the text ("CT scan of the abdomen")."""
+        """Return the letters of the options whose every word begins like one of the text ("CT scan of the abdomen")."""
         stems = {word[:5] for word in fold(text).split()}
         return {
             letter
@@ -326,7 +331,7 @@ def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
 
 
 def _aliases(text: str) -> Iterator[str]:
-    """A text's other names: without and inside its brackets, a species with its genus as an initial."""
+    """Return a text's other names: without and inside its brackets, a species with its genus as an initial."""
     inside = re.fullmatch(r"\s*([^()]{3,})\(([^()]{3,})\)\s*", text)
     if inside:
         yield from (part.strip() for part in inside.groups())
@@ -338,7 +343,7 @@ def _aliases(text: str) -> Iterator[str]:
 
 
 def _joint_letters(text: str, options: Mapping[str, str]) -> frozenset[str]:
-    """The letters that an option's text names ("Both A and B", "A, B and C"), or an empty set."""
+    """Return the letters that an option's text names ("Both A and B", "A, B and C"), or an empty set."""
     text = text.strip().rstrip(".")
     if not _BOTH.fullmatch(text):
         return frozenset()
@@ -353,7 +358,7 @@ def _initials(named: list[tuple[str, str]], every: str, no_one: str) -> frozense
 
 @lru_cache(maxsize=4096)
 def prepare(items: tuple[tuple[str, str], ...]) -> Options:
-    """The options of one question, prepared for reading: ``items`` are (letter, text)."""
+    """Return the options of one question, prepared for reading: ``items`` are (letter, text)."""
     options = dict(items)
     owners: dict[str, set[str]] = {}
     aliases: dict[str, set[str]] = {}
@@ -366,7 +371,7 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
     named = [
         (text, next(iter(letters)))
         for text, letters in owners.items()
-        # A text such as "B" is not told from a letter.
+        # An option text "B" cannot be distinguished from a letter.
         if len(letters) == 1 and text.strip() and text.strip().upper() not in options
     ]
     named.sort(key=lambda option: -len(option[0]))

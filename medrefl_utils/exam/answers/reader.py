@@ -1,15 +1,19 @@
-r"""Reads the chosen letter from a response, by rules alone: no model, no randomness, linear time.
+r"""Read the chosen letter from a response, by rules alone: no model, no randomness, linear time.
 
-Better none than wrong: a response that names no option clearly, or several, has no answer. The steps:
+No answer is better than a wrong one: a response that names no option clearly, or several, has none. The steps:
 
 1. Fold full-width signs, typographic quotes and struck-out text (``~~B~~``).
-2. Set the thinking aside (``split_thinking``). In a thinking that was cut, only a final form of answer counts.
-3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``statements``). Denials, hypotheticals and
-   answers of others do not count. A statement that no rule can read ends the search: nothing before it is read.
-4. Look for a retraction after it ("wait, that's wrong"): then the answer is what follows the retraction, or none.
+2. Set the thinking aside (``split_thinking``). In a truncated thinking, only a final form of answer counts. A question
+   that the model invents after its answer is not read.
+3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``statements``). Denials, hypotheticals,
+   earlier opinions and answers of others do not count (``opinions``). A statement that no rule can read ends the
+   search: nothing before it is read.
+4. Look for a retraction after it ("wait, that's wrong"), or a turn ("However, ... D is the answer"): then the answer
+   is what follows, or none.
 5. Without an explicit statement, read in this order (``hints``, ``verdicts``): a ``lone`` letter, a
    ``verdict`` ("A is wrong. B is right."), a ``label`` (a marked letter in a sentence that chooses), an option's
-   ``text``, a ``misspelled`` text. A text that was cut in mid-sentence, or that only describes an option, chooses none.
+   ``text``, a ``misspelled`` text. A text that is truncated in mid-sentence, or that only describes, refuses or
+   mentions an option (``refusals``), chooses none.
 
 ``several``: the answer names two options, and no option says both. ``none``: no rule reads an answer.
 """
@@ -20,6 +24,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from heapq import merge
+from itertools import islice
 from typing import NamedTuple
 
 from medrefl_utils.core.errors import MedReflError
@@ -39,16 +44,16 @@ from medrefl_utils.exam.answers.statements import (
     english,
     json_answers,
 )
-from medrefl_utils.exam.answers.text import lower, plain, straight
+from medrefl_utils.exam.answers.text import clause_begin, lower, plain, sentence_end, straight
 from medrefl_utils.exam.answers.thinking import split_thinking
 from medrefl_utils.exam.answers.verdicts import verdicts
 
 __all__ = ["EXPLICIT", "extract_answer", "split_thinking", "states_answer"]
 
 EXPLICIT = frozenset({"json", "boxed", "stated"})
-"""The rules that read an answer which is stated in so many words."""
+"""The rules that read an explicitly stated answer."""
 
-# What a model tells after its thinking is short; the middle of a longer text is a model in a loop, and is not read.
+# A final answer is short. A longer text is usually a repetition loop, so its middle is not read.
 _HEAD, _TAIL = 4_000, 8_000
 
 _CLOSERS = " \n.!*\"')]}$_`"
@@ -63,7 +68,7 @@ NUMBERED_STEP = re.compile(r"\W{0,4}step\s?\d", re.IGNORECASE)
 
 
 def _statements(text: str, low: str, languages: list[Rules], options: Options) -> Iterator[Statement]:
-    """Every explicit statement of a text, last one first; of a JSON object with an answer, that answer alone."""
+    """Yield the explicit statements of a text, last one first; of a JSON object with an answer, only that answer."""
     structured, begin, end, other = None, -1, -1, []
     if ("{" in text or '"answer' in low or "'answer" in low) and ('":' in text or '" :' in text or "':" in text):
         structured, begin, end, other = json_answers(text, options)
@@ -75,24 +80,25 @@ def _statements(text: str, low: str, languages: list[Rules], options: Options) -
     if structured is None:
         yield from every
         return
-    told = end >= len(text)
-    if told:  # nothing behind the object
+    yielded = end >= len(text)
+    if yielded:  # nothing follows the object
         yield structured
     for statement in every:
         if statement.at >= end:
             yield statement
             continue
-        if not told:
-            told = True
+        if not yielded:
+            yielded = True
             yield structured
         if statement.at < begin:
             yield statement
-    if not told:
+    if not yielded:
         yield structured
 
 
 _CORRECTED = re.compile(
-    r"(?:\b(?:no|nope|wait|actually|be|is|it['’]s|that['’]s|meant|mean|so|rather|correction|instead|therefore|thus|"
+    r"(?:\b(?:no|nope|wait|actually|be|been|make that|make it|is|it['’]s|that['’]s|meant|mean|so|rather|"
+    r"correction|instead|therefore|thus|"
     r"hence|with|choose|answer|say|"
     r"sorry|oops|thought|reflection|now|edit|update|to|leaves|leaving)\b[\s,.:;!—–-]{1,4}|:\s)(?:the answer is |"
     r"i meant |it['’]s |it is |option |choice |letter )?[\"'“‘*(\[]{0,3}"
@@ -100,7 +106,7 @@ _CORRECTED = re.compile(
 
 
 class _Reading(NamedTuple):
-    """A text that is read, and what reading it needs."""
+    """A text to read, in lower case too, with its languages and options."""
 
     text: str
     low: str
@@ -108,15 +114,16 @@ class _Reading(NamedTuple):
     options: Options
 
     def after(self, at: int) -> _Reading:
-        """The rest of the text from a position."""
+        """Return the rest of the text from a position."""
         return _Reading(self.text[at:], self.low[at:], self.languages, self.options)
 
 
-def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] | None:
-    """(Letter, rule) of a text; None where no rule reads one. ``told`` is False inside a thinking."""
+def _read(reading: _Reading, visible: bool, final_only: bool) -> tuple[Found, str] | None:
+    """Return (letter, rule) of a text; None where no rule reads one. ``visible`` is False inside a thinking."""
     doubtful: Statement | None = None
     denied: set[str] = set()
     supposed: set[str] = set()
+    maybe: set[str] = set()
     for statement in _statements(reading.text, reading.low, reading.languages, reading.options):
         if statement.stance == DENIED:
             denied.add(statement.letter)
@@ -124,6 +131,7 @@ def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] 
             supposed.add(statement.letter)
         if statement.stance == DOUBTFUL:
             doubtful = doubtful or statement
+            maybe.add(statement.letter)
         if statement.stance == UNREADABLE:
             return Found(""), "none"
         if statement.stance != ASSERTED:
@@ -132,15 +140,17 @@ def _read(reading: _Reading, told: bool, final_only: bool) -> tuple[Found, str] 
             return None
         if statement.letter and statement.letter in denied:
             return Found(""), "none"
-        return _checked(reading, statement, told)
+        return _checked(reading, statement, visible)
     if doubtful:
+        if doubtful.letter in supposed | denied or len(maybe) > 1:
+            return Found(""), "none"
         return Found(doubtful.letter, doubtful.written), "stated"
-    hinted = _hinted(reading) if told else None
+    hinted = _hinted(reading) if visible else None
     return (Found(""), "none") if hinted and hinted[0].letter in denied | supposed else hinted
 
 
-def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found, str]:
-    """A statement, unless what follows it takes it back; for several options, the one that is settled on later."""
+def _checked(reading: _Reading, statement: Statement, visible: bool) -> tuple[Found, str]:
+    """Return a statement's answer, or what a later retraction leaves; for several options, the one settled on later."""
     rest = reading.after(statement.end)
     found = Found(statement.letter, statement.written)
     if not statement.letter:
@@ -148,10 +158,12 @@ def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found
         return (settled, "label") if settled else (found, "several")
     retraction, strong = find_retraction(rest.low, rest.languages)
     if retraction < 0:
-        return found, statement.rule
+        return _turned(rest, found, statement.rule)
     corrected = _corrected(rest.after(retraction))
     if corrected is None and strong:
         return Found(""), "none"
+    if corrected is None and (turned := _turned(rest, found, statement.rule))[0] != found:
+        return turned
     if corrected is None:
         named = {rest.text[at] for at in rest.options.alone_in(rest.text[: retraction + 400]) if at >= retraction}
         named |= set(rest.options.named_in(rest.text[retraction : retraction + 400]))
@@ -159,16 +171,115 @@ def _checked(reading: _Reading, statement: Statement, told: bool) -> tuple[Found
     return corrected, statement.rule
 
 
+# Words with which a response turns away from the answer that it stated, and words that limit a claim to another case.
+_SENTENCE_START = re.compile(r"[.!?…\n。]\W{0,5}")
+_TURN = re.compile(
+    r"(?:but\b|oh\b,|however\b|yet\b|hmm|upon\b|(?:on|after|with) (?:further |"
+    r"closer |second |more |"
+    r"careful |a )?(?:reflection|review\w*|reconsider\w*|inspection|consideration|look|thought|thinking|checking)|"
+    r"(?:re-?)?(?:looking|check|checking|thinking|considering|examining|reviewing)\b|(?:self|double)[- ]?check\w*|"
+    r"let me|let's|i should|i need|reflection\b|review\b|note\b|verification\b|但|仔细|再(?:想|看|次)|bei (?:genauerer|"
+    r"näherer)|pensándolo|"
+    r"となると|しかし|よく考え|ただ|그러나|하지만|다시|然而|不过|sin embargo|cependant|toutefois|allerdings|jedoch|"
+    r"no entanto|porém|tuttavia|ripensandoci|pensando (?:melhor|bene)|однако|à la réflexion|tuy nhiên|ancak|"
+    r"لكن|ومع ذلك|लेकिन|हालांकि|อย่างไรก็ตาม|แต่)"
+)
+_LIMITS = re.compile(
+    r"\b(?:if|unless|were|could|might|may|also|without|later|long[- ]term|in case|other than|otherwise|why|"
+    r"often|usually|"
+    r"normally|second|alternative|tempting|common|another|additional|some|many|most (?:students|people)|"
+    r"students?|people|only)\b|"
+    r"\bwould\b[^.!?\n]{0,60}\b(?:in|for|with)\b|\b(?:than|others?|otros?|otras?|anderen?|autres?|outr[ao]s?|"
+    r"altr[ie]|других|largo plazo|longo prazo|long terme|langfristig)\b|"
+    r"其他|长期|他の|다른|長期"
+)
+_OWN_DENIED = re.compile(
+    r"[^.!?\n]{0,40}?\b(?:contraindicated|wrong|incorrect|ruled out|out\b|excluded|unlikely|not (?:appropriate|"
+    r"suitable|right|"
+    r"correct|safe|an option|possible|indicated)|inappropriate|unsafe|dangerous|cannot be|can['’]t be)"
+)
+
+
+def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
+    """Return the stated answer, unless a later sentence turns away from it ("However, ... D is the answer").
+
+    A clear later answer replaces the stated one. Where the text only denies the stated option, there is none.
+    """
+    rest = (
+        rest if len(rest.text) < 1_500 else _Reading(rest.text[:1_500], rest.low[:1_500], rest.languages, rest.options)
+    )
+    if rule == "json":
+        rest = rest.after(rest.text.find("}") + 1)
+    starts = (re.match(r"\W{0,5}", rest.low), *_SENTENCE_START.finditer(rest.low))
+    turn = next((start.end() for start in starts if start and _TURN.match(rest.low, start.end())), None)
+    if turn is None:
+        return found, rule
+    rest = rest.after(turn)
+    denies = _denies(rest, found.letter)
+    if not denies and not {rest.text[at] for at in rest.options.alone_in(rest.text)} - {found.letter}:
+        return found, rule
+    later = _later(rest, denies)
+    if later is None:
+        wrong = verdicts(rest.text, rest.low, rest.options.alone_in(rest.text), rest.languages, rest.options)[1]
+        return (Found(""), "none") if found.letter in wrong else (found, rule)
+    places = [at for at in rest.options.alone_in(rest.text) if rest.text[at] == later.letter]
+    begin = clause_begin(rest.low, places[-1]) if places else 0
+    if not denies and places and _LIMITS.search(rest.low[begin : sentence_end(rest.low, places[-1])]):
+        return found, rule
+    return (found, rule) if later.letter == found.letter else (later, rule)
+
+
+def _later(rest: _Reading, denies: bool) -> Found | None:
+    """Return the option that a later part of a response settles on; by its text alone only if the first is denied."""
+    text, low, options = rest.text, rest.low, rest.options
+    hinted = _hinted(rest)
+    if hinted and hinted[0].letter and (denies or hinted[1] in ("verdict", "stated", "lone")):
+        return hinted[0]
+    letters = options.alone_in(text)
+    wrong = verdicts(text, low, letters, rest.languages, options)[1]
+    found = hints.chosen(text, low, letters, options) or hints.pointed(text, low, letters, options)
+    if found is None and rest.languages:
+        found = _pointed_at(rest)
+    return found if found and found.letter and found.letter not in wrong else None
+
+
+def _denies(rest: _Reading, letter: str) -> bool:
+    """Say whether a text calls an option wrong, by its letter or its text."""
+    for at in rest.options.alone_in(rest.text):
+        if rest.text[at] == letter and _OWN_DENIED.match(rest.low, at + 1):
+            return True
+    return any(
+        _OWN_DENIED.search(clause) and letter in rest.options.named_in(clause)
+        for clause in re.split(r"[.;!?\n]|, ", rest.low)
+    )
+
+
 def _corrected(rest: _Reading) -> Found | None:
-    """What a retraction puts in the answer's place: a letter that it points at, or what the rules read."""
+    """Return what replaces a retracted answer: a letter that the retraction points at, or what the rules read."""
     if found := _pointed_at(rest):
         return found
     hinted = _hinted(rest)
-    return hinted[0] if hinted and hinted[0].letter else None
+    if hinted and hinted[0].letter:
+        return hinted[0]
+    return _sole(rest) if rest.languages else None
+
+
+def _sole(rest: _Reading) -> Found | None:
+    """Return the only letter of a short correction in another language than English: "いや、違います。Cです"."""
+    near = rest.text[:80]
+    letters = rest.options.alone_in(near)
+    if len(letters) != 1 or any(
+        rules.negation.search(rest.low, letters[0], letters[0] + 12) for rules in rest.languages
+    ):
+        return None
+    at = letters[0]
+    if len(near[at + 1 :].strip(" .!。*")) > 4 or hints.denied_around(rest.text, rest.low, at, at + 1):
+        return None
+    return Found(near[at], near[at])
 
 
 def _pointed_at(rest: _Reading) -> Found | None:
-    """The letter that a retraction points at: "no, C", "I meant B", "it should be C"."""
+    """Return the letter that a retraction points at: "no, C", "I meant B", "it should be C"."""
     options, found = rest.options, None
     for pattern in [_CORRECTED, *(rules.joins for rules in rest.languages)]:
         for pointer in pattern.finditer(rest.low):
@@ -184,8 +295,14 @@ def _pointed_at(rest: _Reading) -> Found | None:
     return found
 
 
+_LAST_POINT = re.compile(
+    r"(?:\A|[\n.!]\s{0,3})(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)[,:]?\s(?:it['’]s |"
+    r"it is )?[\"'*(\[]{0,3}([A-Z])[)\]\"'*.!\s]{0,4}\Z"
+)
+
+
 def _hinted(reading: _Reading) -> tuple[Found, str] | None:
-    """The answer of a text without an explicit statement."""
+    """Return the answer of a text without an explicit statement."""
     text, low, options = reading.text, reading.low, reading.options
     at, strong = find_retraction(low, reading.languages) if reading.languages or doubts(low) else (-1, False)
     if at > 0:
@@ -195,6 +312,8 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
     letters = options.alone_in(text)
     if found := hints.lone(text, letters, options):
         return found, "lone"
+    if (last := _LAST_POINT.search(text, max(0, len(text) - 40))) and options.letter_at(text, last.start(1)):
+        return Found(last[1], last[1]), "label"
     if (":" in text or low.startswith("ans")) and (found := hints.labelled(text, options)):
         return found, "stated"
     if len(letters) == 1 and not reading.languages and (found := hints.chosen(text, low, letters, options)):
@@ -226,15 +345,43 @@ def _options(options: Mapping[str, str]) -> Options | None:
 
 
 def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]]:
-    """(A text to read, whether it is told to the user, what precedes it), narrowest first."""
-    thinking, told = split_thinking(response, thinking_open=thinking_open)
-    told = plain(told.strip())
-    if not told:
+    """Yield (a text to read, whether the user sees it, what precedes it), narrowest first."""
+    thinking, visible = split_thinking(response, thinking_open=thinking_open)
+    visible = plain(visible.strip())
+    if not visible:
         yield _within(plain(response)), False, ""
         return
-    if "#" in told and (headings := list(_CONCLUSION.finditer(told))):
-        yield _within(told[headings[-1].start() :]), True, ""
-    yield _within(told), True, thinking[-50:]
+    if "#" in visible and (headings := list(_CONCLUSION.finditer(visible))):
+        yield _within(visible[headings[-1].start() :]), True, ""
+    yield _within(visible), True, thinking[-50:]
+
+
+# The marks with which a base model begins another question, or a chat goes on with another turn.
+_NEXT_QUESTION = re.compile(
+    r"\n[\s*]{0,6}(?:#{1,6}\s{0,3}\**(?:new |next |another )?(?:question|instruction|input|problem|exercise)\b|"
+    r"\**(?:q|question|human|user|next question|new question|another question)\s?#?\d{0,4}\**\s?[:.)]\**\s?)"
+)
+_NEXT_TURN = re.compile(
+    r"<\|(?:im_start\|>\s?user|user\|>|start_header_id\|>\s?user|endoftext\|>|im_end\|>|eot_id\|>)|\[inst\]|"
+    r"<start_of_turn>user"
+)
+
+
+def _own_part(reading: _Reading, visible: bool) -> _Reading:
+    """Return the text before a question that the model invents after its answer; the whole text without one."""
+    low = reading.low
+    marks = [mark.start() for mark in islice(_NEXT_QUESTION.finditer(low), 20)]
+    if "<|" in low or "[inst]" in low or "<start_of" in low:
+        marks += [mark.start() for mark in islice(_NEXT_TURN.finditer(low), 20)]
+    for at in sorted(marks):
+        part = _Reading(reading.text[:at], low[:at], active(low[:at]), reading.options)
+        read = _read(part, visible, not visible)
+        if read and read[0].letter and read[1] in _OWN_RULES:
+            return part
+    return reading
+
+
+_OWN_RULES = EXPLICIT | {"lone"}
 
 
 def _within(text: str) -> str:
@@ -262,10 +409,10 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
     prepared = _options(options)
     if prepared is None:
         return Answer(None, "none")
-    for text, told, before in _texts(response, thinking_open):
+    for text, visible, before in _texts(response, thinking_open):
         low = lower(text)
         reading = _Reading(text, low, active(low), prepared)
-        read = _read(reading, told, not told)
+        read = _read(_own_part(reading, visible), visible, not visible)
         if read is None:
             continue
         found, rule = read
@@ -288,4 +435,37 @@ def states_answer(text: str, options: Mapping[str, str]) -> bool:
     if NUMBERED_STEP.match(text):
         return False
     answer = extract_answer(text, options)
-    return answer.letter is not None and answer.rule in EXPLICIT
+    if answer.letter is None or answer.rule not in EXPLICIT:
+        return False
+    return answer.rule != "stated" or not _is_hedged(text, _prepared(tuple(options.items())))
+
+
+# Before a statement: a word that leaves it open. After it: a word that turns away from it.
+_HEDGE = re.compile(
+    r"\b(?:could|might|may|probably|perhaps|maybe|possibly|presumably|(?<!most )likely|would|vielleicht|wahrscheinlich|"
+    r"vermutlich|probablement|peut-être|probablemente|quizás?|tal vez|talvez|provavelmente|forse|probabilmente|"
+    r"возможно|"
+    r"вероятно|наверное|belki|muhtemelen|có thể|có lẽ)\b|(?<!最)可能(?!性)|大概|也许|也許|"
+    r"おそらく|たぶん|かもしれ|아마|ربما|शायद|อาจ|"
+    r"น่าจะ"
+)
+_REST = re.compile(
+    r"[^\w]*\b(?:but|however|unless|although|though|yet)\b|[^.!?\n]{0,40}[,;—–-]\s?(?:but|however|unless|yet)\b|"
+    r"[^.!?\n。]{0,20}(?:但|,\s?(?:pero|aber|mais|mas|ma|но|ama|nhưng)\b|لكن|लेकिन|แต่|지만|が、)|"
+    r"[^.!?\n]{0,30}\b(?:let me (?:check|verify|see|think|first)|needs? (?:checking|to be checked)|"
+    r"to be (?:checked|verified))"
+)
+
+
+def _is_hedged(text: str, options: Options) -> bool:
+    """Say whether a text's last statement leaves the answer open: "is probably B", "is B, but let me check"."""
+    text = plain(split_thinking(text)[1].strip())
+    low = lower(text)
+    for statement in _statements(text, low, active(low), options):
+        if statement.stance in (ASSERTED, DOUBTFUL):
+            if statement.label:
+                return False
+            begin = clause_begin(low, statement.at)
+            before = low[begin : statement.end]
+            return _HEDGE.search(before) is not None or _REST.match(low, statement.end) is not None
+    return False

@@ -1,4 +1,4 @@
-"""Finds where a response takes its answer back: "wait, that's wrong", "scratch that", "me equivoqué"."""
+"""Find where a response retracts its answer: "wait, that's wrong", "scratch that", "me equivoqué"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ _RETRACTION_WORDS = tuple(
     (
         "wait|change|switch|mistake|error|wrong|no,|no.|no:|no;|nope|actually|correct|scratch|rather,|meant|"
         "reconsider|rethink|"
-        "edit|update|revised|take|mis|second|second thought|reflection|no longer|sorry|oops|hold on|not right|"
+        "edit|update|or rather|overlooked|forgot|revised|take|mis|second|second thought|reflection|no longer|"
+        "sorry|oops|hold on|"
+        "not right|"
         "cannot be|can't be"
     ).split("|")
 )
@@ -22,8 +24,11 @@ _TAKES_BACK = re.compile(
     r"am) (?:wrong|mistaken)|i'm wrong|"
     r"my mistake|scratch that|i(?:'m| am) (?:no longer|not) sure|i meant|i mean\b|correction\b|sorry\b|oops\b|"
     r"strike that)|"
+    r"\b(?:my|the) (?:(?:final|initial|first|previous|above|stated) )?(?:answer|"
+    r"choice),? (?:of )?[(\"']?[a-z][)\"']?,? (?:is|was) "
+    r"(?:wrong|incorrect|not right|not correct)\b|"
     r"\n\W{0,4}(?:edit|update|revised(?: answer)?|corrected(?: answer)?)\W{0,3}:|\bi take (?:that|it) back\b|"
-    r"\bi (?:just )?(?:misread|misunderstood|misinterpreted|misjudged)\b|"
+    r"\bi (?:just )?(?:overlooked|forgot|misread|misunderstood|misinterpreted|misjudged)\b|"
     r"\A[\s.…!,\"'*)—–-]{0,6}(?:wrong|incorrect)[.!,]|"
     r"\b(?:or rather|i meant to say|no longer sure)\b|"
     r"(?:\A[\s.…!,\"'*)—–-]{0,6}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
@@ -41,7 +46,7 @@ _PAUSES = re.compile(
 
 
 def _around(low: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
-    """The stretches of a text around its words, joined where they overlap."""
+    """Return the spans of a text around its words, joined where they overlap."""
     places: list[int] = []
     for word in words:
         at = low.rfind(word)
@@ -58,7 +63,7 @@ def _around(low: str, words: tuple[str, ...]) -> list[tuple[int, int]]:
 
 
 def find_retraction(low: str, languages: list[Rules]) -> tuple[int, bool]:
-    """Where the last retraction begins, -1 without one, and whether it takes the answer back for certain."""
+    """Return where the last retraction begins, -1 without one, and whether it certainly retracts the answer."""
     at, strong = -1, False
     if len(low) > 3:
         for begin, end in _around(low, _RETRACTION_WORDS):
@@ -74,5 +79,5 @@ def find_retraction(low: str, languages: list[Rules]) -> tuple[int, bool]:
 
 
 def doubts(low: str) -> bool:
-    """Whether a text holds a word that retractions often have: a quick look before ``find_retraction``."""
+    """Say whether a text holds a word that retractions often have: a fast test before ``find_retraction``."""
     return holds(low, _DOUBTS)

@@ -1,9 +1,9 @@
-"""Finds explicit statements of an answer: JSON keys, boxes, "Answer: B", "the answer is B", "I choose B", "答案是B".
+"""Find explicit statements of an answer: JSON keys, boxes, "Answer: B", "the answer is B", "I choose B", "答案是B".
 
 Each statement has a stance. ``asserted``: it says what the answer is. ``denied``: it says what the answer is not.
-``supposed``: it stands under a condition or in a question. ``doubtful``: a "would" under a circumstance ("in renal
-failure I would choose B"), which counts only where nothing else is stated. ``unreadable``: it states an answer that is
-no option, or that the rules cannot read; nothing before it may then be read.
+``supposed``: it is under a condition, in a question, or an opinion that is only reported. ``doubtful``: a "may be", or
+a "would" under a circumstance ("in renal failure I would choose B"), which counts only where nothing else is stated.
+``unreadable``: it states an answer that is no option, or that the rules cannot read; nothing before it is then read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from medrefl_utils.exam.answers.opinions import is_opinion, is_trial
 from medrefl_utils.exam.answers.options import OPEN, TAKEN_BACK, Options, Value
 from medrefl_utils.exam.answers.text import clause_begin, holds, lower, sentence_end
 
@@ -33,12 +34,12 @@ class Statement(NamedTuple):
     label: bool = False
 
 
-# --- English: the words that statements contain, and what stands before and after them (matched in lower case) ---
-_CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with")
+# --- English: the words that statements contain, and the words before and after them (matched in lower case) ---
+_CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with", "prefer")
 _BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
 _BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)?[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(
-    r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
+    r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?|prefer)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
 )
 _RANKED = tuple(
     f"{word} "
@@ -102,7 +103,7 @@ _FILLER = re.compile(
 )
 _NOT_HERE = re.compile(
     r"\b(?:not|never|cannot|n['’]t|isn['’]t|can['’]t|shouldn['’]t|wouldn['’]t|hardly|unlikely|neither|nor|no longer|"
-    r"anything but|other than|far from)\b"
+    r"(?:any|every)thing (?:but|except)|all (?:but|except)|other than|far from)\b"
 )
 _DENIED_HEAD = re.compile(
     r"(?:\b(?:not|never|cannot|unlikely|wrong|incorrect|false|doubt|hardly|mistake|error|trap|avoid|least|neither|"
@@ -123,6 +124,12 @@ OTHERS_HEAD = re.compile(
     r"were to|"
     r"initially|at first|first|almost|reason(?:s)? to|when to|how to|wrong to)\b[^.;:!?\n]{0,50}\Z"
 )
+# "Heparin first, then warfarin" names two options in order.
+_IN_ORDER = re.compile(
+    r"[\"'”*)\]]{0,4},?\s(?:first\b|(?:and\s)?(?:then|later|subsequently|followed by|before|after)\b)"
+)
+_MAY_BE = re.compile(r"(?:could|might|may)\b")
+_BUT_BEHIND = re.compile(r"[^.!?\n]{0,60}?\b(?:but|or|however|yet)\b")
 _CHOOSER = re.compile(
     r"(?:\b(?:i|we|i['’]d|i['’]ll|i['’]m|we['’]d|we['’]ll|we['’]re|let['’]s|let us|let me|should|must|will|"
     r"would)\b[^.;:!?\n]{0,40}|"
@@ -164,7 +171,7 @@ _POINTER = re.compile(
     r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
-_LAST = re.compile(r"[,:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
+_LAST = re.compile(r"[,;:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
 _CALLED_BEST = re.compile(
     r"\b[a-z](?=\s(?:is|would be|seems|fits)\s(?:the\s)?(?:best|correct|right|most|answer|appropriate)\b)"
 )
@@ -185,9 +192,9 @@ _FINAL_KEYS = frozenset(("good", "final", "correct", "new", "revised", "updated"
 
 
 def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
-    """What a phrase in place of a letter chooses: "I think it is C", "rules out C, leaving D", "a CT of the abdomen".
+    """Return what a phrase in place of a letter chooses: "I think it is C", "rules out C, leaving D", "a CT scan".
 
-    Abstains where the phrase names several options, or none. ``Value.letter`` is "" for several.
+    None where the phrase names no option. ``Value.letter`` is "" for several.
     """
     phrase = text[begin:end]
     low = lower(phrase)
@@ -214,7 +221,7 @@ def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
 
 
 def json_answers(text: str, options: Options) -> tuple[Statement | None, int, int, list[Statement]]:
-    """The answer of a JSON object, the span of that object, and what keys such as ``wrong_answer`` deny."""
+    """Return the answer of a JSON object, the span of that object, and what keys such as ``wrong_answer`` deny."""
     found: list[tuple[bool, Statement]] = []
     denied: list[Statement] = []
     first = -1
@@ -262,7 +269,7 @@ _TURNING = tuple(
 
 
 def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statement:
-    """A bare letter in JSON, read with the reason before it in the same object, which are one statement.
+    """Return the answer of a JSON object, where its bare letter and the reason before it are one statement.
 
     Where that reason names one option by its text, another one, without any turn of thought, and the letter's own text
     occurs nowhere, the text is what the model meant.
@@ -289,7 +296,7 @@ def _json_value(text: str, at: int, options: Options) -> Value | None:
 
 
 def _boxed(text: str, at: int, options: Options) -> Statement | None:
-    """A box: a letter, a letter and its text, or an option's text. A box with a formula is no answer."""
+    """Return the statement of a box: a letter, a letter and its text, or an option's text. A formula is no answer."""
     if (before := _BOX_BEFORE.search(text, max(0, at - 90), at)) and (one := options.value_at(text, before.start(1))):
         other = options.value_at(text, at)
         if other and other.letter != one.letter:
@@ -318,7 +325,7 @@ def _value(text: str, low: str, at: int, options: Options) -> Value | None:
 
 
 def _turned(text: str, low: str, end: int, options: Options) -> Value | None:
-    """The option after a denied one: "not A but C", "it isn't A, it's C"."""
+    """Return the option after a denied one: "not A but C", "it isn't A, it's C"."""
     but = _BUT.match(low, end)
     return _value(text, low, but.end(), options) if but else None
 
@@ -333,7 +340,7 @@ def _is_asked(low: str, end: int) -> bool:
 
 
 def _stance(low: str, at: int, end: int, copula: str) -> str:
-    """The stance of a statement at a position, by its sentence."""
+    """Return the stance of a statement at a position, by its sentence."""
     head = low[clause_begin(low, at) : at]
     near = head[-64:]
     if (holds(near, _DENYING) and _DENIED_HEAD.search(near)) or _EARLIER_HEAD.search(near[-32:]):
@@ -342,13 +349,19 @@ def _stance(low: str, at: int, end: int, copula: str) -> str:
         return SUPPOSED
     if ("would" in copula and _IF_BEHIND.match(low, end)) or (copula == "choose" and _WHEN_BEHIND.match(low, end)):
         return SUPPOSED
+    if is_opinion(head) or is_trial(low, end):
+        return SUPPOSED
+    if _MAY_BE.match(copula):
+        return SUPPOSED if _BUT_BEHIND.match(low, end) else DOUBTFUL
+    if "would" in copula and _BUT_BEHIND.match(low, end) and "textbook" in head:
+        return SUPPOSED
     if "would" in copula and _CIRCUMSTANCE.search(head):
         return DOUBTFUL
     return ASSERTED
 
 
 def english(text: str, low: str, options: Options) -> Iterator[Statement]:
-    """The explicit statements in English and in marks of code, last one first."""
+    """Yield the explicit statements in English and in LaTeX or markup, last one first."""
     # Most statements are near the end: the words are looked for there first.
     end, rfind = len(low), low.rfind
     for begin in (max(0, end - 500), 0) if end > 500 else (0,):
@@ -368,7 +381,7 @@ def _at_cue(text: str, low: str, cue: str, at: int, options: Options) -> Stateme
     if cue == "box":
         box = _BOX.match(low, at)
         return _boxed(text, box.end(), options) if box else None
-    if cue in ("choos", "select", "pick", "o with", "ing with"):
+    if cue in ("choos", "select", "pick", "o with", "ing with", "prefer"):
         return _choice(text, low, at, options)
     before = low[at - 1 : at]
     if before.isalnum():
@@ -400,10 +413,11 @@ def _labelled(text: str, low: str, at: int, end: int, options: Options) -> State
         stop = text.find("\n", start)
         stop = len(text) if stop < 0 else stop
         if "\n" in text[end:start] or not text[start:stop].strip(" \t*_.<>/"):
-            return None  # nothing stands behind the label
+            return None  # nothing follows the label
         stop = min(stop, start + 300)
         negated = _NOT_HERE.match(low, start)
-        value = _turned(text, low, negated.end(), options) if negated else prose(text, end, stop, options)
+        value = _turned(text, low, negated.end(), options) if negated else None
+        value = value or prose(text, end, stop, options)
         if value is None:
             return Statement(at, stop, "", None, "stated", UNREADABLE, True)
         return Statement(at, value.end, value.letter, value.written, "stated", label=True)
@@ -411,7 +425,12 @@ def _labelled(text: str, low: str, at: int, end: int, options: Options) -> State
 
 
 def _settled(text: str, low: str, statement: Statement, options: Options) -> Statement:
-    """A statement, or what its own question settles on ("Answer: C? No, B.")."""
+    """Return a statement, or what its own question settles on ("Answer: C? No, B.")."""
+    if statement.letter and _IN_ORDER.match(low, statement.end):
+        rest = text[statement.end : sentence_end(text, statement.end)]
+        named = {*options.named_in(rest), *(rest[at] for at in options.alone_in(rest))}
+        if named - {statement.letter}:
+            return statement._replace(letter="", written=None)
     settled = _SETTLED.match(low, statement.end)
     if settled and (value := _value(text, low, settled.end(), options)):
         return statement._replace(end=value.end, letter=value.letter, written=value.written, stance=ASSERTED)
@@ -421,7 +440,7 @@ def _settled(text: str, low: str, statement: Statement, options: Options) -> Sta
 
 
 def _sentence(text: str, low: str, at: int, sentence: re.Match[str], options: Options) -> Statement | None:
-    """Read "The answer is B": the value behind the copula, or the only option that the rest of the sentence names."""
+    """Read "The answer is B": the value after the copula, or the only option that the rest of the sentence names."""
     end, copula = sentence.end(), sentence["copula"]
     if options.letters and options.alone.search(text, at, sentence.start("copula")):
         return None  # "Answer A is an antiplatelet" is about A

@@ -10,7 +10,8 @@ _FOLDED = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
 }  # fmt: skip
 _CYRILLIC = re.compile(r"(?<=[:—(*\s])[АС](?=[\s.)*]{0,3}(?:\n|\Z))")
 _SMALL_OPTION = re.compile(r"option ([a-z])(?=[).:,;*\"']|\s*(?:\Z|\n)|\s(?:is|was|because|since)\b)")
-_HTML = re.compile(r"</?(b|i|p|strong|em|br|div|span|u|h\d|li|ul|ol|code|pre)\s?/?>", re.IGNORECASE)
+_HTML = re.compile(r"</?(b|i|p|strong|em|br|div|span|u|h\d|li|ul|ol|code|pre|final|solution)\s?/?>", re.IGNORECASE)
+_BREAKS = frozenset(("br", "p", "pre", "final", "solution"))
 _SMALL_ALONE = re.compile(
     r"(?:\A|\b(?:[Ii]t's|[Ii]t is|[Cc]hoice|[Oo]ption|[Ll]etter|[Cc]hoose|[Pp]ick)\s)[a-j](?=\s(?:is|"
     r"was)\s(?:correct|right|the)|[.!]?\s*\Z)"
@@ -19,7 +20,7 @@ _PERCENT = re.compile(r"(?<=\d)(?:\s?\\%|\s%)")
 _TEXT_JOIN = re.compile(r"\\text\{\s*(or|and|,|/)\s*\}")
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
 
-# What stands before an option that is passed over, and after one that is taken back.
+# Words before a rejected option, and after a retracted one.
 NOT = (
     r"(?:n['’]t|\b(?:not|no (?:sign|signs|evidence|indication|history) of|never|nor|neither|another|unlike|"
     r"rather than|instead of|other than|opposed to|except|less likely|"
@@ -35,12 +36,12 @@ IF = re.compile(r"\b(?:if(?! i had to)|were|suppose|unless|when would|why not)\b
 
 
 def straight(text: str) -> str:
-    """Full-width signs and curly quotes in their plain form, position by position."""
+    """Return a text with full-width signs and curly quotes in their plain form, position by position."""
     return text if text.isascii() else text.translate(_FOLDED)
 
 
 def plain(text: str) -> str:
-    """Full-width signs, curly quotes, escaped quotes and struck-out text in their plain form."""
+    """Return a text with signs and quotes in their plain form, and without struck-out text."""
     if not text.isascii():
         text = _CYRILLIC.sub(lambda letter: "A" if letter[0] == "А" else "C", text.translate(_FOLDED))
     if "~" in text:
@@ -48,7 +49,7 @@ def plain(text: str) -> str:
     if "option " in text:
         text = _SMALL_OPTION.sub(lambda small: f"option {small[1].upper()}", text)
     if "<" in text:
-        text = _HTML.sub(lambda tag: "\n" if tag[1][0] in "bp" and tag[1] != "b" else "", text)
+        text = _HTML.sub(lambda tag: "\n" if tag[1] in _BREAKS else "", text)
     if "&" in text:
         text = text.replace("&nbsp;", " ")
     if len(text) < 60:
@@ -62,13 +63,13 @@ def plain(text: str) -> str:
 
 
 def lower(text: str) -> str:
-    """The text in lower case, position by position."""
+    """Return the text in lower case, position by position."""
     low = text.lower()
     return low if len(low) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
 
 
 def holds(low: str, words: tuple[str, ...]) -> bool:
-    """Whether a text holds one of the words. A loop over ``rfind`` is several times faster than ``any`` and ``in``."""
+    """Say whether a text holds one of the words. A loop over ``rfind`` is several times faster than ``any``."""
     rfind = low.rfind
     for word in words:
         if rfind(word) >= 0:
@@ -77,7 +78,7 @@ def holds(low: str, words: tuple[str, ...]) -> bool:
 
 
 def clause_begin(low: str, at: int) -> int:
-    """Where the sentence around a position begins, at most 220 characters before it."""
+    """Return where the sentence around a position begins, at most 220 characters before it."""
     floor = max(0, at - 220)
     begin = floor
     for sign in ("\n", ". ", "? ", "! ", "。", "! ", "।"):
@@ -88,7 +89,7 @@ def clause_begin(low: str, at: int) -> int:
 
 
 def sentence_end(text: str, at: int) -> int:
-    """Where the sentence around a position ends, at most 300 characters after it."""
+    """Return where the sentence around a position ends, at most 300 characters after it."""
     end = min(len(text), at + 300)
     for sign in ("\n", ". ", "? ", "! ", "。", "।"):
         found = text.find(sign, at, end)

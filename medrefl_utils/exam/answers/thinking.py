@@ -1,4 +1,4 @@
-"""Separates a model's thinking from what it tells the user. The one place that knows the marks of all model families.
+"""Separate a model's thinking from its visible answer. Only this module knows the marks of the model families.
 
 Families covered: ``<think>`` and its relatives (DeepSeek-R1, Qwen3, EXAONE, Seed, LongCat, Reflection), ``[THINK]``
 (Magistral), ``<unused94>`` (MedGemma), ``◁think▷`` (Kimi), ``<|begin_of_thought|>`` (Sky-T1), ``<|START_THINKING|>``
@@ -82,7 +82,7 @@ _BOLD_FINAL = re.compile(
 
 
 def _last_close(response: str) -> int:
-    """Where the last mark that closes a thinking ends, -1 without one."""
+    """Return where the last mark that closes a thinking ends, -1 without one."""
     end = -1
     if ("<" in response and "/" in response) or "[/" in response or "◁/" in response:
         for mark in _TAG_CLOSE.finditer(response):
@@ -98,22 +98,22 @@ def _last_close(response: str) -> int:
 
 
 def _opens(text: str) -> bool:
-    """Whether a text holds a mark that opens a thinking."""
+    """Say whether a text holds a mark that opens a thinking."""
     if not ("<" in text or "[" in text or "◁" in text or "【" in text):
         return False
     return _TAG_OPEN.search(text) is not None or any(mark in text for mark in _SPECIAL_OPEN)
 
 
 def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, str]:
-    """Split a response into its thinking and what it tells the user.
+    """Split a response into its thinking and its visible answer.
 
     Args:
         response: the whole text that a model wrote.
         thinking_open: the chat template opened the thinking, so that the response begins inside it.
 
     Returns:
-        (thinking, told). ``told`` is what follows the last closing mark or final heading. It is "" where a thinking is
-        open at the end, because the token limit cut it. A response without any mark is all told.
+        (thinking, visible). ``visible`` is what follows the last closing mark or final heading. It is "" where a
+        thinking is open at the end, because the token limit truncated it. A response without any mark is all visible.
     """
     marked = "<" in response or "[" in response or "◁" in response or "】" in response
     end = _last_close(response) if marked or response.startswith(_PLAIN_OPEN) else -1
@@ -129,8 +129,8 @@ def split_thinking(response: str, *, thinking_open: bool = False) -> tuple[str, 
             thinking_open or plain or (begun and _THINKING_HEAD.match(response)) or (marked and _opens(response))
         )
         return (response, "") if open_at_end else ("", response)
-    told = response[end:]
-    return (response, "") if marked and _opens(told) else (response[:end], told)
+    visible = response[end:]
+    return (response, "") if marked and _opens(visible) else (response[:end], visible)
 
 
 def open_mark(text: str) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Reads verdicts on single options: "A is wrong. B is right.", "C: ✅", "(D) false", "C가 정답입니다"."""
+"""Read verdicts on single options: "A is wrong. B is right.", "C: ✅", "(D) false", "C가 정답입니다"."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _RIGHT = re.compile(
     r"yes\b|fits\b|best\b|(?:most|more) (?:likely|appropriate|consistent|probable|suitable|plausible)|"
     r"likely\b(?=\s*(?:[.;,)\n]|\Z))|"
     r"only (?:option|choice|one|answer) (?:that|which|left)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
-    r"✅|✓|✔|☑|better\b|appropriate\b|explains everything"
+    r"✅|✓|✔|☑|only (?:safe|suitable|correct|appropriate|reasonable|sensible)\b|better\b|safer\b|safest\b|"
+    r"preferable\b|appropriate\b|explains everything"
 )
 _IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
 
@@ -34,10 +35,10 @@ _IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}
 def verdicts(
     text: str, low: str, letters: list[int], languages: list[Rules], options: Options
 ) -> tuple[str | None, set[str]]:
-    """The one option that the text calls right: "A is wrong. B is right.", "C: ✅", "C가 정답입니다".
+    """Return the one option that the text calls right: "A is wrong. B is right.", "C: ✅", "C가 정답입니다".
 
-    Abstains where two are called right, and where the verdict stands under a condition or in a question. The second
-    value holds the letters that are called wrong, and not right elsewhere.
+    None where two are called right, and where the verdict is under a condition or in a question. The second value
+    holds the letters that are called wrong, and not right elsewhere.
     """
     right: set[str] = set()
     wrong: set[str] = set()
@@ -49,6 +50,9 @@ def verdicts(
 
 
 _THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
+_AT_FIRST = re.compile(
+    r"\b(?:at first|at a first|on first|initially|originally)\b(?: (?:glance|sight|look))?[^.;\n]{0,24}\Z"
+)
 _JOINED_HEAD = re.compile(
     r"\b[a-z][\s)\"'*]{0,3}(?:,?\s(?:and|or)\s|&|/|\+)[\s(\"'*]{0,4}\Z|(?:options?|answers?|"
     r",)\s[(\"'*]{0,2}[a-z][)\"'*]{0,2},\s[(\"'*]{0,2}\Z"
@@ -56,7 +60,7 @@ _JOINED_HEAD = re.compile(
 
 
 def _judged(text: str, low: str, at: int, languages: list[Rules], options: Options) -> bool | None:
-    """Whether the words behind the letter at a position call it right or wrong; None where they do neither."""
+    """Return whether the words after a letter call it right or wrong; None if neither."""
     letter, end = text[at], at + 1
     for rules in languages:
         if rules.spaced and letter in "AEIO" and not options.is_letter(text, at):
@@ -87,6 +91,8 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
     if WRONG.match(low, between) or "tempting" in low[between : between + 20]:
         return False
     begin = clause_begin(low, at)
+    if _AT_FIRST.search(low, begin, at):
+        return None
     if _JOINED_HEAD.search(low, max(0, at - 12), at) or IF.search(low[begin:at]) or _asked(low, right.end()):
         return None
     return None if PASSED.search(low, max(begin, at - 50), at) else True
@@ -97,7 +103,7 @@ _LAST_WORD = re.compile(r"\b(?:(?P<right>yes|correct|right|true)|(?P<wrong>no|in
 
 
 def _judged_at_end(text: str, low: str, at: int, options: Options) -> bool | None:
-    """The verdict that ends an item of a list ("C. Sucralfate: coats the ulcer, so yes.")."""
+    """Return the verdict that ends an item of a list ("C. Sucralfate: coats the ulcer, so yes.")."""
     if not _ITEM_HEAD.search(low, max(0, at - 20), at):
         return None
     stop = low.find("\n", at)

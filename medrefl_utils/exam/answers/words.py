@@ -17,7 +17,7 @@ class Language:
     introduce an answer. ``option``: nouns before or after an option's letter. ``right`` and ``wrong``: verdicts.
     ``joins``: words between a noun and the letter (copulas, articles, adverbs). ``negation``: words that deny.
     ``but``: words before the answer after a denial ("not A but C"). ``condition``: words of a hypothetical.
-    ``retraction``: words that take back what precedes. ``choose``: verbs of choice, in the first person.
+    ``retraction``: words that retract what precedes. ``choose``: verbs of choice, in the first person.
     """
 
     code: str
@@ -40,7 +40,7 @@ LANGUAGES = (
         probe=("答", "不是", "选", "選", "正确", "正確", "最", "错误", "不对"),
         answer="答案|答复|回答|答",
         option="选项|選項|选择|選擇",
-        right="正确|正確|对的|最佳|最好|最合适|最適合|最可能|最恰当|最符合|最有可能|成立|对(?![于比照症应称])",
+        right="更(?:合适|恰当|适合|合理|符合|正确)|正确|正確|对的|最佳|最好|最合适|最適合|最可能|最恰当|最符合|最有可能|成立|对(?![于比照症应称])",
         wrong="不正确|不正確|错误|錯誤|不对|不對|错|不符合|不成立|不合适|可以排除|排除",
         joins="很可能是|可能是|可能|大概是|应该是|應該是|应当是|应为|應為|应是|就是|则是|是|为|為|乃|即|的|应该|应|應該|應|最终|最後|最后|正确|正確|最佳|"
         "最合适|最可能|标准|参考|因此|所以|我的|选择|选|選|选项|選項|项|項",
@@ -55,7 +55,7 @@ LANGUAGES = (
         probe=("답", "선택", "정답", "올바른", "맞", "옳", "틀", "가장", "적절"),
         answer="정답|최종 답변|최종 답|답변|답안|해답|답",
         option="선택지|보기|선택|옵션|번",
-        right="정답|답(?!은|:)|맞습니다|맞다|옳습니다|옳다|올바른|올바릅니다|"
+        right="더 (?:적절|적합|맞)|정답|답(?!은|:)|맞습니다|맞다|옳습니다|옳다|올바른|올바릅니다|"
         "적절합니다|가장 적절|가장 적합|가장 가능성|맞아",
         wrong="틀렸|틀립|틀린|오답|옳지 않|맞지 않|적절하지 않|부적절|잘못",
         joins="은|는|이|가|을|를|입니다|올바른|최종|가장|적절한|적합한|바로|따라서|선택지|보기|옵션|답",
@@ -70,7 +70,7 @@ LANGUAGES = (
         probe=("答", "不是", "正", "選", "最も", "誤", "不適"),
         answer="答え|答|解答|回答|正解|正答",
         option="選択肢|番|選択",
-        right="正解|答え(?!は)|正しい|正答|適切|最も適切|最も考えられる|最も可能性|最適",
+        right="より適切|より妥当|正解|答え(?!は)|正しい|正答|適切|最も適切|最も考えられる|最も可能性|最適",
         wrong="誤り|間違い|不正解|正しくない|正しくありません|不適切|適切ではない|適切でない|当てはまらない|否定的",
         joins="は|が|を|の|と|です|である|となります|最終的な|最終|正しい|最も|適切な|選択肢|したがって|よって|答え|解答|回答",
         negation="ではありません|ではない|じゃない|ではなく|でなく|はありえない|ではあり",
@@ -107,7 +107,7 @@ LANGUAGES = (
         "un|une|"
         "option|proposition|lettre|réponse|choix|bien|à cette question|à la question|ma|plus|probable|appropriée?|"
         "c'est",
-        negation="ne|n'|pas|jamais|aucun",
+        negation="ne|n'|pas|jamais|aucun|ni",
         but="mais|mais plutôt|plutôt",
         condition="si|s'il|supposons|en cas de|dans le cas|était|serait-ce",
         retraction="attendez|attends|je me suis trompée?|en fait|en réalité|correction|pardon|erreur|non,|plutôt",
@@ -118,7 +118,8 @@ LANGUAGES = (
         probe=("antwort", " ist ", " sondern ", "lösung", "loesung", "wähle", "lautet", "somit", "richtig"),
         answer="antwort|lösung|loesung|antwortmöglichkeit|antwortoption",
         option="option|antwort|antwortmöglichkeit|buchstabe|möglichkeit|aussage",
-        right="richtige?|korrekte?|zutreffend|trifft zu|stimmt|beste|am besten geeignet\\w*|am wahrscheinlichsten|"
+        right="passt besser|besser geeignet|richtige?|korrekte?|zutreffend|trifft zu|stimmt|beste|"
+        "am besten geeignet\\w*|am wahrscheinlichsten|"
         "wahrscheinlichste\\w*|am ehesten|geeignetste\\w*",
         wrong="falsch|inkorrekt|nicht richtig|nicht korrekt|unzutreffend|trifft nicht zu|ausgeschlossen|"
         "unwahrscheinlich",
@@ -175,7 +176,8 @@ LANGUAGES = (
         probe=("ответ", "вариант", "выбира", "верн", "правильн", "неверн", "подходящ", "вероятн"),
         answer="ответ(?:ом|а)?",
         option="вариант(?:ом|а)?|ответ|пункт|буква|опция",
-        right="верно|верен|верный|верна|правильн(?:о|ый|ым|ая)|правилен|наиболее вероят\\w+|наиболее подходящ\\w+|"
+        right="правильнее|верно|верен|верный|верна|правильн(?:о|ый|ым|ая)|правилен|наиболее вероят\\w+|"
+        "наиболее подходящ\\w+|"
         "лучш\\w+|"
         "наиболее уместн\\w+",
         wrong="неверно|неверен|неверный|неверна|неправильн\\w+|ошибочн\\w+|не подходит|исключ[её]н\\w*|исключается|"
@@ -212,7 +214,7 @@ LANGUAGES = (
         probe=("उत्तर", "जवाब", "विकल्प", "चुन", "सही", "गलत", "उपयुक्त", "संभाव"),
         answer="उत्तर|जवाब",
         option="विकल्प|उत्तर|अक्षर",
-        right="सही|सटीक|सबसे उपयुक्त|सबसे संभावित|सबसे अधिक संभा\\w*|उचित|सर्वोत्तम",
+        right="अधिक (?:सही|उपयुक्त)|बेहतर|सही|सटीक|सबसे उपयुक्त|सबसे संभावित|सबसे अधिक संभा\\w*|उचित|सर्वोत्तम",
         wrong="गलत|ग़लत|अनुचित|सही नहीं|असंभव|उपयुक्त नहीं",
         joins="सही|अंतिम|सबसे|उपयुक्त|अच्छा|मेरा|है|होगा|होना चाहिए|विकल्प|इसलिए|अतः|अक्षर|का|यह|उत्तर|प्रश्न|इस",
         negation="नहीं|न|मत",
@@ -226,7 +228,7 @@ LANGUAGES = (
         probe=("ตอบ", "เลือก", "ถูก", "ผิด", "เฉลย", "ที่สุด"),
         answer="ข้อที่ถูกต้อง|ข้อที่ถูก|ตัวเลือกที่ถูกต้อง|คำตอบ|เฉลย|ตอบ",
         option="ข้อ|ตัวเลือก|คำตอบ",
-        right="ถูกต้อง|ถูก|เหมาะสมที่สุด|ที่สุด|ดีที่สุด",
+        right="เหมาะสมกว่า|ดีกว่า|ถูกต้อง|ถูก|เหมาะสมที่สุด|ที่สุด|ดีที่สุด",
         wrong="ไม่ถูกต้อง|ไม่ถูก|ผิด|ไม่เหมาะสม|ไม่ใช่คำตอบ",
         joins="ที่ถูกต้องที่สุด|ที่ถูกต้อง|ที่ถูก|ที่เหมาะสมที่สุด|ที่ดีที่สุด|สุดท้าย|คือ|เป็น|จึง|ควร|น่าจะ|ข้อ|ตัวเลือก|ของฉัน|ดังนั้น|เท่ากับ|ได้แก่",
         negation="ไม่ใช่|ไม่ควร|ไม่ได้|ไม่",
@@ -240,7 +242,8 @@ LANGUAGES = (
         probe=("đáp án", "trả lời", "chọn", "câu", "đúng", "sai", "phù hợp", "khả năng"),
         answer="đáp án|câu trả lời|trả lời|lời giải",
         option="đáp án|phương án|lựa chọn|câu|ý",
-        right="đúng|chính xác|phù hợp nhất|đúng nhất|tốt nhất|nhiều khả năng nhất|khả năng nhất",
+        right="phù hợp hơn|đúng hơn|tốt hơn|đúng|chính xác|phù hợp nhất|đúng nhất|tốt nhất|nhiều khả năng nhất|"
+        "khả năng nhất",
         wrong="sai|không đúng|không chính xác|không phù hợp|loại trừ|bị loại",
         joins="đúng nhất|đúng|chính xác|cuối cùng|phù hợp nhất|tốt nhất|là|sẽ là|phải là|nên là|của tôi|"
         "cho câu hỏi này|"
@@ -256,7 +259,7 @@ LANGUAGES = (
         probe=("cevap", "cevab", "yanıt", "yanit", "şık", "seçene", "seçiyorum", "doğru", "yanlış", "uygun"),
         answer="cevab[ıi]m?|cevap|yanıt[ıi]?|yanit",
         option="şıkkı|şık|seçeneği|seçenek|seçeneğini|şıkkını",
-        right="doğru(?:dur)?|en uygun|en olası|en iyi|en muhtemel",
+        right="daha (?:uygun|doğru)|doğru(?:dur)?|en uygun|en olası|en iyi|en muhtemel",
         wrong="yanlış(?:tır)?|hatalı(?:dır)?|uygun değil|doğru değil|olası değil|elenir",
         joins="doğru|nihai|en|uygun|olası|iyi|kesin|seçenek|seçeneği|şıkkı|şık|bu nedenle|dolayısıyla|olarak|olmalı|"
         "son|sorunun|"
@@ -296,7 +299,8 @@ EPITHETS = frozenset(
 """Species names that follow a genus initial: the "E" of "E. coli" is no option's letter."""
 
 GOES_ON = frozenset(
-    """unless despite after before until being having among between during under without via through namely is was are
+    """ni né nem noch ни
+    unless despite after before until being having among between during under without via through namely is was are
     because since as due for which and or nor not rather given based would will should must but if in from with
     where when by on per to the this that it here has fits explains seems remains represents best although though
     while whereas so then indeed according considering instead over only alone too also can cannot could may might
@@ -316,7 +320,7 @@ AFTER_ARTICLE = GOES_ON - frozenset(
     les i da correcta correcto correcte exacte corretta corretto korrekt y e o option choice right wrong correct
     incorrect final answer note reason reasoning justification rationale confidence""".split()
 )
-"""The same behind "A", which may be an article."""
+"""The same after "A", which may be an article."""
 
 AFTER_PRONOUN = frozenset("is because since due which as based or remains fits explains seems".split())
-"""The same behind "I", which may be a pronoun."""
+"""The same after "I", which may be a pronoun."""
