@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -258,8 +257,8 @@ def test_what_a_prompt_states(stem: str, options: dict[str, str], gold: str, sta
 
 
 @pytest.mark.parametrize("name", ["nerve.jsonl", "choose.jsonl"])
-def test_exams_whose_prompt_only_seems_to_state_the_answer_give_pairs(name: str) -> None:
-    file = Path(os.environ.get("MEDREFL_SHARED", "shared")) / "cases" / "chain" / name
+def test_exams_whose_prompt_only_seems_to_state_the_answer_give_pairs(name: str, shared_data: Path) -> None:
+    file = shared_data / "cases" / "chain" / name
     if not file.is_file():
         pytest.skip("the cases are not here")
     questions = load_questions(str(file), split="train")
