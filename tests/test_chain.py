@@ -28,12 +28,6 @@ ALL = ["01_count", "02_double", "03_tell"]
 EXPECTED = f"expected a number or a part of the name of one of {', '.join(ALL)}"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _toy_importable() -> None:
-    # The kernels start in the toy's checkout: they find tests.toy by this path.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
-
-
 @pytest.fixture(scope="module")
 def _finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = toy.checkout(tmp_path_factory.mktemp("finished"))

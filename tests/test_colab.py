@@ -77,8 +77,7 @@ def test_a_machine_that_a_run_would_stop_on_ends_it_before_the_chain(root: Path,
         profile.unlink()
 
 
-def test_runs_may_lie_behind_a_link_as_on_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the toy notebooks import the tests' own
+def test_runs_may_lie_behind_a_link_as_on_drive(tmp_path: Path) -> None:
     root, drive = toy.checkout(tmp_path / "checkout"), tmp_path / "drive"
     drive.mkdir()
     (root / "runs").symlink_to(drive)

@@ -68,7 +68,8 @@ PACKAGE = {
 def notebook(path: Path, parameters: str, cells: list[str]) -> None:
     """Write a notebook: parameters, an import of what all need, the cells."""
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    imports = (
+    imports = (  # the kernel starts in the toy's checkout, where no `tests` is
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from pathlib import Path\nfrom medrefl_utils.core import MedReflError, RunFiles, record_stage\n"
         "from tests.toy import STAGES\nfiles = RunFiles(Path(run))"
     )
