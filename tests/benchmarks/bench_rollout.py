@@ -60,17 +60,9 @@ def random_llama(
 
     The default has 31M parameters and four query heads per key-value head, as Llama 3.1 8B has.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    words = ["<pad>", "<end>", "<unk>"]
-    words += [f"w{i}\n" if i % EVERY == 0 else f"w{i}" for i in range(len(words), vocabulary)]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
-    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    save_word_tokenizer(folder, vocabulary)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
@@ -78,8 +70,23 @@ def random_llama(
         bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
     return str(folder)
+
+
+def save_word_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Save a tokenizer whose tokens are words; every EVERY-th word ends a line. The template adds no tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<end>", "<unk>"]
+    words += [f"w{i}\n" if i % EVERY == 0 else f"w{i}" for i in range(len(words), vocabulary)]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
+    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    fast.save_pretrained(folder)
 
 
 def long_questions(generator: LocalGenerator, n: int, tokens: int = PROMPT) -> list[Question]:
