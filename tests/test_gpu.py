@@ -135,7 +135,8 @@ def test_checks_find_a_wrong_number(monkeypatch):
 def test_a_part_that_fails_or_hangs_keeps_its_rows(body, status, start, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, types\nmade = types.ModuleType('tests.gpu.chain')\n"
-        f"def measure(scale, deadline, add):\n    {body}\nmade.measure = measure\nsys.modules['tests.gpu.chain'] = made\n"
+        f"def measure(scale, deadline, add):\n    {body}\n"
+        "made.measure = measure\nsys.modules['tests.gpu.chain'] = made\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(runner.__file__).parents[2]}")
     monkeypatch.setattr(runner, "START", start)

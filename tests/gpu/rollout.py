@@ -1,8 +1,8 @@
 """Measure tree rollout on a published architecture with random weights, in 16 bit and NF4, beside ``generate``.
 
-``generate`` continues the same prefixes in left-padded batches of 64. The share of the bandwidth says how close decoding
-comes to what the memory allows: the bytes of weights and caches that it must read per second, divided by the bandwidth
-of copying a large tensor on the same card. Where vLLM is installed, its generator grows the same trees.
+``generate`` continues the same prefixes in left-padded batches of 64. The share of the bandwidth says how close
+decoding comes to what the memory allows: the bytes of weights and caches that it must read per second, divided by the
+bandwidth of copying a large tensor on the same card. Where vLLM is installed, its generator grows the same trees.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ class Scale:
 
 SCALES = {
     "full": Scale(
-        "full", ("llama31_8b", "qwen25_7b"), (22.0, 39.0, 15.0, 0.0), 2048, 4096, rank=64, questions=24, rows=256, overrides=()
+        "full", ("llama31_8b", "qwen25_7b"), (22.0, 39.0, 15.0, 0.0), 2048, 4096, rank=64, questions=24, rows=256,
+        overrides=(),
     ),
     "tiny": Scale(
         "tiny", ("tiny",), (0.0,), 448, 448, rank=4, questions=2, rows=16,
