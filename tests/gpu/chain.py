@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -33,6 +34,7 @@ def measure(scale: Scale, deadline: Deadline, add: Add) -> None:
     ]
     words += [word for override in scale.overrides for word in ("--set", override)]
     files = RunFiles(ROOT / RUN)
+    shutil.rmtree(files.root, ignore_errors=True)  # this measurement's own folder; an old manifest would be read below
     try:
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=max(1.0, deadline.left()))
     except subprocess.TimeoutExpired:

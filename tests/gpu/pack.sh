@@ -12,7 +12,7 @@ python=${PYTHON:-python3}
 
 packages=(
     bitsandbytes trl datasets multiprocess dill xxhash rapidfuzz datasketch                     # training and data
-    papermill nbclient nbformat tenacity fastjsonschema jsonschema jsonschema-specifications referencing rpds-py
+    papermill entrypoints nbclient nbformat tenacity fastjsonschema jsonschema jsonschema-specifications referencing rpds-py
     jupyter-client jupyter-core ipykernel ipython traitlets pyzmq tornado comm debugpy          # notebooks
     jedi parso matplotlib-inline prompt-toolkit pexpect ptyprocess stack-data executing asttokens pure-eval
     wcwidth nest-asyncio2 ipython-pygments-lexers platformdirs
