@@ -11,7 +11,7 @@ version=${PYTHON_VERSION:-3.12}
 python=${PYTHON:-python3}
 
 packages=(
-    bitsandbytes trl datasets openai jiter distro sniffio multiprocess dill xxhash rapidfuzz datasketch                     # training and data
+    bitsandbytes trl datasets multiprocess dill xxhash rapidfuzz datasketch                     # training and data
     papermill entrypoints nbclient nbformat tenacity fastjsonschema jsonschema jsonschema-specifications referencing rpds-py
     jupyter-client jupyter-core ipykernel ipython traitlets pyzmq tornado comm debugpy          # notebooks
     jedi parso matplotlib-inline prompt-toolkit pexpect ptyprocess stack-data executing asttokens pure-eval
