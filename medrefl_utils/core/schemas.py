@@ -132,6 +132,28 @@ TRAINING = _schema(
     held_out_accuracy=(pa.float64(), "reward accuracy of the held-out pairs"),
 )
 
+TAUGHT = _schema(
+    question_id=(pa.string(), "the question"),
+    source=(pa.string(), "the source of the question: a benchmark's name, a file or a hub id"),
+    gold=(pa.string(), "the gold letter"),
+    prompt=(_MESSAGES, "chat messages; the last one is the user's turn"),
+    completion=(_MESSAGES, "one assistant message: the chain and its answer"),
+    kept=(pa.bool_(), "whether the filter keeps the chain"),
+    reason=(pa.string(), "why it is not kept; null or empty for a kept chain"),
+)
+"""The columns of CHAINS that fine-tuning reads."""
+
+SFT_TRAINING = _schema(
+    step=(pa.int32(), "optimizer step, from 1"),
+    loss=(pa.float64(), "mean cross-entropy of the step's response tokens, nats per token"),
+    accuracy=(pa.float64(), "token accuracy: share of the response tokens that the model ranks first"),
+    entropy=(pa.float64(), "mean entropy of the model's next token on the responses, nats"),
+    grad_norm=(pa.float64(), "gradient norm before clipping"),
+    learning_rate=(pa.float64(), "learning rate of the step"),
+    held_out_loss=(pa.float64(), "loss of the held-out chains after the step; NaN where it was not measured"),
+    held_out_accuracy=(pa.float64(), "token accuracy of the held-out chains"),
+)
+
 REFERENCES = _schema(
     pair=(pa.string(), "hash of the pair's token ids"),
     chosen=(pa.float64(), "log-probability of the chosen response under the base, nats"),

@@ -41,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "changes_that_fit",
             "fit_training",
             "free_bytes",
+            "longest_chains",
             "longest_pairs",
             "predict_decoding",
             "predict_training",

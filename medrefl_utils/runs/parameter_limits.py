@@ -148,6 +148,11 @@ LIMITS: dict[str, Limit] = {
     "compute_dtype": _one_of("auto", "fp32", "bf16", "fp16"),
     "checkpoint_every": _POSITIVE,
     "stop_on": _some_of("not_finite", "flat_margin", "chance", "collapse", "length", none=True),
+    # fine-tuning
+    "targets": _one_of("chains", "letters", "own"),
+    "n_examples": _NATURAL,
+    "warmup_share": Limit("a share from 0 to below 1", lambda value: 0 <= value < 1),
+    "weight_decay": _NATURAL,
     # evaluation and ablation
     "protocols": _some_of("published", "greedy", "sampled", "self-consistency", "budget"),
     "answer_format": _one_of("steps", "json"),
@@ -161,4 +166,5 @@ LIMITS: dict[str, Limit] = {
 }
 NOTEBOOK_LIMITS: dict[str, dict[str, Limit]] = {
     "01_tree_rollout": {"n_questions": _POSITIVE},  # in other notebooks 0 means all
+    "09_sft_lora_4bit": {"stop_on": _some_of("not_finite", "flat_loss", "overfitting", none=True)},
 }

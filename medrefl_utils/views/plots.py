@@ -406,12 +406,17 @@ def training_curves(log: pd.DataFrame) -> Figure:
 
 @_styled
 def loss_curve(log: pd.DataFrame) -> Figure:
-    """Plot a training loss and its moving average over 20 steps; ``log`` has step and loss (nats per token)."""
+    """Plot a training loss and its moving average over 20 steps.
+
+    ``log`` has ``step`` and ``loss`` (nats per token), and may have ``held_out_loss`` (NaN where it was not measured).
+    """
     figure = Picture((7.2, 3.2), layout="constrained")
     axes = figure.subplots()
     smooth = log["loss"].rolling(20, min_periods=1).mean()
     axes.plot(log["step"], log["loss"], color=BASE, lw=0.6, label="each step")
     axes.plot(log["step"], smooth, color=RIGHT, lw=1.6, label="moving average of 20 steps")
+    if "held_out_loss" in log and len(asked := log[log["held_out_loss"].notna()]):
+        axes.plot(asked["step"], asked["held_out_loss"], color=WRONG, marker="s", ls="--", label="held-out questions")
     axes.set(xlabel="training step", ylabel="loss (nats per token)", ylim=(0, None))
     axes.set_title(f"Loss: {log['loss'].iloc[0]:.2f} → {smooth.iloc[-1]:.2f}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
