@@ -87,6 +87,18 @@ class RunFiles:
         return self.root / "arms"
 
     @property
+    def chains(self) -> Path:
+        return self.root / "chains.parquet"
+
+    @property
+    def chain_overlaps(self) -> Path:
+        return self.root / "chain_overlaps.parquet"
+
+    @property
+    def chain_exports(self) -> Path:
+        return self.root / "chain_exports"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
 

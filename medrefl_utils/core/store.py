@@ -43,6 +43,9 @@ MADE_BY: Mapping[str, str] = {
     "report": "06_report",
     "arms": "07_ablation",
     "ablation": "07_ablation",
+    "chains": "08_knowledge_chains",
+    "chain_overlaps": "08_knowledge_chains",
+    "chain_exports": "08_knowledge_chains",
 }
 """{artifact, a name of ``RunFiles``: the notebook that makes it}"""
 
