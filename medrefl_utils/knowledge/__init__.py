@@ -1,0 +1,20 @@
+"""Knowledge graphs: read one, find a text's entities in it, and the paths between question and answer (MedReason).
+
+In: a table of edges (PrimeKG's columns or others) and questions. Out: a ``KnowledgeGraph`` (``read_graph``), mentions
+of its nodes in a text (``link_entities``), paths between nodes (``shortest_paths``, ``choose_paths``) and their text
+(``describe_path``). ``write_clinic_graph`` writes the clinic's world as such a table, so that all of it can be held
+against a known truth.
+"""
+
+import lazy_loader
+
+# Names are imported on first use, so that importing this room loads no model and no plots.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "graph": ["COLUMNS", "NODE_TYPES", "KnowledgeGraph", "read_graph"],
+        "clinic_graph": ["write_clinic_graph"],
+        "linking": ["Linker", "Mention", "link_entities"],
+        "paths": ["KnowledgePath", "choose_paths", "describe_path", "shortest_paths"],
+    },
+)
