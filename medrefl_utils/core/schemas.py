@@ -308,7 +308,10 @@ CHAINS = _schema(
     kept=(pa.bool_(), "the chain is a row of the training data"),
     reason=(pa.string(), "why it is not; null for a kept chain"),
     prompt=(_MESSAGES, "chat messages that ask the question, as training and evaluation do"),
-    completion=(_MESSAGES, "one assistant message: the chain and its conclusion in the chosen format; null without one"),
+    completion=(
+        _MESSAGES,
+        "one assistant message: the chain and its conclusion in the chosen format; null without one",
+    ),
 )
 
 

@@ -45,9 +45,7 @@ def export_chains(table: pd.DataFrame, questions: Iterable[Question], folder: Pa
     schema = pa.schema([CHAINS.field(name) for name in _TRL_COLUMNS])
     write_table(folder / TRL, pd.DataFrame(rows, columns=list(_TRL_COLUMNS)), schema)
     _write_lines(folder / TRL_LINES, rows)
-    _write_lines(
-        folder / PUBLISHED, (_published(by_id[row["question_id"]], row) for row in kept.to_dict("records"))
-    )
+    _write_lines(folder / PUBLISHED, (_published(by_id[row["question_id"]], row) for row in kept.to_dict("records")))
     return [folder / name for name in _MEANINGS]
 
 

@@ -19,14 +19,14 @@ CHAIN_FORMATS = ("steps", "huatuo", "medreason", "think")
 """Forms of a response: that of ``prompts.exam``, of HuatuoGPT-o1, of MedReason, and of DeepSeek-R1."""
 
 # Not leaks: "given the findings", "the connection between the two", "the provided history", "a correct dose".
+_SHOWN = r"(?:given|provided|listed|shown|supplied|told)"
 _LEAK = re.compile(
     r"\b(?:answer key|ground truth|gold (?:answer|letter|option|standard answer)|knowledge graph|knowledge base"
-    r"|(?:given|provided|listed|shown|supplied|numbered|above|following) (?:connections?|paths?|answer|right option|correct option)"
-    r"|(?:connections?|paths?|right option|correct option|right answer|correct answer) "
-    r"(?:(?:that|which) )?(?:(?:I|we) )?(?:was|were|is|are|am|has been|have been) (?:given|provided|shown|listed|supplied|told)"
-    r"|(?:connections?|paths?) (?:given|provided|shown|listed|supplied|above|below|in the prompt)"
-    r"|(?:I|we) (?:was|were|am|are|have been|had been) (?:given|shown|told|provided)\b[^.\n]{0,40}"
-    r"\b(?:connections?|paths?|answer|option)"
+    rf"|(?:{_SHOWN}|numbered|above|following) (?:connections?|paths?|answer|right option|correct option)"
+    r"|(?:connections?|paths?|(?:right|correct) (?:option|answer)) (?:(?:that|which) )?(?:(?:I|we) )?"
+    rf"(?:was|were|is|are|am|has been|have been) {_SHOWN}"
+    rf"|(?:connections?|paths?) (?:{_SHOWN}|above|below|in the prompt)"
+    rf"|(?:I|we) (?:was|were|am|are|have been|had been) {_SHOWN}\b[^.\n]{{0,40}}\b(?:connections?|paths?|answer|option)"
     r"|(?:connections?|paths?) (?:\[\d+\]|\d+\b)|according to the (?:connections?|paths?)"
     r"|(?:since|because|as|knowing that|given that) the (?:right|correct) (?:answer|option) is)\b",
     re.IGNORECASE,

@@ -89,7 +89,12 @@ def write_chains(
 
 
 def chain_table(
-    found: Sequence[QuestionPaths], written: Written, graph: KnowledgeGraph, checker: SupportChecker, *, chain_format: str
+    found: Sequence[QuestionPaths],
+    written: Written,
+    graph: KnowledgeGraph,
+    checker: SupportChecker,
+    *,
+    chain_format: str,
 ) -> pd.DataFrame:
     """Return a row per question (columns of CHAINS), with or without a chain, before any filter.
 
@@ -108,7 +113,7 @@ def chain_table(
         question = one.question
         reply = written.get(question.question_id)
         chain = reply.value if reply else None
-        reason = one.gap or ("no_choice" if reply is None else "" if chain else f"chain_{reply.faults[-1]}")
+        reason = one.gap or ("" if chain else f"chain_{reply.faults[-1]}")
         marks = checker.marks(chain.steps) if chain else []
         row = {
             "question_id": question.question_id,
@@ -147,7 +152,8 @@ def filter_chains(
 
     Args:
         table: what ``chain_table`` returns.
-        rates: what ``filter.pass_rates`` returns for its chains; empty where no filter ran.
+        rates: what ``filter.pass_rates`` returns for its chains; empty where no filter ran. A chain without a row is
+            left out as ``too_long``.
         min_pass: smallest share of right answers with the chain.
         min_lift: smallest difference to the share without it.
         max_contradicted: largest number of steps that the graph contradicts.
@@ -159,8 +165,9 @@ def filter_chains(
         reason = row["reason"] if isinstance(row["reason"], str) else ""
         if not reason and row["contradicted"] > max_contradicted:
             reason = "contradicted"
-        if not reason and row["pass_with"] == row["pass_with"]:
-            reason = filter_fault(row, min_pass=min_pass, min_lift=min_lift)
+        if not reason and len(rates):
+            rated = row["pass_with"] == row["pass_with"]  # not NaN
+            reason = filter_fault(row, min_pass=min_pass, min_lift=min_lift) if rated else "too_long"
         reasons.append(reason or None)
     merged["reason"], merged["kept"] = reasons, [reason is None for reason in reasons]
     return _typed(merged[CHAINS.names])

@@ -95,7 +95,9 @@ def other_questions(questions: Sequence[Question], seed: int) -> dict[str, str |
     Each question's chain serves once. A question with the same letters comes first, so that the other chain does not
     fail only because its letter is no option.
     """
-    places = {one.question_id: (len(one.options), derive_seed(seed, "other chain", one.question_id)) for one in questions}
+    places = {
+        one.question_id: (len(one.options), derive_seed(seed, "other chain", one.question_id)) for one in questions
+    }
     ids = sorted(places, key=places.__getitem__)
     following = dict(zip(ids, [*ids[1:], *ids[:1]], strict=True))
     return {question.question_id: following[question.question_id] if len(ids) > 1 else None for question in questions}
@@ -137,7 +139,9 @@ def _answers(
         progress(samples * len(begun))
         return line["filter"]
     prefixes = [Prefix(one, tuple(generator.encode(text)), text) for one, text in zip(messages, texts, strict=True)]
-    seeds = [[derive_seed(seed, "filter", question.question_id, run) for run in range(samples)] for question, _ in begun]
+    seeds = [
+        [derive_seed(seed, "filter", question.question_id, run) for run in range(samples)] for question, _ in begun
+    ]
     rows = generator.expand(prefixes, samples, None, sampling, seeds, progress)
     written = [[one.text for one in row] for row in rows]
     log.append(key, {"filter": written})

@@ -35,10 +35,10 @@ def choose_paths_by_model(
     """Let a model choose each question's paths by their numbers, so that it can invent none.
 
     Returns:
-        The questions in their order; one whose reply names no path has no ``chosen`` paths. And the counts (fault:
+        The questions in their order; one whose reply names no path is ``left_out``. And the counts (fault:
         ``choice_unreadable``).
     """
-    asking = [one for one in found if one.ranked]
+    asking = [one for one in found if not one.gap]
     shown = [one.ranked[:_SHOWN] for one in asking]
     texts = [[describe_path(graph, path) for path in paths] for paths in shown]
     asked = ask_until_valid(
@@ -54,14 +54,18 @@ def choose_paths_by_model(
         seed=seed,
         title="paths",
     )
+    where = [f"question {one.question.question_id!r}" for one in asking]
     chosen = {
         one.question.question_id: tuple(paths[number - 1] for number in reply.value or ())
         for one, paths, reply in zip(asking, shown, asked, strict=True)
     }
-    where = [f"question {one.question.question_id!r}" for one in asking]
-    return [
-        replace(one, chosen=chosen.get(one.question.question_id, ())) for one in found
-    ], count_faults(asked, "choice", where)
+    kept = [
+        replace(one, chosen=chosen[name], left_out="" if chosen[name] else "no_choice")
+        if (name := one.question.question_id) in chosen
+        else one
+        for one in found
+    ]
+    return kept, count_faults(asked, "choice", where)
 
 
 def read_choice(

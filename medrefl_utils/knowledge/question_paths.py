@@ -1,8 +1,8 @@
 """Find the paths of each question: from the entities of its stem to the entities of its right option.
 
 Published: all shortest paths of every pair of a question entity and an answer entity; a random selection where there
-are too many; at most three of a pair are chosen. Ours: limits of hops and number, a seed, relations stay in the path, an
-entity that the stem negates starts no path, and the choice is by rule or by a model that names numbers.
+are too many; at most three of a pair are chosen. Ours: limits of hops and number, a seed, relations stay in the path,
+an entity that the stem negates starts no path, and the choice is by rule or by a model that names numbers.
 """
 
 from __future__ import annotations
@@ -46,10 +46,14 @@ class QuestionPaths:
     """candidates for the choice, best first"""
     chosen: tuple[KnowledgePath, ...] = ()
     """paths that the chain is written along"""
+    left_out: str = ""
+    """why no chain is written although there are paths: ``no_choice`` or ``too_long``"""
 
     @property
     def gap(self) -> str:
-        """Return what is missing in one word: ``no_entity``, ``no_answer_entity``, ``no_path``; "" for nothing."""
+        """Return why no chain is written: ``no_entity``, ``no_answer_entity``, ``no_path`` or ``left_out``; else ""."""
+        if self.left_out:
+            return self.left_out
         if not any(not one.negated for one in self.asked):
             return "no_entity"
         if not self.answers.get(self.question.gold):
@@ -99,7 +103,9 @@ def find_question_paths(
         sources = _nodes(one for one in asked if not one.negated)
         ends = _nodes(one for mentions in targets.values() for one in mentions)
         of_pair = {
-            (a, b): shortest_paths(graph, [a], [b], seed=derive_seed(seed, question.question_id, a, b) % 2**32, **limits)
+            (a, b): shortest_paths(
+                graph, [a], [b], seed=derive_seed(seed, question.question_id, a, b) % 2**32, **limits
+            )
             for a in sources
             for b in ends
             if a != b
@@ -141,7 +147,9 @@ def _ranked(
         # A direct edge has no inner node: nothing comes before it.
         agreement = [min((passing[node] for node in path.nodes[1:-1]), default=len(of_pair) + 1) for path in ordered]
         best = sorted(range(len(ordered)), key=lambda place: (-agreement[place], place))[:per_pair]
-        ranked += [(-agreement[place], rank, len(ordered[place].nodes), ordered[place]) for rank, place in enumerate(best)]
+        ranked += [
+            (-agreement[place], rank, len(ordered[place].nodes), ordered[place]) for rank, place in enumerate(best)
+        ]
     return [path for *_, path in sorted(ranked, key=lambda row: row[:3])]
 
 

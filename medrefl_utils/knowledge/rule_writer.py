@@ -16,7 +16,7 @@ from medrefl_utils.knowledge.paths import KnowledgePath
 from medrefl_utils.knowledge.question_paths import QuestionPaths
 from medrefl_utils.knowledge.relation_phrases import edge_sentences
 
-_LISTED = 8
+_LISTED = 12
 """Nodes that a step lists at most; of more, those that later steps keep, and the number of the others (ours)."""
 _ASIDE = 3
 """Paths beside the main one that are told (ours)."""
@@ -33,7 +33,8 @@ def rule_chain(found: QuestionPaths, graph: KnowledgeGraph) -> ChainText:
     sources = list(dict.fromkeys(one.node for one in found.asked if not one.negated))
     pivot, main = _pivot(found, graph, sources)
     steps = []
-    for path in [path for path in found.chosen if pivot not in path.nodes][:_ASIDE]:
+    aside = [path for path in found.chosen if pivot not in graph.neighbours(path.nodes[0]) and pivot not in path.nodes]
+    for path in aside[:_ASIDE]:
         steps += [sentence for a, b in pairwise(path.nodes) for sentence in edge_sentences(graph, a, b)]
     steps += _eliminations(graph, sources, pivot)
     steps += [sentence for a, b in pairwise(main.nodes[1:]) for sentence in edge_sentences(graph, a, b)]

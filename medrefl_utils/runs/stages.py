@@ -29,6 +29,7 @@ def _stage(name: str, *reads: str) -> Stage:
 
 
 STAGES = (
+    _stage("08_knowledge_chains"),
     _stage("01_tree_rollout"),
     _stage("02_step_valuation", "questions", "steps"),
     _stage("03_pair_construction", "questions", "steps", "values"),
@@ -37,25 +38,25 @@ STAGES = (
     _stage("06_report", *(artifact for artifact, maker in MADE_BY.items() if maker < "06"), "figures"),
     _stage("07_ablation", "questions", "pairs"),
 )
+"""All stages in the order in which they run: fine-tuning makes the base that the trees start from."""
+_HELD_OUT = {
+    "evaluation_questions": "questions",
+    "evaluation_split": "split",
+    "evaluation_offset": "offset",
+    "n_evaluation_questions": "n_questions",
+    "evaluation_answer_base": "answer_base",
+}
 FOLLOWS = {
-    "03_pair_construction": (
-        "05_benchmark_evaluation",
-        {
-            "evaluation_questions": "questions",
-            "evaluation_split": "split",
-            "evaluation_offset": "offset",
-            "n_evaluation_questions": "n_questions",
-            "evaluation_answer_base": "answer_base",
-        },
-    ),
+    "03_pair_construction": ("05_benchmark_evaluation", _HELD_OUT),
+    "08_knowledge_chains": ("05_benchmark_evaluation", _HELD_OUT),
     "05_benchmark_evaluation": ("01_tree_rollout", {"steps": "steps"}),
     "07_ablation": ("01_tree_rollout", {"steps": "steps"}),
 }
 """{stage: (other stage, {own parameter: its parameter})}: what a profile leaves out is as in the other stage.
 
-Stage 03 compares the training questions with the questions that stage 05 asks. Stages 05 and 07 cut steps as 01 does.
+Stages 03 and 08 compare the training questions with those that stage 05 asks. Stages 05 and 07 cut steps as 01 does.
 """
-DEFAULT_STAGES = tuple(stage.name for stage in STAGES[:6])
+DEFAULT_STAGES = tuple(stage.name for stage in STAGES if "01" <= stage.name < "07")
 """The notebooks that run if a profile has no list ``stages``."""
 
 
@@ -67,10 +68,10 @@ def repository_root() -> Path:
     """
     here = Path.cwd()
     for folder in (here, *here.parents, PACKAGE.parent):
-        if (folder / "notebooks" / f"{STAGES[0].name}.ipynb").is_file():
+        if (folder / "notebooks" / "01_tree_rollout.ipynb").is_file():
             return folder
     raise MedReflError(
-        f"{here}: no notebooks/{STAGES[0].name}.ipynb here or in a folder above: this command needs the notebooks, so "
+        f"{here}: no notebooks/01_tree_rollout.ipynb here or in a folder above: this command needs the notebooks, so "
         "run it in a git checkout of medrefl"
     )
 
