@@ -91,6 +91,14 @@ class RunFiles:
         return self.root / "chains.parquet"
 
     @property
+    def chain_overlaps(self) -> Path:
+        return self.root / "chain_overlaps.parquet"
+
+    @property
+    def chain_exports(self) -> Path:
+        return self.root / "chain_exports"
+
+    @property
     def sft_adapter(self) -> Path:
         """Adapter of the fine-tuning; a full fine-tuning has none."""
         return self.root / "sft_adapter"

@@ -29,7 +29,8 @@ from medrefl_utils.trees.search import SearchSettings
 MIN_FREE_BYTES = 200_000_000
 """Free bytes that a run needs on its disk: many times the artifacts of a smoke run."""
 
-_TRAINING, _EVALUATION, _FINE_TUNING = "04_dpo_lora_4bit", "05_benchmark_evaluation", "09_sft_lora_4bit"
+_CHAINS, _FINE_TUNING = "08_knowledge_chains", "09_sft_lora_4bit"
+_TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
 
 _QUESTION_PARAMETERS = (
     ("questions", "split", "n_questions", "offset", "answer_base"),
@@ -75,6 +76,11 @@ def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Conta
         for names in _QUESTION_PARAMETERS:
             if names[0] in values:
                 notes += _check_questions(stage, values, names, loaded)
+    if _CHAINS in stages:
+        from medrefl_utils.knowledge.graph_source import load_graph
+
+        check_disk_space(files.root)
+        load_graph(stages[_CHAINS]["graph"], columns=stages[_CHAINS]["graph_columns"], folder=files.root)
     if "pairs" in given and _TRAINING in stages:
         check_pair_texts(read_table(files.pairs, PAIRS))
     if _FINE_TUNING in stages and (chains := stages[_FINE_TUNING]["chains"] or ("chains" in given and files.chains)):
@@ -129,9 +135,10 @@ def _check_settings(stage: str, values: Parameters) -> None:
 
 
 def _models(values: Parameters) -> list[str]:
-    """Return the models that a stage loads: its own, and a judge that runs here and is another model."""
+    """Return the models that a stage loads: its own, and a judge or filter that runs here and is another model."""
     judge = values.get("judge", "off")
     judges = [judge] if judge not in ("off", "self") and not values.get("judge_endpoint") else []
+    judges += [one for one in [values.get("filter_model", "off")] if one not in ("off", "self")]
     return [values["model"], *judges] if "model" in values else judges
 
 

@@ -30,6 +30,7 @@ def _stage(name: str, *reads: str) -> Stage:
 
 FINE_TUNING = "09_sft_lora_4bit"
 STAGES = (
+    _stage("08_knowledge_chains"),
     _stage(FINE_TUNING, "chains"),
     _stage("01_tree_rollout"),
     _stage("02_step_valuation", "questions", "steps"),
@@ -60,23 +61,22 @@ BASELINE = (
 """The stages that a baseline runs: Med-REFL on the model that fine-tuning starts from."""
 OTHER_RUNS = {"own_run": ("questions", "steps"), "baseline": ("responses",)}
 """{parameter that names the folder of another run: the artifacts that a stage reads there}"""
+_HELD_OUT = {
+    "evaluation_questions": "questions",
+    "evaluation_split": "split",
+    "evaluation_offset": "offset",
+    "n_evaluation_questions": "n_questions",
+    "evaluation_answer_base": "answer_base",
+}
 FOLLOWS = {
-    "03_pair_construction": (
-        "05_benchmark_evaluation",
-        {
-            "evaluation_questions": "questions",
-            "evaluation_split": "split",
-            "evaluation_offset": "offset",
-            "n_evaluation_questions": "n_questions",
-            "evaluation_answer_base": "answer_base",
-        },
-    ),
+    "03_pair_construction": ("05_benchmark_evaluation", _HELD_OUT),
+    "08_knowledge_chains": ("05_benchmark_evaluation", _HELD_OUT),
     "05_benchmark_evaluation": ("01_tree_rollout", {"steps": "steps"}),
     "07_ablation": ("01_tree_rollout", {"steps": "steps"}),
 }
 """{stage: (other stage, {own parameter: its parameter})}: what a profile leaves out is as in the other stage.
 
-Stage 03 compares the training questions with the questions that stage 05 asks. Stages 05 and 07 cut steps as 01 does.
+Stages 03 and 08 compare the training questions with those that stage 05 asks. Stages 05 and 07 cut steps as 01 does.
 """
 DEFAULT_STAGES = tuple(stage.name for stage in STAGES if "01" <= stage.name < "07")
 """The notebooks that run if a profile has no list ``stages``."""

@@ -14,7 +14,7 @@ import lazy_loader
 # A name is imported from its module at its first use, so that importing this room loads no torch and no matplotlib.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["plots"],
+    submodules=["chain_plots", "plots"],
     submod_attrs={
         "explorers": ["explore_pairs", "explore_responses", "explore_trees", "is_live"],
         "static_html": ["Tables", "Tree", "read_tables"],
