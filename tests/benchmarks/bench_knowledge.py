@@ -1,7 +1,7 @@
 """Measure reading a graph of PrimeKG's size, and its shortest paths, beside networkx on the same file and pairs.
 
 The graph is generated: 129,000 nodes in PrimeKG's shares of types, 8.1 million rows (each edge in both directions), and
-degrees as uneven as those of a real graph (hubs with thousands of neighbours). Each measurement is a process of its own.
+degrees as uneven as those of a real graph (hubs with thousands of neighbours). Each measurement has its own process.
 """
 
 from __future__ import annotations
