@@ -1,4 +1,4 @@
-"""Chains along a graph's paths: the rule's steps against the clinic's truth, what a model may not write, the formats."""
+"""Chains along a graph's paths: the rule against the clinic's truth, what a model may not write, the formats."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ from medrefl_utils.knowledge import (
     write_chains,
     write_chains_by_rule,
 )
-from medrefl_utils.knowledge.relation_phrases import edge_sentences
+from medrefl_utils.knowledge.chains.phrases import edge_sentences
 from tests.test_reflections import Script
 
 LIMITS = dict(max_hops=4, max_paths=50, paths_per_pair=3, max_chosen=12)
 CASES = clinic.make_cases(120, seed=21)
 QUESTION = Question("q", "Fever and rash?", {"A": "zelorin", "B": "marvutide", "C": "oxpril"}, "B")
-GOOD = "Step 1: Fever goes with marbosis.\nStep 2: A rash goes with it too.\nStep 3: Marbosis needs marvutide.\nAnswer: B"
+GOOD = (
+    "Step 1: Fever goes with marbosis.\nStep 2: A rash goes with it too.\nStep 3: Marbosis needs marvutide.\nAnswer: B"
+)
 
 
 @pytest.fixture(scope="module")
