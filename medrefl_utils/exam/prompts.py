@@ -151,10 +151,10 @@ def reasoning_chain(question: Question, paths: Sequence[str], *, answer_in_promp
         f"{question_block(question)}\n\n{answer}"
         f"Connections:\n{_numbered(paths)}\n\n"
         "Write the reasoning of an expert who works this question out alone, in numbered steps, one line each, "
-        'beginning with "Step 1:". First say which findings of the question matter, and recall the connections that lead on from '
-        "them; leave out what does not help. Then weigh the options by these reasons. Give every reason before the "
-        'option that it speaks for. End with the line "Answer: X", where X is the letter of the best option. Write as '
-        "from your own knowledge: do not mention that connections or a right option were shown."
+        'beginning with "Step 1:". First say which findings of the question matter, and recall the connections that '
+        "lead on from them; leave out what does not help. Then weigh the options by these reasons. Give every reason "
+        'before the option that it speaks for. End with the line "Answer: X", where X is the letter of the best '
+        "option. Write as from your own knowledge: do not mention that connections or a right option were shown."
     )
 
 

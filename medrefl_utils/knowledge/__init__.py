@@ -18,12 +18,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "graph_source": ["CLINIC", "load_graph"],
         "question_paths": ["PATH_TARGETS", "QuestionPaths", "find_question_paths"],
         "path_choice": ["choose_paths_by_model", "read_choice"],
-        "chain_text": ["CHAIN_FORMATS", "ChainText", "format_response", "read_chain"],
-        "chain_lengths": ["leave_out_long_paths", "questions_that_fit"],
-        "rule_writer": ["rule_chain"],
-        "support": ["SUPPORT", "SupportChecker"],
-        "filter": ["other_questions", "pass_rates"],
-        "chains": [
+        "chains.text": ["CHAIN_FORMATS", "ChainText", "format_response", "read_chain"],
+        "chains.lengths": ["leave_out_long_paths", "questions_that_fit"],
+        "chains.rule": ["rule_chain"],
+        "chains.support": ["SUPPORT", "SupportChecker"],
+        "chains.filter": ["other_questions", "pass_rates"],
+        "chains.table": [
             "WRITERS",
             "chain_figures",
             "chain_steps",
@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_chains",
             "write_chains_by_rule",
         ],
-        "chain_exports": ["export_chains", "write_chain_card"],
+        "chains.exports": ["export_chains", "write_chain_card"],
         "paths": ["KnowledgePath", "choose_paths", "describe_path", "shortest_paths"],
     },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from medrefl_utils.core.dropped_rows import DropCounts, check_dropped
+from medrefl_utils.core.dropped_rows import DropCounts, check_dropped, check_some_left
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.store import write_whole
 from medrefl_utils.knowledge.graph_files import Codes, Table, read_columns
@@ -57,6 +58,8 @@ class KnowledgeGraph:
     """(n, n), symmetric; an entry is an index into ``relation_sets``"""
     relation_sets: list[tuple[tuple[str, ...], tuple[str, ...]]]
     """relations between two nodes: those from the first to the second, and those from the second to the first"""
+    rows: int = 0
+    """rows of the file that the graph holds"""
     dropped: DropCounts = field(default_factory=DropCounts)
     """rows of the file that were left out"""
 
@@ -138,9 +141,10 @@ def read_graph(
     graph = _read_cache(cache, key) if cache else None
     if graph is None:
         table = read_columns(path, names, _NEEDED)
-        graph = _build(table, max_dropped)
+        graph = _build(table)
         if cache:
             _write_cache(cache, graph, key)
+    check_dropped(f"{path}: rows", graph.dropped, graph.rows, max_dropped)
     found = sorted(graph.nodes["type"].unique())
     if not set(types) & set(found):
         raise MedReflError(
@@ -150,12 +154,12 @@ def read_graph(
     return graph
 
 
-def _build(table: Table, max_dropped: float) -> KnowledgeGraph:
+def _build(table: Table) -> KnowledgeGraph:
     # Both ends of an edge are coded together: the x side of all rows, then the y side.
     ends = {name: table.codes(f"x_{name}", f"y_{name}") for name in ("type", "id", "name")}
     relation = table.codes("relation")
     rows = _rows_with_all_cells(table, ends, relation)
-    check_dropped(f"{table.path}: rows", table.dropped, len(rows), max_dropped)
+    check_some_left(f"{table.path}: rows", len(rows), table.dropped, "expected a type, id and name for both ends")
     both = np.concatenate([rows, rows + len(table)])
     number, nodes, name_of = _number_nodes(ends["type"].of(both), ends["id"].of(both), ends["name"].of(both))
     names = ends["name"]
@@ -176,7 +180,7 @@ def _build(table: Table, max_dropped: float) -> KnowledgeGraph:
     adjacency, sets = _adjacency(
         number[:half][~loops], number[half:][~loops], ranks[relation.codes[rows]][~loops], relation_names, len(nodes)
     )
-    return KnowledgeGraph(nodes, relation_names, adjacency, sets, table.dropped)
+    return KnowledgeGraph(nodes, relation_names, adjacency, sets, half, table.dropped)
 
 
 def _rows_with_all_cells(table: Table, ends: Mapping[str, Codes], relation: Codes) -> np.ndarray:
@@ -310,8 +314,10 @@ def _write_cache(cache: Path, graph: KnowledgeGraph, key: Mapping[str, Any]) -> 
     table = pa.Table.from_pandas(graph.nodes, preserve_index=False)
     nodes = io.BytesIO()
     pq.write_table(table, nodes)
-    about = {"key": key, "relations": graph.relation_names, "sets": graph.relation_sets, "dropped": dict(graph.dropped),
-             "examples": graph.dropped.examples}  # fmt: skip
+    about = {
+        **{"key": key, "rows": graph.rows, "relations": graph.relation_names, "sets": graph.relation_sets},
+        **{"dropped": dict(graph.dropped), "examples": graph.dropped.examples},
+    }
     arrays = {
         "indptr": graph.adjacency.indptr,
         "indices": graph.adjacency.indices,
@@ -338,9 +344,9 @@ def _read_cache(cache: Path, key: Mapping[str, Any]) -> KnowledgeGraph | None:
             parts = arrays["data"], arrays["indices"], arrays["indptr"]
         nodes["synonyms"] = [list(names) for names in nodes["synonyms"]]
         adjacency = sparse.csr_array(parts, shape=(len(nodes), len(nodes)))
-    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pa.ArrowException):
         return None
     dropped = DropCounts(about["dropped"])
     dropped.examples = about["examples"]
     sets = [(tuple(there), tuple(back)) for there, back in about["sets"]]
-    return KnowledgeGraph(nodes, about["relations"], adjacency, sets, dropped)
+    return KnowledgeGraph(nodes, about["relations"], adjacency, sets, about["rows"], dropped)

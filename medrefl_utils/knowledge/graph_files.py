@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -143,8 +144,8 @@ def _read_parquet(path: Path, chosen: Mapping[str, str]) -> Table:
     try:
         columns = list(dict.fromkeys(chosen.values()))
         data = pq.read_table(path, columns=columns)
-        text = pa.dictionary(pa.int32(), pa.string())
-        data = pa.table({name: data[column].cast(pa.string()).cast(text) for name, column in chosen.items()})
+        texts = {name: pc.fill_null(data[column].cast(pa.string()), "") for name, column in chosen.items()}
+        data = pa.table({name: pc.dictionary_encode(column) for name, column in texts.items()})
     except (pa.ArrowException, OSError) as error:
         raise MedReflError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
     if not data.num_rows:
@@ -193,7 +194,7 @@ def _head(path: Path) -> list[str]:
     try:
         if path.suffix == ".parquet":
             return pq.read_schema(path).names
-        with _text(path) as text:
+        with _text(path, errors="replace") as text:
             return next(csv.reader([text.readline(1 << 20).lstrip("\ufeff")], delimiter=_delimiter(path)), [])
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise MedReflError(f"{path}: line 1 cannot be read: {_one_line(error)}") from None

@@ -44,6 +44,8 @@ def stem(word: str) -> str:
         return f"{word[:-3]}y"
     if len(word) > 4 and word.endswith(("sses", "shes", "ches", "xes", "zes")):
         return word[:-2]
+    if len(word) > 4 and word.endswith(("sse", "she", "che", "xe", "ze")):  # "headaches" and "headache" agree
+        return word[:-1]
     if len(word) > 4 and word.endswith(("sis", "xis")):
         return f"{word[:-2]}e"
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):

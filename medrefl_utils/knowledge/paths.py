@@ -100,13 +100,23 @@ def _paths_of_pair(
     else:
         seed, source, target = place
         keys = [tuple(graph.nodes[["type", "id"]].iloc[node]) for node in (source, target)]
-        chosen = sorted(random.Random(derive_seed("paths", seed, keys)).sample(range(total), max_paths))
+        chosen = _draw(random.Random(derive_seed("paths", seed, keys)), total, max_paths)
     paths = []
     for number in chosen:
         nodes = _unrank(number, layers, steps)
         relations = tuple(graph.relations(a, b) for a, b in zip(nodes, nodes[1:], strict=False))
         paths.append(KnowledgePath(nodes, relations))
     return paths
+
+
+def _draw(rng: random.Random, total: int, k: int) -> list[int]:
+    """Return ``k`` different numbers below ``total``, which may be greater than a machine's integer, in order."""
+    if total <= 4 * k:
+        return sorted(rng.sample(range(total), k))
+    drawn: set[int] = set()
+    while len(drawn) < k:
+        drawn.add(rng.randrange(total))
+    return sorted(drawn)
 
 
 def _meet(here: _Search, there: _Search, max_hops: int) -> tuple[int, int, np.ndarray] | None:

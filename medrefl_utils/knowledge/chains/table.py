@@ -17,7 +17,10 @@ from medrefl_utils.core.records import Sampling
 from medrefl_utils.core.schemas import CHAINS
 from medrefl_utils.exam import prompts
 from medrefl_utils.exam.answers.thinking import split_thinking
-from medrefl_utils.knowledge.chain_text import (
+from medrefl_utils.knowledge.chains.filter import CONDITIONS, filter_fault
+from medrefl_utils.knowledge.chains.rule import rule_chain
+from medrefl_utils.knowledge.chains.support import SUPPORT, SupportChecker
+from medrefl_utils.knowledge.chains.text import (
     ChainText,
     chain_lines,
     format_response,
@@ -25,12 +28,9 @@ from medrefl_utils.knowledge.chain_text import (
     numbered_steps,
     read_chain,
 )
-from medrefl_utils.knowledge.filter import CONDITIONS, filter_fault
 from medrefl_utils.knowledge.graph import KnowledgeGraph
 from medrefl_utils.knowledge.paths import describe_path
 from medrefl_utils.knowledge.question_paths import QuestionPaths
-from medrefl_utils.knowledge.rule_writer import rule_chain
-from medrefl_utils.knowledge.support import SUPPORT, SupportChecker
 from medrefl_utils.models.asking import Reply, ask_until_valid, count_faults
 from medrefl_utils.models.generators.interface import Generator
 

@@ -103,7 +103,7 @@ def names_answer_early(lines: list[str], question: Question) -> bool:
         answer = extract_answer(line, question.options)
         if answer.letter == question.gold and answer.rule in _NAMES:
             return True
-    return bool(lines) and set(_OPTION.findall(lines[0])) == {question.gold}
+    return len(lines) > 2 and set(_OPTION.findall(lines[0])) == {question.gold}
 
 
 def format_response(chain: ChainText, form: str) -> str:

@@ -80,7 +80,7 @@ def write_chain_card(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    card = environment.get_template("chain_exports.md.j2").render(
+    card = environment.get_template("exports.md.j2").render(
         trl=TRL, n_chains=len(kept), figures=figures, settings=settings, **facts
     )
     return write_text(folder / "README.md", card)

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from medrefl_utils.knowledge.chain_text import ChainText
+from medrefl_utils.knowledge.chains.phrases import edge_sentences
+from medrefl_utils.knowledge.chains.text import ChainText
 from medrefl_utils.knowledge.graph import KnowledgeGraph
 from medrefl_utils.knowledge.paths import KnowledgePath
 from medrefl_utils.knowledge.question_paths import QuestionPaths
-from medrefl_utils.knowledge.relation_phrases import edge_sentences
 
 _LISTED = 12
 """Nodes that a step lists at most; of more, those that later steps keep, and the number of the others (ours)."""
