@@ -147,9 +147,11 @@ def load_profile(
     stages = _stages(path, sections.pop("stages", []), known)
     source = _continue_from(path, sections.pop("continue_from", ""), continues or {}, stages)
     baseline = sections.pop("baseline", False)
-    if baseline is not False and (baseline is not True or not source):
+    if type(baseline) is not bool:
+        raise MedReflError(f"{path}: 'baseline' holds {_shown(baseline)}, expected true or false")
+    if baseline and not source:
         raise MedReflError(
-            f"{path}: 'baseline' holds {_shown(baseline)}, expected true, in a profile with continue_from"
+            f"{path}: 'baseline' is true, which needs 'continue_from': without it there is only one base"
         )
     for section in sections:
         if section not in known and section != "shared":
@@ -281,7 +283,8 @@ def _sections(path: Path, root: Path) -> tuple[dict[str, dict[str, Any]], dict[A
         if keys is None:
             document[section] = {}
         elif not isinstance(keys, dict):
-            raise MedReflError(f"{path}: section {section!r} holds {_shown(keys)}, expected key: value lines")
+            hint = did_you_mean(section, TOP_LEVEL)
+            raise MedReflError(f"{path}: section {section!r} holds {_shown(keys)}, expected key: value lines{hint}")
         elif not all(isinstance(key, str) for key in keys):
             raise MedReflError(f"{path}: section {section!r}: a key is not a name: {_shown(list(keys))}")
     return document, dict(parsed.sources)
