@@ -35,7 +35,7 @@ class QuestionPaths:
     asked: tuple[Mention, ...]
     """entities of the stem, in the order of the text"""
     answers: Mapping[str, tuple[Mention, ...]]
-    """{letter: entities of the option's text}, for every option"""
+    """{letter: entities of the option's text}: of the right option, or of every option (``path_targets``)"""
     pairs: int = 0
     """pairs of a question entity and an answer entity"""
     connected: int = 0
@@ -98,10 +98,10 @@ def find_question_paths(
     found = []
     for question in tqdm(questions, desc="paths", unit="question"):
         asked = tuple(link(question.stem))
-        answers = {letter: tuple(link(text)) for letter, text in question.options.items()}
-        targets = answers if path_targets == "options" else {question.gold: answers[question.gold]}
+        letters = question.options if path_targets == "options" else [question.gold]
+        answers = {letter: tuple(link(question.options[letter])) for letter in letters}
         sources = _nodes(one for one in asked if not one.negated)
-        ends = _nodes(one for mentions in targets.values() for one in mentions)
+        ends = _nodes(one for mentions in answers.values() for one in mentions)
         of_pair = {
             (a, b): shortest_paths(
                 graph, [a], [b], seed=derive_seed(seed, question.question_id, a, b) % 2**32, **limits
