@@ -69,8 +69,13 @@ class KnowledgeGraph:
         return np.diff(self.adjacency.indptr)
 
     @cached_property
+    def keys(self) -> list[tuple[str, str]]:
+        """The nodes' keys (type, id), in the order of their numbers."""
+        return list(zip(self.nodes["type"].tolist(), self.nodes["id"].tolist(), strict=True))
+
+    @cached_property
     def _numbers(self) -> dict[tuple[str, str], int]:
-        return dict(zip(zip(self.nodes["type"], self.nodes["id"], strict=True), range(len(self.nodes)), strict=True))
+        return {key: number for number, key in enumerate(self.keys)}
 
     @cached_property
     def names(self) -> list[str]:
