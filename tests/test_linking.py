@@ -26,8 +26,8 @@ NAMES = {
     "disease": "hypertension|Crohn's disease|heart failure|obesity|hepatitis B|type 2 diabetes mellitus|anemia|"
     "multiple sclerosis|oedema",
     "effect/phenotype": "Abdomen, Acute|Chest Pain|Pain|Fever|Hypotension|Dyspnea|Headache|Rash|Obesity|Weight Loss|"
-    "Purpura, Thrombocytopenic, Idiopathic|Cough",
-    "drug": "Acetylsalicylic acid|Atorvastatin|Vitamin B 12|Hydralazine|Water|Lead",
+    "Purpura, Thrombocytopenic, Idiopathic|Cough|Reticulocytosis",
+    "drug": "Acetylsalicylic acid|Atorvastatin|Vitamin B 12|Hydralazine|Water|Lead|Nitrates|L-Alanine",
     "anatomy": "heart|neck|muscle of neck|blood|skin of body|sclera|spinal cord",
     "gene/protein": "CAT|REST|TNF",
 }
@@ -87,8 +87,8 @@ def test_the_longest_name_wins_and_nothing_is_found_inside_a_longer_term(graph: 
     assert [name for _, name, _ in found("chest pain and heart failure", graph)] == ["Chest Pain", "heart failure"]
     assert found("blood pressure, heart rate, heart disease, surgical neck, skin turgor", graph) == []
     assert found("blood in the heart. Pressure", graph) == [("blood", "blood", "exact"), ("heart", "heart", "exact")]
-    # A full stop or comma ends a name.
-    assert found("He has pain. Chest clear. Spinal, cord", graph) == [("pain", "Pain", "exact")]
+    # A full stop, a comma and a line break end a name.
+    assert found("He has pain. Chest clear. Spinal, cord. 40 U/L\nAlanine", graph) == [("pain", "Pain", "exact")]
 
 
 def test_common_words_and_symbols_in_small_letters_are_no_mentions(graph: KnowledgeGraph) -> None:
@@ -114,8 +114,8 @@ def test_misspellings_and_what_only_looks_like_one(graph: KnowledgeGraph) -> Non
         ("dyspnoea", "Dyspnea", "exact"),
         ("acetylsalicilic acid", "Acetylsalicylic acid", "n-grams"),
     ]
-    # Other drugs and findings, an adjective, and another type of hepatitis.
-    assert found("hydroxyzine, pitavastatin, hypotensive, scleral, hepatitis C", graph) == []
+    # Other drugs and findings, an adjective, a cell, and another type of hepatitis.
+    assert found("hydroxyzine, pitavastatin, nitrites, hypotensive, scleral, reticulocyte, hepatitis C", graph) == []
     assert Linker(graph, min_similarity=2).link("He takes atorvastain.") == []
 
 

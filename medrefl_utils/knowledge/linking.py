@@ -19,7 +19,7 @@ from medrefl_utils.knowledge.vocabulary import vocabulary
 
 RULES = ("exact", "word order", "synonym", "n-grams")
 """How a mention was found, the surest first."""
-_GAP = re.compile(r"[\s\-–—/'’]*")
+_GAP = re.compile(r"[ \t\xa0\-–—/'’]*")  # no line break: it separates the items of a list
 _LONGEST = 12  # words of a name that is looked for
 _SHORTEST = 6  # letters of a name that is looked for by n-grams
 _NEAREST = 10  # names that are compared with a part of a text

@@ -51,25 +51,23 @@ def is_misspelling(written: Sequence[str], name: Sequence[str], known: frozenset
     """Return whether the words are those of a name with a slip of the pen in a long word.
 
     A word may differ if it has 6 letters or more, begins and ends with the same letters ("scleral" is no slip of
-    "sclera"), is not itself a word of another name (``known``), and needs one edit, or two from 12 letters on. Prefixes
-    of opposite meaning (hyper-, hypo-) never pass.
+    "sclera"), is not itself a word of another name (``known``), and needs one edit. Prefixes of opposite meaning
+    (hyper-, hypo-) never pass, nor does another letter in the ending (nitrite, nitrate).
     """
     if len(written) != len(name) or not any(a != b for a, b in zip(written, name, strict=True)):
         return False
-    for a, b in zip(written, name, strict=True):
-        if a == b:
-            continue
-        edits = 2 if min(len(a), len(b)) >= 12 else 1
-        if a in known or not (a.isalpha() and b.isalpha()) or min(len(a), len(b)) < 6:
-            return False
-        if (a[0], a[-1]) != (b[0], b[-1]):
-            return False
-        if OSA.distance(a, b, score_cutoff=edits) > edits or any(
-            (a.startswith(one) and b.startswith(other)) or (a.startswith(other) and b.startswith(one))
-            for one, other in _OPPOSITES
-        ):
-            return False
-    return True
+    return all(a == b or (a not in known and _one_slip(a, b)) for a, b in zip(written, name, strict=True))
+
+
+def _one_slip(a: str, b: str) -> bool:
+    if not (a.isalpha() and b.isalpha()) or min(len(a), len(b)) < 6 or (a[0], a[-1]) != (b[0], b[-1]):
+        return False
+    if OSA.distance(a, b, score_cutoff=1) > 1 or (len(a) == len(b) and a[-3:] != b[-3:] and sorted(a) != sorted(b)):
+        return False
+    return not any(
+        (a.startswith(one) and b.startswith(other)) or (a.startswith(other) and b.startswith(one))
+        for one, other in _OPPOSITES
+    )
 
 
 def _counts(names: Sequence[str]) -> sparse.csr_array:
