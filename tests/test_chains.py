@@ -335,10 +335,10 @@ def test_the_figures_of_a_table_by_hand(graph, found) -> None:
     assert figures["linked_question"] == figures["linked_answer"] == figures["with_path"] == 1.0
     assert figures["steps"] == {"supported": 1.0, "contradicted": 0.0, "unknown": 0.0}
     assert figures["left_out"] == {"low_lift": 1, "low_pass": 1, "too_long": 1} and figures["named_early"] == 0.0
-    unfiltered = filter_chains(table, rates[:0], min_pass=1.0, min_lift=1.0, max_contradicted=0)
+    unfiltered = filter_chains(table, None, min_pass=1.0, min_lift=1.0, max_contradicted=0)
     assert unfiltered["kept"].all() and "pass_with" not in chain_figures(unfiltered)
     worse = table.assign(contradicted=[0, 1, 2, 0])
-    assert list(filter_chains(worse, rates[:0], min_pass=0, min_lift=-1, max_contradicted=1)["kept"]) == [
+    assert list(filter_chains(worse, None, min_pass=0, min_lift=-1, max_contradicted=1)["kept"]) == [
         *(True, True, False, True)
     ]
     assert list(chain_steps(table)) == ids
