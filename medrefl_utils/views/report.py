@@ -49,6 +49,8 @@ _ENDINGS = {
 
 # Captions of the plots that the notebooks save, in the order of the stages.
 _CAPTIONS = {
+    "chain_paths": "Paths of a knowledge graph from one question (left) to its right option; thick: chosen",
+    "chains": "Knowledge chains: the filter's right answers, and the steps that the graph supports",
     "outcomes": "Share of correct leaves per question",
     "tree": "Reasoning tree of one question, coloured by step value V",
     "values_by_depth": "Step values V by depth",

@@ -152,8 +152,8 @@ def filter_chains(
 
     Args:
         table: what ``chain_table`` returns.
-        rates: what ``filter.pass_rates`` returns for its chains; None where no filter ran. A chain without a row is left
-            out as ``too_long``.
+        rates: what ``filter.pass_rates`` returns for its chains; None where no filter ran. A chain without a row is
+            left out as ``too_long``.
         min_pass: smallest share of right answers with the chain.
         min_lift: smallest difference to the share without it.
         max_contradicted: largest number of steps that the graph contradicts.
