@@ -18,9 +18,10 @@ from matplotlib.image import imread
 
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import RESPONSES, SCORES, SELF_CORRECTION
+from medrefl_utils.core.schemas import CHAINS, RESPONSES, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import read_manifest, read_table, write_text
 from medrefl_utils.exam.benchmarks import trained_questions
+from medrefl_utils.knowledge.chains.table import chain_figures, marked_steps
 from medrefl_utils.views.plots import DPI, signed
 from medrefl_utils.views.result_files import compare_with_published, evaluated_model, ours_text
 from medrefl_utils.views.score_tables import trained_note
@@ -104,6 +105,7 @@ def write_report(run: RunFiles, note: str = "") -> Path:
         tree=_tree(tables.tree(example), opened) if example else None,
         pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
         corrected=_corrected(responses),
+        chains=_chains(run),
         leaves=_leaves(steps),
         reported={stage: key_figure_texts(entry.get("figures", {})) for stage, entry in stages.items()},
         costs=[(stage, entry.get("seconds"), _tokens(stage, entry)) for stage, entry in stages.items()],
@@ -123,6 +125,19 @@ def _self_correction(run: RunFiles) -> list[dict[str, Any]]:
         for name, group in read_table(run.self_correction, SELF_CORRECTION).groupby("figure", sort=False)
         for rows in [{row["model"]: row for row in group.to_dict("records")}]
     ]
+
+
+def _chains(run: RunFiles) -> dict[str, Any] | None:
+    """Return the figures of the knowledge chains, and the first kept chain as an example; None for a run without."""
+    if not run.chains.exists():
+        return None
+    table = read_table(run.chains, CHAINS)
+    kept = table[table["kept"]]
+    example = None if kept.empty else kept.iloc[0].to_dict()
+    return {
+        "figures": chain_figures(table),
+        "example": example and example | {"steps": marked_steps(example).to_dict("records")},
+    }
 
 
 def _tokens(stage: str, entry: Mapping[str, Any]) -> str:

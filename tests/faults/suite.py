@@ -37,6 +37,7 @@ STAGES = (*DEFAULT_STAGES, CHAINS)
 ASKING = ("01_tree_rollout", "03_pair_construction", CHAINS)
 """The stages that can ask an endpoint."""
 PROFILE = {
+    "stages": list(STAGES),
     "01_tree_rollout": {"n_questions": 24, "branching": [2, 2, 2, 2], "shard_size": 4, "quantization": "none"},
     "03_pair_construction": {
         "max_reflection_pairs": 6,
