@@ -14,6 +14,7 @@ import yaml
 from medrefl_utils.core import CHAINS, OVERLAPS, MedReflError, RunFiles, read_table
 from medrefl_utils.exam import clinic, extract_answer, prompts
 from medrefl_utils.runs import check_inputs, load_profile, notebook_parameters
+from medrefl_utils.runs.chain_probe import probe_chains
 
 ROOT = Path(__file__).parents[1]
 STAGE = "08_knowledge_chains"
@@ -74,6 +75,11 @@ def test_its_record_agrees_with_its_table(finished) -> None:
     }
     lines = (files.chain_exports / "train.jsonl").read_text().splitlines()
     assert len(lines) == figures["kept"] and (files.chain_exports / "README.md").exists()
+
+
+def test_the_plan_predicts_the_calls_that_the_stage_counts(tmp_path) -> None:
+    (calls, read, written, seconds), how = probe_chains(parameters(tmp_path), RunFiles(tmp_path / "run"), 2)
+    assert (calls, how) == (30, "the chains of 2 of 10 questions") and min(read, written, seconds) > 0
 
 
 def test_a_second_time_executes_nothing(finished) -> None:
