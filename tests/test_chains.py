@@ -33,6 +33,7 @@ from medrefl_utils.knowledge import (
     write_chains_by_rule,
 )
 from medrefl_utils.knowledge.chains.phrases import edge_sentences
+from medrefl_utils.knowledge.chains.text import chain_lines, names_answer_early
 from tests.test_reflections import Script
 
 LIMITS = dict(max_hops=4, max_paths=50, paths_per_pair=3, max_chosen=12)
@@ -172,6 +173,7 @@ def test_an_edge_is_said_from_the_node_that_acts(tmp_path, edge: str, sentence: 
         (GOOD.replace("Fever", "Since the correct option is marvutide, fever"), "leak"),
         (GOOD.replace("Fever", "Connection 2 shows that fever"), "leak"),
         (GOOD.replace("goes with marbosis", "-[presents]- marbosis"), "leak"),
+        (GOOD.replace("Answer: B", "Option B is right.\nOption A is no drug for it.\nAnswer: B"), ""),
         (GOOD.replace("Answer: B", "Answer: A"), "elsewhere"),
         ("Step 1: Fever is common.\nStep 2: A rash is not.\nStep 3: It goes on.", "unreadable"),
         ("The answer is B.\n" + GOOD, "letter"),
@@ -184,6 +186,14 @@ def test_an_edge_is_said_from_the_node_that_acts(tmp_path, edge: str, sentence: 
 def test_what_a_chain_may_not_be(text: str, fault: str) -> None:
     chain, found = read_chain(Continuation(text, (), 0.0, "end"), QUESTION)
     assert found == fault and (chain is None) == bool(fault)
+
+
+def test_a_chain_that_names_its_answer_before_its_conclusion_is_counted() -> None:
+    lines = chain_lines(GOOD)
+    assert lines[0] == "Fever goes with marbosis." and not names_answer_early(lines, QUESTION)
+    assert names_answer_early([*lines[:2], "The answer is B.", *lines[2:]], QUESTION)
+    assert not names_answer_early([*lines[:3], "So the answer is B.", lines[3]], QUESTION)
+    assert not names_answer_early([*lines[:1], "The answer is A.", *lines[1:]], QUESTION)
 
 
 def test_a_chain_that_was_cut_off_fails() -> None:
@@ -266,6 +276,7 @@ def test_a_refused_chain_is_asked_again_and_every_attempt_is_kept(graph, found, 
     assert [len(replies) for replies in table["replies"]] == [1, 2, 3]
     assert [list(faults) for faults in table["faults"]] == [[], ["short"], ["short"] * 3]
     assert [m["content"] for m in table["prompt"].iloc[0]] == [prompts.exam(few[0].question)[0]["content"]]
+    assert marked_steps(table.iloc[2].to_dict()).to_numpy().tolist() == [[table["replies"].iloc[2][-1], "chain_short"]]
     assert table["completion"].iloc[2] is None and table["named_early"].tolist() == [False, False, False]
 
 

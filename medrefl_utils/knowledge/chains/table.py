@@ -212,7 +212,12 @@ def chain_figures(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def marked_steps(row: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the steps of one chain with the graph's mark on each: a row of CHAINS -> columns step and graph."""
+    """Return the steps of one chain with the graph's mark on each: a row of CHAINS -> columns step and graph.
+
+    A question without a chain has one row: its last refused reply, or nothing, with the reason.
+    """
+    if not isinstance(row["chain"], str):
+        return pd.DataFrame({"step": list(row["replies"])[-1:] or [""], "graph": [row["reason"]]})
     steps = numbered_steps(row["chain"].split("\n"))
     return pd.DataFrame({"step": steps, "graph": list(row["support"])})
 
