@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "graph": ["COLUMNS", "NODE_TYPES", "KnowledgeGraph", "read_graph"],
         "clinic_graph": ["write_clinic_graph"],
         "linking": ["Linker", "Mention", "link_entities"],
+        "model_linking": ["NameEmbeddings", "link_by_model"],
         "paths": ["KnowledgePath", "choose_paths", "describe_path", "shortest_paths"],
     },
 )
