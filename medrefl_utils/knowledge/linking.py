@@ -28,7 +28,10 @@ _NO_NODE = -1  # a longer term that is no node
 
 @dataclass(frozen=True)
 class Mention:
-    """A part of a text that names a node: ``text[start:end]``, by one of ``RULES``, with a score of 0 to 1."""
+    """A part of a text that names a node: ``text[start:end]``, with a score of 0 to 1.
+
+    ``rule`` says how it was found: one of ``RULES``, or what ``link_by_model`` names.
+    """
 
     start: int
     end: int

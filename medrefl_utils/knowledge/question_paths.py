@@ -61,6 +61,22 @@ class QuestionPaths:
         return "" if self.chosen else "no_path"
 
 
+def question_texts(questions: Iterable[Question], path_targets: str) -> list[str]:
+    """Return the distinct texts that ``find_question_paths`` links: stems, and the options where paths may end."""
+    return list(dict.fromkeys(text for one in questions for text in (one.stem, *_ends(one, path_targets).values())))
+
+
+def _ends(question: Question, path_targets: str) -> dict[str, str]:
+    """Return the options where paths may end.
+
+    Raises:
+        MedReflError: an unknown ``path_targets``.
+    """
+    if path_targets not in PATH_TARGETS:
+        raise MedReflError(f"path_targets is {path_targets!r}, expected one of {', '.join(PATH_TARGETS)}")
+    return dict(question.options) if path_targets == "options" else {question.gold: question.options[question.gold]}
+
+
 def find_question_paths(
     questions: Sequence[Question],
     graph: KnowledgeGraph,
@@ -92,14 +108,11 @@ def find_question_paths(
     Raises:
         MedReflError: an unknown ``path_targets``.
     """
-    if path_targets not in PATH_TARGETS:
-        raise MedReflError(f"path_targets is {path_targets!r}, expected one of {', '.join(PATH_TARGETS)}")
     limits = dict(max_hops=max_hops, max_paths=max_paths)
     found = []
     for question in tqdm(questions, desc="paths", unit="question"):
         asked = tuple(link(question.stem))
-        letters = question.options if path_targets == "options" else [question.gold]
-        answers = {letter: tuple(link(question.options[letter])) for letter in letters}
+        answers = {letter: tuple(link(text)) for letter, text in _ends(question, path_targets).items()}
         sources = _nodes(one for one in asked if not one.negated)
         ends = _nodes(one for mentions in answers.values() for one in mentions)
         of_pair = {

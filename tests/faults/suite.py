@@ -63,7 +63,7 @@ PROFILE = {
     CHAINS: {
         "n_questions": 24,
         "n_evaluation_questions": 24,
-        "filter_samples": 2,
+        "filter_samples": 1,
         "max_rows": 8,
         "min_pass": 0.0,
         "max_dropped": 1.0,
