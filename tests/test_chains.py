@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medrefl_utils.core import CHAINS, Continuation, MedReflError, Question, Sampling, read_table, write_table
-from medrefl_utils.exam import clinic, extract_answer, prompts, split_thinking
+from medrefl_utils.exam import clinic, extract_answer, load_benchmark, prompts, split_thinking
 from medrefl_utils.knowledge import (
     CHAIN_FORMATS,
     ChainText,
@@ -355,3 +355,26 @@ def test_the_figures_of_a_table_by_hand(graph, found) -> None:
     assert list(chain_steps(table)) == ids
     marked = marked_steps(table.iloc[0].to_dict())
     assert list(marked.columns) == ["step", "graph"] and marked["step"].iloc[0].startswith("Step 1: ")
+
+
+def test_real_vignettes_on_a_real_graph(shared_data, tmp_path) -> None:
+    """MedQA on a sample of Hetionet, without a model: what the rule says stands in the graph."""
+    file = shared_data / "knowledge" / "hetionet_sample.csv"
+    if not file.is_file():
+        pytest.skip("no graph")
+    graph = load_graph(str(file), folder=tmp_path)
+    assert load_graph(str(file), folder=tmp_path).nodes.equals(graph.nodes)  # from its cache
+    link = Linker(graph).link
+    source = str(shared_data / "benchmarks" / "medqa_usmle_5op_test.jsonl")
+    asked = load_benchmark(source, split="test", limit=24, offset=0, seed=0, answer_base="auto")
+    found = find_question_paths(asked, graph, link, **LIMITS, seed=0)
+    table = chain_table(
+        found, write_chains_by_rule(found, graph), graph, SupportChecker(graph, link), chain_format="steps"
+    )
+    figures = chain_figures(table)
+    assert figures["linked_question"] > 0.8 and figures["chains"] >= 5 and figures["steps"]["supported"] > 0.85
+    told = "\n".join(table["chain"].dropna())
+    assert "Clopidogrel treats coronary artery disease." in told and "\n\n" not in told
+    for row, question in zip(table.itertuples(), asked, strict=True):
+        if row.kept:
+            assert extract_answer(row.completion[0]["content"], question.options).letter == question.gold

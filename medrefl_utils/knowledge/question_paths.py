@@ -18,7 +18,6 @@ from medrefl_utils.core.records import Question
 from medrefl_utils.knowledge.graph import KnowledgeGraph
 from medrefl_utils.knowledge.linking import Mention
 from medrefl_utils.knowledge.paths import KnowledgePath, choose_paths, shortest_paths
-from medrefl_utils.models.generators.interface import derive_seed
 
 PATH_TARGETS = ("gold", "options")
 """Where paths end: at entities of the right option, or of every option."""
@@ -115,14 +114,9 @@ def find_question_paths(
         answers = {letter: tuple(link(text)) for letter, text in _ends(question, path_targets).items()}
         sources = _nodes(one for one in asked if not one.negated)
         ends = _nodes(one for mentions in answers.values() for one in mentions)
-        of_pair = {
-            (a, b): shortest_paths(
-                graph, [a], [b], seed=derive_seed(seed, question.question_id, a, b) % 2**32, **limits
-            )
-            for a in sources
-            for b in ends
-            if a != b
-        }
+        of_pair: dict[tuple[int, int], list[KnowledgePath]] = {(a, b): [] for a in sources for b in ends if a != b}
+        for path in shortest_paths(graph, sources, ends, seed=seed, **limits):
+            of_pair[path.nodes[0], path.nodes[-1]].append(path)
         ranked = _ranked(graph, of_pair, paths_per_pair)
         found.append(
             QuestionPaths(
