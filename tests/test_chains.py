@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medrefl_utils.core import CHAINS, Continuation, MedReflError, Question, Sampling, read_table, write_table
-from medrefl_utils.exam import clinic, extract_answer, prompts, split_thinking
+from medrefl_utils.exam import clinic, extract_answer, load_benchmark, prompts, split_thinking
 from medrefl_utils.knowledge import (
     CHAIN_FORMATS,
     ChainText,
@@ -33,6 +33,7 @@ from medrefl_utils.knowledge import (
     write_chains_by_rule,
 )
 from medrefl_utils.knowledge.chains.phrases import edge_sentences
+from medrefl_utils.knowledge.chains.text import chain_lines, names_answer_early
 from tests.test_reflections import Script
 
 LIMITS = dict(max_hops=4, max_paths=50, paths_per_pair=3, max_chosen=12)
@@ -172,6 +173,7 @@ def test_an_edge_is_said_from_the_node_that_acts(tmp_path, edge: str, sentence: 
         (GOOD.replace("Fever", "Since the correct option is marvutide, fever"), "leak"),
         (GOOD.replace("Fever", "Connection 2 shows that fever"), "leak"),
         (GOOD.replace("goes with marbosis", "-[presents]- marbosis"), "leak"),
+        (GOOD.replace("Answer: B", "Option B is right.\nOption A is no drug for it.\nAnswer: B"), ""),
         (GOOD.replace("Answer: B", "Answer: A"), "elsewhere"),
         ("Step 1: Fever is common.\nStep 2: A rash is not.\nStep 3: It goes on.", "unreadable"),
         ("The answer is B.\n" + GOOD, "letter"),
@@ -184,6 +186,14 @@ def test_an_edge_is_said_from_the_node_that_acts(tmp_path, edge: str, sentence: 
 def test_what_a_chain_may_not_be(text: str, fault: str) -> None:
     chain, found = read_chain(Continuation(text, (), 0.0, "end"), QUESTION)
     assert found == fault and (chain is None) == bool(fault)
+
+
+def test_a_chain_that_names_its_answer_before_its_conclusion_is_counted() -> None:
+    lines = chain_lines(GOOD)
+    assert lines[0] == "Fever goes with marbosis." and not names_answer_early(lines, QUESTION)
+    assert names_answer_early([*lines[:2], "The answer is B.", *lines[2:]], QUESTION)
+    assert not names_answer_early([*lines[:3], "So the answer is B.", lines[3]], QUESTION)
+    assert not names_answer_early([*lines[:1], "The answer is A.", *lines[1:]], QUESTION)
 
 
 def test_a_chain_that_was_cut_off_fails() -> None:
@@ -266,6 +276,7 @@ def test_a_refused_chain_is_asked_again_and_every_attempt_is_kept(graph, found, 
     assert [len(replies) for replies in table["replies"]] == [1, 2, 3]
     assert [list(faults) for faults in table["faults"]] == [[], ["short"], ["short"] * 3]
     assert [m["content"] for m in table["prompt"].iloc[0]] == [prompts.exam(few[0].question)[0]["content"]]
+    assert marked_steps(table.iloc[2].to_dict()).to_numpy().tolist() == [[table["replies"].iloc[2][-1], "chain_short"]]
     assert table["completion"].iloc[2] is None and table["named_early"].tolist() == [False, False, False]
 
 
@@ -335,12 +346,35 @@ def test_the_figures_of_a_table_by_hand(graph, found) -> None:
     assert figures["linked_question"] == figures["linked_answer"] == figures["with_path"] == 1.0
     assert figures["steps"] == {"supported": 1.0, "contradicted": 0.0, "unknown": 0.0}
     assert figures["left_out"] == {"low_lift": 1, "low_pass": 1, "too_long": 1} and figures["named_early"] == 0.0
-    unfiltered = filter_chains(table, rates[:0], min_pass=1.0, min_lift=1.0, max_contradicted=0)
+    unfiltered = filter_chains(table, None, min_pass=1.0, min_lift=1.0, max_contradicted=0)
     assert unfiltered["kept"].all() and "pass_with" not in chain_figures(unfiltered)
     worse = table.assign(contradicted=[0, 1, 2, 0])
-    assert list(filter_chains(worse, rates[:0], min_pass=0, min_lift=-1, max_contradicted=1)["kept"]) == [
+    assert list(filter_chains(worse, None, min_pass=0, min_lift=-1, max_contradicted=1)["kept"]) == [
         *(True, True, False, True)
     ]
     assert list(chain_steps(table)) == ids
     marked = marked_steps(table.iloc[0].to_dict())
     assert list(marked.columns) == ["step", "graph"] and marked["step"].iloc[0].startswith("Step 1: ")
+
+
+def test_real_vignettes_on_a_real_graph(shared_data, tmp_path) -> None:
+    """MedQA on a sample of Hetionet, without a model: what the rule says stands in the graph."""
+    file = shared_data / "knowledge" / "hetionet_sample.csv"
+    if not file.is_file():
+        pytest.skip("no graph")
+    graph = load_graph(str(file), folder=tmp_path)
+    assert load_graph(str(file), folder=tmp_path).nodes.equals(graph.nodes)  # from its cache
+    link = Linker(graph).link
+    source = str(shared_data / "benchmarks" / "medqa_usmle_5op_test.jsonl")
+    asked = load_benchmark(source, split="test", limit=24, offset=0, seed=0, answer_base="auto")
+    found = find_question_paths(asked, graph, link, **LIMITS, seed=0)
+    table = chain_table(
+        found, write_chains_by_rule(found, graph), graph, SupportChecker(graph, link), chain_format="steps"
+    )
+    figures = chain_figures(table)
+    assert figures["linked_question"] > 0.8 and figures["chains"] >= 5 and figures["steps"]["supported"] > 0.85
+    told = "\n".join(table["chain"].dropna())
+    assert "Clopidogrel treats coronary artery disease." in told and "\n\n" not in told
+    for row, question in zip(table.itertuples(), asked, strict=True):
+        if row.kept:
+            assert extract_answer(row.completion[0]["content"], question.options).letter == question.gold

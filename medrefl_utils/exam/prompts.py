@@ -69,6 +69,26 @@ def read_answer(question: Question, response: str) -> Messages:
     )
 
 
+def extract_entities(text: str, types: Sequence[str]) -> Messages:
+    """Ask for the medical entities that a text names, one per line with its type."""
+    return _user(
+        f"Text:\n<text>\n{text.strip()}\n</text>\n\n"
+        f"Which medical entities does this text name? The types are: {', '.join(types)}. Copy the words of each entity "
+        'exactly as they stand in the text. Reply with one line per entity, "words | type", and nothing else; or with '
+        'the line "none".'
+    )
+
+
+def choose_entity(text: str, words: str, names: Sequence[str]) -> Messages:
+    """Ask which of the numbered names means the same as words of a text."""
+    return _user(
+        f"Text:\n<text>\n{text.strip()}\n</text>\n\n"
+        f"Names:\n{_numbered(names)}\n\n"
+        f'Which name means the same as "{words}" in this text? Reply with one line, "Same: n", n its number in '
+        'brackets; or "Same: none".'
+    )
+
+
 def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], right: Sequence[str]) -> Messages:
     """Ask for the five-part reflection that leads from ``wrong`` to ``right`` steps, after the ``public`` steps."""
     return _user(

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "clinic_graph": ["write_clinic_graph"],
         "linking": ["Linker", "Mention", "link_entities"],
         "graph_source": ["CLINIC", "load_graph"],
-        "question_paths": ["PATH_TARGETS", "QuestionPaths", "find_question_paths"],
+        "question_paths": ["PATH_TARGETS", "QuestionPaths", "find_question_paths", "question_texts"],
         "path_choice": ["choose_paths_by_model", "read_choice"],
         "chains.text": ["CHAIN_FORMATS", "ChainText", "format_response", "read_chain"],
         "chains.lengths": ["leave_out_long_paths", "questions_that_fit"],
@@ -34,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_chains_by_rule",
         ],
         "chains.exports": ["export_chains", "write_chain_card"],
+        "model_linking": ["NameEmbeddings", "link_by_model"],
         "paths": ["KnowledgePath", "choose_paths", "describe_path", "shortest_paths"],
     },
 )

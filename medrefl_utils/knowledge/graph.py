@@ -43,7 +43,7 @@ COLUMNS: Mapping[str, str] = {
 """{our name: PrimeKG's name} of the columns that are read. Source and synonyms ("a|b") may be missing."""
 _NEEDED = ("relation", *(f"{side}_{name}" for side in "xy" for name in ("type", "id", "name")))
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|nan|inf", re.IGNORECASE)
-_FORMAT = 1  # of the cache
+_FORMAT = 2  # of the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +69,13 @@ class KnowledgeGraph:
         return np.diff(self.adjacency.indptr)
 
     @cached_property
+    def keys(self) -> list[tuple[str, str]]:
+        """The nodes' keys (type, id), in the order of their numbers."""
+        return list(zip(self.nodes["type"].tolist(), self.nodes["id"].tolist(), strict=True))
+
+    @cached_property
     def _numbers(self) -> dict[tuple[str, str], int]:
-        return dict(zip(zip(self.nodes["type"], self.nodes["id"], strict=True), range(len(self.nodes)), strict=True))
+        return {key: number for number, key in enumerate(self.keys)}
 
     @cached_property
     def names(self) -> list[str]:
@@ -343,10 +348,10 @@ def _read_cache(cache: Path, key: Mapping[str, Any]) -> KnowledgeGraph | None:
             nodes = pq.read_table(io.BytesIO(arrays["nodes"].tobytes())).to_pandas()
             parts = arrays["data"], arrays["indices"], arrays["indptr"]
         nodes["synonyms"] = [list(names) for names in nodes["synonyms"]]
+        dropped = DropCounts(about["dropped"])
+        dropped.examples = about["examples"]
+        sets = [(tuple(there), tuple(back)) for there, back in about["sets"]]
         adjacency = sparse.csr_array(parts, shape=(len(nodes), len(nodes)))
+        return KnowledgeGraph(nodes, about["relations"], adjacency, sets, about["rows"], dropped)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pa.ArrowException):
         return None
-    dropped = DropCounts(about["dropped"])
-    dropped.examples = about["examples"]
-    sets = [(tuple(there), tuple(back)) for there, back in about["sets"]]
-    return KnowledgeGraph(nodes, about["relations"], adjacency, sets, about["rows"], dropped)

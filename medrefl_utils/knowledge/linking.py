@@ -19,7 +19,7 @@ from medrefl_utils.knowledge.vocabulary import vocabulary
 
 RULES = ("exact", "word order", "synonym", "n-grams")
 """How a mention was found, the surest first."""
-_GAP = re.compile(r"[\s\-–—/'’]*")
+_GAP = re.compile(r"[ \t\xa0\-–—/'’]*")  # no line break: it separates the items of a list
 _LONGEST = 12  # words of a name that is looked for
 _SHORTEST = 6  # letters of a name that is looked for by n-grams
 _NEAREST = 10  # names that are compared with a part of a text
@@ -28,7 +28,10 @@ _NO_NODE = -1  # a longer term that is no node
 
 @dataclass(frozen=True)
 class Mention:
-    """A part of a text that names a node: ``text[start:end]``, by one of ``RULES``, with a score of 0 to 1."""
+    """A part of a text that names a node: ``text[start:end]``, with a score of 0 to 1.
+
+    ``rule`` says how it was found: one of ``RULES``, or what ``link_by_model`` names.
+    """
 
     start: int
     end: int
@@ -61,14 +64,15 @@ class Linker:
     Args:
         graph: the graph.
         types: link to nodes of these types only; by default to all.
-        min_similarity: smallest cosine of a match by n-grams, 0 to 1 (ours); above 1, there is none.
+        min_similarity: smallest cosine of a match by n-grams, 0 to 1 (ours); above 1, there is none. A match must
+            also be a misspelling (``similar_names.is_misspelling``), so this limits the candidates only.
 
     Raises:
         MedReflError: the graph has no node of a type in ``types``.
     """
 
     def __init__(
-        self, graph: KnowledgeGraph, *, types: Sequence[str] | None = None, min_similarity: float = 0.75
+        self, graph: KnowledgeGraph, *, types: Sequence[str] | None = None, min_similarity: float = 0.4
     ) -> None:
         self.graph, self.min_similarity = graph, min_similarity
         known = set(graph.nodes["type"])
@@ -90,9 +94,8 @@ class Linker:
         for place, text in enumerate([name, *synonyms]):
             code = is_code(text)
             for order, key in enumerate(orders(text)):
-                if key in self._words.common_words or not key or len(key) > _LONGEST:
-                    continue
-                if len("".join(key)) > 2 or code:
+                too_common = not code and (key in self._words.common_words or len("".join(key)) <= 2)
+                if key and len(key) <= _LONGEST and not too_common:
                     rule = 2 if place else min(order, 1)
                     self._names.setdefault(key, []).append(_Name(rule, degree, node, code))
                     if not place and len(shuffled := bag(key)) > 1:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’]s\b)?|\d+")
+_WORD = re.compile(r"[^\W\d_]+(?:['’][sS]\b)?|\d+")
 _REMARK = re.compile(r"\s*\((?:disease|disorder|finding|body structure|substance|usp)\)\s*$", re.IGNORECASE)
 FUNCTION_WORDS = frozenset("a an at by for from her his in of on the their to with".split())
 """Words that may stand inside a name in another order: "pain in the chest"."""

@@ -29,7 +29,9 @@ _AFTER = re.compile(
 )
 _END = re.compile(
     r"[;:]|[.!?](?=\s|$)|\n|\b(?:but|however|although|though|except|despite|yet|besides|which|because|since|until|"
-    r"after|before|when|while|whereas|presents?|reports?|complains?|reveals?|shows?|has had|has been|and has|and is|"
+    r"after|before|when|while|whereas|presents?|reports?|complains?|reveals?|shows?|has had|has been|"
+    r"and (?:also )?(?:has|had|is|was|does|did|takes|uses|drinks|smokes|works|lives|states|says|feels|appears|"
+    r"develop\w*)|"
     r"he has|she has|there is|there are|other than|apart from|aside from)\b",
     re.IGNORECASE,
 )

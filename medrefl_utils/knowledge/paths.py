@@ -99,7 +99,7 @@ def _paths_of_pair(
         chosen: Sequence[int] = range(total)
     else:
         seed, source, target = place
-        keys = [tuple(graph.nodes[["type", "id"]].iloc[node]) for node in (source, target)]
+        keys = [graph.keys[node] for node in (source, target)]
         chosen = _draw(random.Random(derive_seed("paths", seed, keys)), total, max_paths)
     paths = []
     for number in chosen:

@@ -18,7 +18,6 @@ from medrefl_utils.core.records import Question
 from medrefl_utils.knowledge.graph import KnowledgeGraph
 from medrefl_utils.knowledge.linking import Mention
 from medrefl_utils.knowledge.paths import KnowledgePath, choose_paths, shortest_paths
-from medrefl_utils.models.generators.interface import derive_seed
 
 PATH_TARGETS = ("gold", "options")
 """Where paths end: at entities of the right option, or of every option."""
@@ -35,7 +34,7 @@ class QuestionPaths:
     asked: tuple[Mention, ...]
     """entities of the stem, in the order of the text"""
     answers: Mapping[str, tuple[Mention, ...]]
-    """{letter: entities of the option's text}, for every option"""
+    """{letter: entities of the option's text}: of the right option, or of every option (``path_targets``)"""
     pairs: int = 0
     """pairs of a question entity and an answer entity"""
     connected: int = 0
@@ -59,6 +58,22 @@ class QuestionPaths:
         if not self.answers.get(self.question.gold):
             return "no_answer_entity"
         return "" if self.chosen else "no_path"
+
+
+def question_texts(questions: Iterable[Question], path_targets: str) -> list[str]:
+    """Return the distinct texts that ``find_question_paths`` links: stems, and the options where paths may end."""
+    return list(dict.fromkeys(text for one in questions for text in (one.stem, *_ends(one, path_targets).values())))
+
+
+def _ends(question: Question, path_targets: str) -> dict[str, str]:
+    """Return the options where paths may end.
+
+    Raises:
+        MedReflError: an unknown ``path_targets``.
+    """
+    if path_targets not in PATH_TARGETS:
+        raise MedReflError(f"path_targets is {path_targets!r}, expected one of {', '.join(PATH_TARGETS)}")
+    return dict(question.options) if path_targets == "options" else {question.gold: question.options[question.gold]}
 
 
 def find_question_paths(
@@ -92,24 +107,16 @@ def find_question_paths(
     Raises:
         MedReflError: an unknown ``path_targets``.
     """
-    if path_targets not in PATH_TARGETS:
-        raise MedReflError(f"path_targets is {path_targets!r}, expected one of {', '.join(PATH_TARGETS)}")
     limits = dict(max_hops=max_hops, max_paths=max_paths)
     found = []
     for question in tqdm(questions, desc="paths", unit="question"):
         asked = tuple(link(question.stem))
-        answers = {letter: tuple(link(text)) for letter, text in question.options.items()}
-        targets = answers if path_targets == "options" else {question.gold: answers[question.gold]}
+        answers = {letter: tuple(link(text)) for letter, text in _ends(question, path_targets).items()}
         sources = _nodes(one for one in asked if not one.negated)
-        ends = _nodes(one for mentions in targets.values() for one in mentions)
-        of_pair = {
-            (a, b): shortest_paths(
-                graph, [a], [b], seed=derive_seed(seed, question.question_id, a, b) % 2**32, **limits
-            )
-            for a in sources
-            for b in ends
-            if a != b
-        }
+        ends = _nodes(one for mentions in answers.values() for one in mentions)
+        of_pair: dict[tuple[int, int], list[KnowledgePath]] = {(a, b): [] for a in sources for b in ends if a != b}
+        for path in shortest_paths(graph, sources, ends, seed=seed, **limits):
+            of_pair[path.nodes[0], path.nodes[-1]].append(path)
         ranked = _ranked(graph, of_pair, paths_per_pair)
         found.append(
             QuestionPaths(

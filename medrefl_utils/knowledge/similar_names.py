@@ -10,7 +10,6 @@ from scipy import sparse
 
 _N = 3  # characters
 _COLUMNS = 1 << 18  # of the hashed n-grams
-_FREQUENT = 0.02  # an n-gram in more than this share of the names (and in more than 100) finds no candidates
 _OPPOSITES = (("hyper", "hypo"), ("ab", "ad"), ("ante", "anti"), ("inter", "intra"), ("macro", "micro"), ("pre", "pro"),
               ("endo", "ecto"), ("eu", "dys"), ("brady", "tachy"), ("oligo", "poly"))  # fmt: skip
 
@@ -26,9 +25,8 @@ class SimilarNames:
         counts = _counts(names)
         frequency = np.bincount(counts.indices, minlength=_COLUMNS)
         self._weight = np.log((1 + len(names)) / (1 + frequency)) + 1.0
-        self._rare = frequency <= max(100, _FREQUENT * len(names))
-        self._names = _unit_rows(counts, self._weight)
-        self._by_ngram = self._names.T.tocsr()
+        # One row per n-gram: a product then reads the names of the query's n-grams only.
+        self._names = _unit_rows(counts, self._weight).T.tocsr()
 
     def nearest(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the most similar names of each query: places (q, k) and cosines (q, k), the best first.
@@ -37,46 +35,39 @@ class SimilarNames:
         """
         places = np.full((len(queries), k), -1, dtype=np.int64)
         cosines = np.zeros((len(queries), k))
-        if not len(queries) or not self._names.shape[0]:
-            return places, cosines
-        rows = _unit_rows(_counts(queries), self._weight)
-        # Rare n-grams find the candidates. All n-grams give their cosine.
-        rare = rows.copy()
-        rare.data[~self._rare[rare.indices]] = 0
-        rare.eliminate_zeros()
-        shared = (rare @ self._by_ngram).tocsr()
+        product = (_unit_rows(_counts(queries), self._weight) @ self._names).tocsr()
         for i in range(len(queries)):
-            part = slice(shared.indptr[i], shared.indptr[i + 1])
-            found, score = shared.indices[part], shared.data[part]
-            if len(found) > 4 * k:
-                found = found[np.argpartition(-score, 4 * k)[: 4 * k]]
-            if len(found):
-                score = (self._names[found] @ rows[[i]].T).toarray().ravel()
-                best = np.lexsort((found, -score))[:k]
-                places[i, : len(best)], cosines[i, : len(best)] = found[best], score[best]
+            part = slice(product.indptr[i], product.indptr[i + 1])
+            found, cosine = product.indices[part], product.data[part].round(9)
+            if len(found) > k:
+                least = np.partition(cosine, -k)[-k]
+                found, cosine = found[cosine >= least], cosine[cosine >= least]
+            best = np.lexsort((found, -cosine))[:k]
+            places[i, : len(best)], cosines[i, : len(best)] = found[best], cosine[best]
         return places, cosines
 
 
 def is_misspelling(written: Sequence[str], name: Sequence[str], known: frozenset[str] | set[str]) -> bool:
     """Return whether the words are those of a name with a slip of the pen in a long word.
 
-    A word may differ if it has 6 letters or more, begins with the same letter, is not itself a word of another name
-    (``known``), and needs one edit, or two from 12 letters on. Prefixes of opposite meaning (hyper-, hypo-) never pass.
+    A word may differ if it has 6 letters or more, begins and ends with the same letters ("scleral" is no slip of
+    "sclera"), is not itself a word of another name (``known``), and needs one edit. Prefixes of opposite meaning
+    (hyper-, hypo-) never pass, nor does another letter in the ending (nitrite, nitrate).
     """
     if len(written) != len(name) or not any(a != b for a, b in zip(written, name, strict=True)):
         return False
-    for a, b in zip(written, name, strict=True):
-        if a == b:
-            continue
-        edits = 2 if min(len(a), len(b)) >= 12 else 1
-        if a in known or not (a.isalpha() and b.isalpha()) or min(len(a), len(b)) < 6 or a[0] != b[0]:
-            return False
-        if OSA.distance(a, b, score_cutoff=edits) > edits or any(
-            (a.startswith(one) and b.startswith(other)) or (a.startswith(other) and b.startswith(one))
-            for one, other in _OPPOSITES
-        ):
-            return False
-    return True
+    return all(a == b or (a not in known and _one_slip(a, b)) for a, b in zip(written, name, strict=True))
+
+
+def _one_slip(a: str, b: str) -> bool:
+    if not (a.isalpha() and b.isalpha()) or min(len(a), len(b)) < 6 or (a[0], a[-1]) != (b[0], b[-1]):
+        return False
+    if OSA.distance(a, b, score_cutoff=1) > 1 or (len(a) == len(b) and a[-3:] != b[-3:] and sorted(a) != sorted(b)):
+        return False
+    return not any(
+        (a.startswith(one) and b.startswith(other)) or (a.startswith(other) and b.startswith(one))
+        for one, other in _OPPOSITES
+    )
 
 
 def _counts(names: Sequence[str]) -> sparse.csr_array:

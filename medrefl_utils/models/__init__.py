@@ -47,6 +47,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "predict_training",
             "rows_that_fit",
         ],
+        "embeddings": ["Embedder", "open_embedder"],
         "asking": ["Reply", "ask_until_valid", "count_faults"],
         "generators.interface": ["Generator", "Prefix", "Usage", "derive_seed"],
         "generators.opening": ["ENGINES", "open_generator"],

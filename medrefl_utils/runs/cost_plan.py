@@ -38,6 +38,7 @@ from medrefl_utils.models.loading import load_tokenizer
 from medrefl_utils.models.memory import ModelShape, fit_training, longest_chains, longest_pairs
 from medrefl_utils.pairs import pair_table, reasoning, reflection, reflection_writing
 from medrefl_utils.pairs.pair_table import select_kinds
+from medrefl_utils.runs.chain_probe import probe_chains
 from medrefl_utils.runs.distributed_training import training_settings, tuning_settings
 from medrefl_utils.runs.profiles import load_profile
 from medrefl_utils.runs.provenance import RUN_DATE, run_date
@@ -54,6 +55,7 @@ from medrefl_utils.trees.values import paths
 
 _ROLLOUT, _PAIRS = "01_tree_rollout", "03_pair_construction"
 _TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
+_CHAINS = "08_knowledge_chains"
 _ANSWERS = 4
 """Answers and reflections per tree of the probe: they cost about as much as the tree, in equally full batches."""
 _PASSES = 6
@@ -141,11 +143,18 @@ def plan_run(
         seed=asking["seed"], answer_base=asking["answer_base"],
     )  # fmt: skip
     probed, times = exam[:probe], len(exam) / len(exam[:probe])
+    before = []
+    if _CHAINS in loaded.stages:
+        work, how = probe_chains(loaded.parameters[_CHAINS], run, probe)
+        before = [Cost(_CHAINS, Work(*work), how)]
     with TemporaryDirectory() as folder:
         files = RunFiles(Path(folder) / "probe")
         opened, generator = _opening(lambda: _writer(rollout, run.calls))
         trees, steps = probe_trees(probed, generator, rollout, files)
-        costs = [Cost(_ROLLOUT, trees * times + opened, f"the trees of {len(probed)} of {len(exam)} questions")]
+        costs = [
+            *before,
+            Cost(_ROLLOUT, trees * times + opened, f"the trees of {len(probed)} of {len(exam)} questions"),
+        ]
         generator = None  # one model at a time
         opened, generator = _opening(lambda: _writer(pairing, run.calls))
         written, made, expected = probe_pairs(probed, steps, generator, pairing, times)

@@ -134,6 +134,11 @@ LIMITS: dict[str, Limit] = {
     "overlong_pairs": _one_of("drop", "truncate"),
     "length_tolerance": _NATURAL,
     # knowledge chains
+    "linking": _one_of("offline", "model"),
+    "embedder_endpoint": _ADDRESS,
+    "nearest": _POSITIVE,
+    "min_cosine": _between(0, 1),
+    "sure_cosine": _between(0, 1),
     "max_hops": _POSITIVE,
     "max_paths": _POSITIVE,
     "path_targets": _one_of("gold", "options"),

@@ -4,6 +4,7 @@ In: the tables of a run. Out: what a person looks at.
 
 - ``plots``: matplotlib figures, such as ``plots.tree`` (a tree coloured by V) and ``plots.training_curves``.
 - ``explore_trees``, ``explore_pairs``, ``explore_responses``: widgets in a live notebook, static HTML elsewhere.
+- ``show_entities``, ``draw_paths``, ``explore_paths``: a question's entities and paths in a knowledge graph.
 - ``scores_table``, ``self_correction_table``, ``ablation_table``, ``composition_table``, ``comparison_table``: tables
   for a terminal.
 - ``write_report`` writes ``report.html``; ``write_result_tables`` writes the results as CSV and Markdown.
@@ -17,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["chain_plots", "plots"],
     submod_attrs={
         "explorers": ["explore_pairs", "explore_responses", "explore_trees", "is_live"],
+        "knowledge_views": ["draw_paths", "explore_paths", "show_entities"],
         "static_html": ["Tables", "Tree", "read_tables"],
         "summary_tables": [
             "ablation_self_correction_table",

@@ -18,10 +18,11 @@ from matplotlib.image import imread
 
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import RESPONSES, SCORES, SELF_CORRECTION
+from medrefl_utils.core.schemas import CHAINS, RESPONSES, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import read_manifest, read_table, write_text
 from medrefl_utils.evaluation.composition import compare_bases
 from medrefl_utils.exam.benchmarks import trained_questions
+from medrefl_utils.knowledge.chains.table import chain_figures, marked_steps
 from medrefl_utils.views.plots import DPI, signed
 from medrefl_utils.views.result_files import (
     compare_with_medreason,
@@ -55,6 +56,8 @@ _ENDINGS = {
 
 # Captions of the plots that the notebooks save, in the order of the stages.
 _CAPTIONS = {
+    "chain_paths": "Paths of a knowledge graph from one question (left) to its right option; thick: chosen",
+    "chains": "Knowledge chains: the filter's right answers, and the steps that the graph supports",
     "outcomes": "Share of correct leaves per question",
     "tree": "Reasoning tree of one question, coloured by step value V",
     "values_by_depth": "Step values V by depth",
@@ -113,6 +116,7 @@ def write_report(run: RunFiles, note: str = "", baseline: str = "") -> Path:
         tree=_tree(tables.tree(example), opened) if example else None,
         pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
         corrected=_corrected(responses),
+        chains=_chains(run),
         leaves=_leaves(steps),
         reported={stage: key_figure_texts(entry.get("figures", {})) for stage, entry in stages.items()},
         costs=[(stage, entry.get("seconds"), _tokens(stage, entry)) for stage, entry in stages.items()],
@@ -142,6 +146,19 @@ def _composition(table: pd.DataFrame) -> list[dict[str, Any]]:
 def _tuned_from(stages: Mapping[str, Any]) -> str:
     """Return the base that the run's fine-tuning started from; "" if it has none."""
     return str(stages.get("09_sft_lora_4bit", {}).get("parameters", {}).get("model", ""))
+
+
+def _chains(run: RunFiles) -> dict[str, Any] | None:
+    """Return the figures of the knowledge chains, and the first kept chain as an example; None for a run without."""
+    if not run.chains.exists():
+        return None
+    table = read_table(run.chains, CHAINS)
+    kept = table[table["kept"]]
+    example = None if kept.empty else kept.iloc[0].to_dict()
+    return {
+        "figures": chain_figures(table),
+        "example": example and example | {"steps": marked_steps(example).to_dict("records")},
+    }
 
 
 def _tokens(stage: str, entry: Mapping[str, Any]) -> str:

@@ -25,33 +25,40 @@ _ASIDE = 3
 def rule_chain(found: QuestionPaths, graph: KnowledgeGraph) -> ChainText:
     """Return the chain along a question's chosen paths: at least one path must be chosen.
 
-    The *pivot* is the node next to the question's entities to which most of them are linked, such as the disease that
-    has all findings. Each linked entity is a step that says which nodes of the pivot's type go with it and with all
-    entities before it. Then each edge from the pivot to the answer is a step, and each edge of the paths that do not
-    pass through the pivot. The conclusion compares the options with the path's end.
+    The *pivot* is the node next to the question's entities to which most of them are linked, and near to the answer,
+    such as the disease that has all findings. Each linked entity is a step that says which nodes of the pivot's type go
+    with it and with all entities before it. Then each edge from the pivot to the answer is a step. The edges of paths
+    from other entities come first. The conclusion compares the options with the path's end.
     """
     sources = list(dict.fromkeys(one.node for one in found.asked if not one.negated))
     pivot, main = _pivot(found, graph, sources)
-    steps = []
     aside = [path for path in found.chosen if pivot not in graph.neighbours(path.nodes[0]) and pivot not in path.nodes]
-    for path in aside[:_ASIDE]:
-        steps += [sentence for a, b in pairwise(path.nodes) for sentence in edge_sentences(graph, a, b)]
-    steps += _eliminations(graph, sources, pivot)
-    steps += [sentence for a, b in pairwise(main.nodes[1:]) for sentence in edge_sentences(graph, a, b)]
+    steps = [*_eliminations(graph, sources, pivot), *_sentences(graph, main.nodes[1:])]
+    before = dict.fromkeys(sentence for path in aside[:_ASIDE] for sentence in _sentences(graph, path.nodes))
     question = found.question
-    marks = [f"{k}. {text} {'yes' if k == question.gold else 'no'}" for k, text in question.options.items()]
-    return ChainText(tuple(dict.fromkeys(steps)), (", ".join(marks) + ".",), question.gold)
+    marks = [
+        f"{letter}. {' '.join(text.split())} {'yes' if letter == question.gold else 'no'}"
+        for letter, text in question.options.items()
+    ]
+    told = [sentence for sentence in before if sentence not in steps]
+    return ChainText((*told, *steps), (", ".join(marks) + ".",), question.gold)
+
+
+def _sentences(graph: KnowledgeGraph, nodes: Sequence[int]) -> list[str]:
+    """Return the sentences of a path's edges, in order."""
+    return [sentence for a, b in pairwise(nodes) for sentence in edge_sentences(graph, a, b)]
 
 
 def _pivot(found: QuestionPaths, graph: KnowledgeGraph, sources: Sequence[int]) -> tuple[int, KnowledgePath]:
-    """Return the pivot and the first chosen path through it to the right option."""
+    """Return the pivot and the first chosen path through it to the right option; an edge after it costs an entity."""
     ends = {one.node for one in found.answers[found.question.gold]}
     paths = [path for path in found.chosen if path.nodes[-1] in ends] or list(found.chosen)
     linked = {
         node: len(set(graph.neighbours(node).tolist()).intersection(sources)) for node in {p.nodes[1] for p in paths}
     }
     through = Counter(path.nodes[1] for path in paths)
-    pivot = min(linked, key=lambda node: (-linked[node], -through[node], int(graph.degree[node]), node))
+    rest = {path.nodes[1]: len(path.nodes) - 2 for path in reversed(paths)}
+    pivot = min(linked, key=lambda node: (rest[node] - linked[node], -through[node], int(graph.degree[node]), node))
     return pivot, next(path for path in paths if path.nodes[1] == pivot)
 
 

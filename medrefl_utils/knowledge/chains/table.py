@@ -146,31 +146,33 @@ def chain_table(
 
 
 def filter_chains(
-    table: pd.DataFrame, rates: pd.DataFrame, *, min_pass: float, min_lift: float, max_contradicted: int
+    table: pd.DataFrame, rates: pd.DataFrame | None, *, min_pass: float, min_lift: float, max_contradicted: int
 ) -> pd.DataFrame:
     """Return the table of chains with the filter's pass rates, and keep only the chains that pass.
 
     Args:
         table: what ``chain_table`` returns.
-        rates: what ``filter.pass_rates`` returns for its chains; empty where no filter ran. A chain without a row is
+        rates: what ``filter.pass_rates`` returns for its chains; None where no filter ran. A chain without a row is
             left out as ``too_long``.
         min_pass: smallest share of right answers with the chain.
         min_lift: smallest difference to the share without it.
         max_contradicted: largest number of steps that the graph contradicts.
     """
     names = [f"pass_{condition}" for condition in CONDITIONS]
-    merged = table.drop(columns=names).merge(rates[["question_id", *names]], on="question_id", how="left")
+    merged = table
+    if rates is not None:
+        merged = table.drop(columns=names).merge(rates[["question_id", *names]], on="question_id", how="left")
     reasons = []
     for row in merged.to_dict("records"):
         reason = row["reason"] if isinstance(row["reason"], str) else ""
         if not reason and row["contradicted"] > max_contradicted:
             reason = "contradicted"
-        if not reason and len(rates):
+        if not reason and rates is not None:
             rated = row["pass_with"] == row["pass_with"]  # not NaN
             reason = filter_fault(row, min_pass=min_pass, min_lift=min_lift) if rated else "too_long"
         reasons.append(reason or None)
-    merged["reason"], merged["kept"] = reasons, [reason is None for reason in reasons]
-    return _typed(merged[CHAINS.names])
+    kept = [reason is None for reason in reasons]
+    return _typed(merged.assign(reason=reasons, kept=kept)[CHAINS.names])
 
 
 def chain_figures(table: pd.DataFrame) -> dict[str, Any]:
@@ -210,7 +212,12 @@ def chain_figures(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def marked_steps(row: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the steps of one chain with the graph's mark on each: a row of CHAINS -> columns step and graph."""
+    """Return the steps of one chain with the graph's mark on each: a row of CHAINS -> columns step and graph.
+
+    A question without a chain has one row: its last refused reply, or nothing, with the reason.
+    """
+    if not isinstance(row["chain"], str):
+        return pd.DataFrame({"step": list(row["replies"])[-1:] or [""], "graph": [row["reason"]]})
     steps = numbered_steps(row["chain"].split("\n"))
     return pd.DataFrame({"step": steps, "graph": list(row["support"])})
 

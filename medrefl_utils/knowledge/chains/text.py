@@ -7,6 +7,7 @@ filter cuts it off.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medrefl_utils.core.errors import MedReflError
@@ -56,8 +57,8 @@ def read_chain(reply: Continuation, question: Question, *, thinking_open: bool =
     Returns:
         (chain, ""), or (None, fault). Faults: ``empty``: no text; ``cut``: the token limit was reached; ``leak``: it
         mentions that connections or an answer were shown; ``unreadable``: no answer; ``elsewhere``: another answer than
-        gold; ``letter``: it names the answer before its reasons (see ``names_answer_early``); ``short``: fewer than two
-        steps before the conclusion. The rules are ours.
+        gold; ``letter``: it names the answer in its first half, before its reasons; ``short``: fewer than two steps
+        before the conclusion. The rules are ours.
     """
     if not reply.text.strip():
         return None, "empty"
@@ -74,9 +75,10 @@ def read_chain(reply: Continuation, question: Question, *, thinking_open: bool =
         return None, "unreadable"
     if letter != question.gold:
         return None, "elsewhere"
-    if names_answer_early(lines, question):
+    if _before_reasons(lines, question):
         return None, "letter"
-    begin = _conclusion_begin(lines, question)
+    named = _first_named(lines, question)
+    begin = len(lines) - 1 if named is None else named
     conclusion = tuple(line for line in lines[begin:] if not _only_states(line, question))
     chain = ChainText(tuple(lines[:begin]), conclusion, letter)
     return (None, "short") if len(chain.steps) < _FEWEST else (chain, "")
@@ -89,21 +91,14 @@ def chain_lines(text: str) -> list[str]:
         if len(pieces) > _FEWEST:
             break
     # A heading belongs to the step after it; only the step's own text is wanted.
-    bare = [_STEP.sub("", " ".join(piece.split("\n")[-1].split()).strip("*_ ")) for piece in pieces]
+    bare = [_STEP.sub("", " ".join(piece.split("\n")[-1].split())).replace("**", "").strip("*_ ") for piece in pieces]
     return [line for line in bare if line]
 
 
-def names_answer_early(lines: list[str], question: Question) -> bool:
-    """Say whether a chain names the gold letter as its answer before its last two lines, or in its first line.
-
-    The last two lines are the conclusion: a sentence that states the answer, and the line "Answer: X". In the first
-    line any mention of the gold letter as an option counts, unless the line names other options too.
-    """
-    for line in lines[:-2]:
-        answer = extract_answer(line, question.options)
-        if answer.letter == question.gold and answer.rule in _NAMES:
-            return True
-    return len(lines) > 2 and set(_OPTION.findall(lines[0])) == {question.gold}
+def names_answer_early(lines: Sequence[str], question: Question) -> bool:
+    """Say whether a chain names the gold letter as its answer before its conclusion, the last two lines."""
+    place = _first_named(lines, question)
+    return place is not None and place < len(lines) - 2
 
 
 def format_response(chain: ChainText, form: str) -> str:
@@ -128,18 +123,25 @@ def format_response(chain: ChainText, form: str) -> str:
     return f"## Thinking\n\n{reasoning}\n\n## {titles[form]}\n\n{final}"
 
 
-def numbered_steps(lines: list[str]) -> list[str]:
+def numbered_steps(lines: Sequence[str]) -> list[str]:
     """Return lines as the steps that ``prompts.exam`` asks for: "Step 1: ..."."""
     return [f"Step {number}: {line}" for number, line in enumerate(lines, 1)]
 
 
-def _conclusion_begin(lines: list[str], question: Question) -> int:
-    """Return the place of the first line that states the answer; the last line where none does by itself."""
+def _first_named(lines: Sequence[str], question: Question) -> int | None:
+    """Return the place of the first line that names the gold letter as the answer; None where none does."""
     for place, line in enumerate(lines):
         answer = extract_answer(line, question.options)
         if answer.letter == question.gold and answer.rule in _NAMES:
             return place
-    return len(lines) - 1
+    return None
+
+
+def _before_reasons(lines: Sequence[str], question: Question) -> bool:
+    """Say whether the letter comes before the reasons: in the first half, or as the only option in the first line."""
+    place = _first_named(lines, question)
+    alone = len(lines) > _FEWEST and set(_OPTION.findall(lines[0])) == {question.gold}
+    return alone or (place is not None and place < len(lines) // 2)
 
 
 def _only_states(line: str, question: Question) -> bool:
