@@ -130,10 +130,12 @@ def plan_run(
     os.environ[RUN_DATE] = run_date(run)  # the probe's prompts are the run's
     there = select_kinds(read_table(run.pairs, PAIRS), training["kinds"]) if run.pairs.exists() else None
     first = tuning_memory(tuning, run, card) if tuning else []
-    if loaded.stages and not set(loaded.stages) & set(BASELINE):
-        return Plan([], first)
+    trees_grow = set(loaded.stages or BASELINE) & set(BASELINE)
     if not probe:
-        return Plan([], first + training_memory(training, there, f"of {run.root.name}", card))
+        return Plan([], first + (training_memory(training, there, f"of {run.root.name}", card) if trees_grow else []))
+    before = _before_trees(parameters, loaded.stages, run, probe)
+    if not trees_grow:
+        return Plan(before, first)
     exam = load_benchmark(
         rollout["questions"], split=rollout["split"], limit=rollout["n_questions"], offset=rollout["offset"],
         seed=rollout["seed"], answer_base=rollout["answer_base"],
@@ -143,18 +145,11 @@ def plan_run(
         seed=asking["seed"], answer_base=asking["answer_base"],
     )  # fmt: skip
     probed, times = exam[:probe], len(exam) / len(exam[:probe])
-    before = []
-    if _CHAINS in loaded.stages:
-        work, how = probe_chains(loaded.parameters[_CHAINS], run, probe)
-        before = [Cost(_CHAINS, Work(*work), how)]
     with TemporaryDirectory() as folder:
         files = RunFiles(Path(folder) / "probe")
         opened, generator = _opening(lambda: _writer(rollout, run.calls))
         trees, steps = probe_trees(probed, generator, rollout, files)
-        costs = [
-            *before,
-            Cost(_ROLLOUT, trees * times + opened, f"the trees of {len(probed)} of {len(exam)} questions"),
-        ]
+        costs = [Cost(_ROLLOUT, trees * times + opened, f"the trees of {len(probed)} of {len(exam)} questions")]
         generator = None  # one model at a time
         opened, generator = _opening(lambda: _writer(pairing, run.calls))
         written, made, expected = probe_pairs(probed, steps, generator, pairing, times)
@@ -179,12 +174,24 @@ def plan_run(
         answers = answers + probe_answers(held_out, tuned, asking, files, probe, begun)[0]
         how = "answers of base and adapter; a judge's replies are not counted"
         costs.append(Cost(_EVALUATION, answers + opened + again, how))
-        if loaded.baseline:
-            again = sum((cost.work for cost in costs), Work())
-            costs.append(Cost("baseline", again, f"the same stages on {loaded.original}, estimated as equal"))
-        if tuning:
-            costs.insert(0, probe_tuning(tuning, run, files))
-    return Plan(costs, memory)
+    if loaded.baseline:
+        same = sum((cost.work for cost in costs), Work())
+        costs.append(Cost("baseline", same, f"the stages from {_ROLLOUT} on, on {loaded.original}, estimated as equal"))
+    return Plan(before + costs, memory)
+
+
+def _before_trees(
+    parameters: Mapping[str, Mapping[str, Any]], stages: Sequence[str], run: RunFiles, probe: int
+) -> list[Cost]:
+    """Return the costs of the chains and of the fine-tuning, where a profile names their stages."""
+    costs = []
+    if _CHAINS in stages:
+        work, how = probe_chains(parameters[_CHAINS], run, probe)
+        costs.append(Cost(_CHAINS, Work(*work), how))
+    if FINE_TUNING in stages:
+        with TemporaryDirectory() as folder:
+            costs.append(probe_tuning(parameters[FINE_TUNING], run, RunFiles(Path(folder) / "probe")))
+    return costs
 
 
 def training_memory(
