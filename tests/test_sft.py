@@ -245,7 +245,8 @@ def test_cards_say_what_was_taught_and_merge_checks_with_the_runs_chains(trained
     facts = {"base": tiny_student, "targets": "letters", "n_examples": result.examples, "merged": result.merged}
     facts |= {"settings": {"epochs": 8}, "sources": ["clinic"]}
     model, adapter = (write_sft_card(f, result.log, **facts).read_text() for f in (files.sft_model, files.sft_adapter))
-    assert "library_name: transformers" in model and f"Check of the merge: {result.merged}." in model and "adapter merged in" in model
+    assert "library_name: transformers" in model and "with a LoRA adapter merged in" in model
+    assert f"Check of the merge: {result.merged}." in model
     assert "library_name: peft" in adapter and "A LoRA adapter (rank 64" in adapter and "merged" not in adapter
     for card in (model, adapter):
         assert "fine-tuned on gold letters" in card and "This is a control of that method" in card
