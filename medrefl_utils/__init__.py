@@ -8,6 +8,7 @@ Each sub-package is a room of the pipeline with its public names: ``from medrefl
 - ``models``: loading and running models; the tiny student.
 - ``trees``: growing reasoning trees; step values V, solution values S, corrections and their action values A.
 - ``pairs``: preference pairs; writing and checking reflections.
+- ``knowledge``: knowledge graphs, entity linking, paths between question and answer (MedReason).
 - ``training``: the DPO loss, training a LoRA adapter, merging it.
 - ``evaluation``: protocols, scores and their statistics, self-correction, ablation.
 - ``views``: plots, explorers, tables and the report.

@@ -17,6 +17,7 @@ hypothesis.settings.load_profile("medrefl")
 ROOT = Path(__file__).parents[1]
 MINUTES = (
     "test_smollm2",
+    "test_chain_smollm2",
     "test_pipeline",
     "test_faults",
     "test_browser",

@@ -67,7 +67,7 @@ def test_the_card_tells_data_settings_figures_and_licences(adapter, tiny_student
 
 
 def test_the_merged_model_is_16_bit_and_says_what_base_and_adapter_say(adapter, tiny_student, tmp_path):
-    agreement = merge_adapter(adapter, tmp_path / "merged", pairs=PAIRS)
+    agreement = merge_adapter(adapter, tmp_path / "merged", examples=PAIRS.assign(completion=PAIRS.chosen))
     assert agreement.same >= 0.98 and agreement.difference < 0.1 and agreement.tokens > 100
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     merged = load_model(str(tmp_path / "merged"), dtype=torch.float32)

@@ -15,9 +15,9 @@ import yaml
 from safetensors.torch import load_file
 
 from medrefl_utils.core import PAIRS, TRAINING, MedReflError, RunFiles, read_manifest, read_table, write_table
-from medrefl_utils.runs import STAGES, load_profile, notebook_parameters, training_settings
+from medrefl_utils.runs import STAGES, load_profile, notebook_parameters, training_settings, tuning_settings
 from medrefl_utils.runs.distributed_training import STAGE
-from medrefl_utils.training import DpoSettings, EfficiencySettings, dpo
+from medrefl_utils.training import DpoSettings, EfficiencySettings, SftSettings, dpo
 from tests.models import make_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +103,13 @@ def profile(name):
     return load_profile(ROOT / "params" / f"{name}.yaml", notebooks, root=ROOT).parameters
 
 
+def test_the_fine_tuning_profile_is_the_published_setting():
+    sft, economy, _ = tuning_settings(profile("medreason_8b_sft")["09_sft_lora_4bit"], RunFiles(Path("runs/x")))
+    published = SftSettings(full_finetuning=True, quantization="none", batch_size=1, gradient_accumulation=128)
+    assert sft == published  # whose other defaults are the published ones
+    assert economy.optimizer == "adamw" and economy.compute_dtype == "bf16"
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_profiles_are_the_published_setting(name):
     values = profile(name)[STAGE]
@@ -124,7 +131,7 @@ def test_the_colab_profiles_keep_the_effective_batch_and_the_method(name):
     assert economy.compute_dtype == ("fp16" if name == "colab_t4" else "bf16")
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, *COLAB])
+@pytest.mark.parametrize("name", [*PUBLISHED, *COLAB, "medreason_8b_sft"])
 def test_every_value_of_a_profile_has_its_source(name):
     for line in (ROOT / "params" / f"{name}.yaml").read_text().splitlines():
         key = line.strip().split(":")[0]

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.faults.suite import (
+    CHAINS,
+    STAGES,
     Outcome,
     Place,
     Series,
@@ -35,7 +37,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def places(checkout) -> list[Place]:
-    return prepare(checkout, upto=EVALUATION)
+    return prepare(checkout, [stage for stage in STAGES if stage <= EVALUATION or stage == CHAINS])
 
 
 @pytest.fixture
@@ -51,10 +53,10 @@ def as_undisturbed(series: Series) -> bool:
 
 
 def test_stages_killed_at_random_moments_make_what_undisturbed_ones_make(checkout, places):
-    chosen = [place for place in places if place.endpoint or place.stage in ("04_dpo_lora_4bit", EVALUATION)]
-    outcomes = list(run_suite(checkout, chosen, kills=4, seed=0, in_a_row=1))
+    chosen = [place for place in places if place.endpoint or place.stage in ("04_dpo_lora_4bit", EVALUATION, CHAINS)]
+    outcomes = list(run_suite(checkout, chosen, kills=len(chosen), seed=0, in_a_row=1))
     total = sum((outcome for _, outcome in outcomes), Outcome())
-    assert (total.kills, total.repeated, total.lost, total.doubled, total.differences) == (4, 0, 0, 0, [])
+    assert (total.kills, total.repeated, total.lost, total.doubled, total.differences) == (6, 0, 0, 0, [])
 
 
 def test_the_comparison_finds_what_is_lost_doubled_and_changed(places, tmp_path):

@@ -23,6 +23,7 @@ from medrefl_utils.models import (
     ModelShape,
     changes_that_fit,
     fit_training,
+    longest_chains,
     longest_pairs,
     predict_training,
     rows_that_fit,
@@ -147,6 +148,76 @@ def test_the_peak_of_a_step_is_what_torch_takes(autocast, checkpointing, layers,
     gradients = 4 * ModelShape.of(config).adapter(8)
     # To the safe side, if at all.
     assert 0.95 < (found.activations + found.working + gradients) / counted.most < 1.15
+
+
+def causal(model, tokens, rows, *, autocast):
+    """A forward pass as fine-tuning makes it: causal attention, and padding where there are several rows."""
+    context = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
+    mask = torch.ones(rows, tokens, dtype=torch.long)
+    mask[1:, -tokens // 4 :] = 0
+    ids = torch.randint(0, 97, (rows, tokens))
+    with context:
+        return model.model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("full", [True, False], ids=["full", "adapter"])
+def test_the_peak_of_a_fine_tunings_step_is_what_torch_takes(autocast, checkpointing, full):
+    """One row, as the longest batch of a large model has. The optimizer's states are not counted here."""
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=512, intermediate_size=1792, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    if full:
+        torch.manual_seed(0)
+        model = base = LlamaForCausalLM(config).train()
+    else:
+        model = tuned(config, 8, autocast=autocast)
+        base = model.get_base_model()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    casting = contextlib.nullcontext() if full else disable_input_dtype_casting(model, active=autocast)
+    with Counted(model.parameters()) as counted, casting:
+        causal(base, 1024, 1, autocast=autocast).float().pow(2).mean().backward()
+    settings = SETTINGS | {"quantization": "none", "lora_rank": 8, "gradient_checkpointing": checkpointing}
+    shape, width = ModelShape.of(config), 2 if autocast else 4
+    found = predict_training(shape, longest_chains(1024, 1), settings=settings | {"full_finetuning": full}, width=width)
+    gradients = 4 * (shape.weights if full else shape.adapter(8))
+    copies = found.weights - 4 * shape.weights if full else 0
+    assert 0.95 < (found.activations + found.working + gradients + copies) / counted.most < 1.2
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_padded_rows_of_a_fine_tuning_keep_a_mask_in_each_layer(checkpointing):
+    config = LlamaConfig(**{**SMALL.to_dict(), "num_hidden_layers": 6})
+    model = tuned(config, 2, autocast=False)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    with Counted(model.parameters()) as counted:
+        causal(model.get_base_model(), 1024, 2, autocast=False).pow(2).mean().backward()
+    settings = SETTINGS | {"quantization": "none", "lora_rank": 2, "gradient_checkpointing": checkpointing}
+    settings |= {"batch_size": 2, "full_finetuning": False}
+    found = predict_training(ModelShape.of(config), longest_chains(1024, 2), settings=settings, width=4)
+    assert 0.95 < (found.activations + found.working) / counted.most < 1.6
+
+
+def test_a_full_fine_tuning_takes_16_bytes_a_weight():
+    """By hand: 4 of the weight, 4 of its gradient, 8 of AdamW's states, and 2 of the 16-bit copy of linear maps."""
+    shape = ModelShape.of(LLAMA_8B)
+    settings = SETTINGS | {"full_finetuning": True, "quantization": "none", "optimizer": "adamw"}
+    found = predict_training(shape, longest_chains(8192, 1), settings=settings)
+    assert found.weights == 4 * shape.weights + 2 * shape.linear_weights and found.adapter == 12 * shape.weights
+    small = predict_training(shape, longest_chains(8192, 1), settings=settings | {"optimizer": "paged_adamw_8bit"})
+    assert small.adapter == 6 * shape.weights
+    fit = fit_training(
+        shape, longest_chains(8192, 4), settings=settings | {"batch_size": 4, "compute_dtype": "bf16"}, card=80
+    )
+    assert fit.changes == {"batch_size": 1, "gradient_accumulation": 256, "full_finetuning": False}
+    told = memory_advice(shape, longest_chains(900, 1), settings=SETTINGS | {"full_finetuning": False}, gib=80)
+    assert told == "set max_length to 674: longer chains are left out"
 
 
 def test_weights_are_counted_as_the_models_have_them():
@@ -370,6 +441,16 @@ def test_what_the_colab_profiles_say_of_memory_is_what_is_predicted(name, root):
     assert set(peaks) == {gib(limit)} and without == [gib(limit, gradient_checkpointing=False)]
     assert set(re.findall(r"published 5000 is predicted at (\S+) of", text)) <= {gib(5000)}
     assert float(gib(limit)) <= float(re.search(r"Needs a GPU of (\d+) GiB", text)[1])
+
+
+def test_what_the_fine_tuning_profile_says_of_memory_is_what_is_predicted(root):
+    text = (root / "params" / "medreason_8b_sft.yaml").read_text()
+    values = SETTINGS | {k: v for k, v in yaml.safe_load(text)["09_sft_lora_4bit"].items() if k != "compute_dtype"}
+    chains = longest_chains(values["max_length"], values["batch_size"])
+    told = re.search(r"predicted to need (\d+) GiB on one GPU.*On a GPU of (\d+) GiB", text, re.DOTALL)
+    shape, small = ModelShape.of(LLAMA_8B), {"full_finetuning": False, "quantization": "nf4"}
+    assert f"{predict_training(shape, chains, settings=values).gib:.0f}" == told[1]
+    assert predict_training(shape, chains, settings=values | small).gib < float(told[2])
 
 
 def test_rows_that_fit_follow_the_memory_and_what_a_row_takes():

@@ -93,7 +93,7 @@ def from_rollout_to_merge(base: Path, out: Path, quantization: str) -> None:
     check_adapter_base(adapter, str(base))
     tuned = LocalGenerator(str(base), quantization=quantization, adapter=adapter)
     assert len(tuned.expand([Prefix(PROMPT)], 2, "line", Sampling(max_tokens=4), [[1, 2]])[0]) == 2
-    agreement = merge_adapter(adapter, out / "merged", base=str(base), pairs=PAIRS)
+    agreement = merge_adapter(adapter, out / "merged", base=str(base), examples=PAIRS.assign(completion=PAIRS.chosen))
     assert agreement.same >= 0.95
     merged, expected, base_alone = logits(out / "merged"), logits(base, adapter=adapter), logits(base)
     assert (merged - expected).abs().mean() < 0.1 * (base_alone - expected).abs().mean()
@@ -118,7 +118,7 @@ def test_a_4_bit_base_keeps_its_weights_in_4_bit_and_is_dequantized_with_none(wh
 def test_the_card_of_a_merged_4_bit_base_says_so(four_bit, tmp_path):
     adapter = train(four_bit, tmp_path / "adapter", "nf4")
     (adapter / "README.md").write_text("library_name: peft\n")
-    merge_adapter(adapter, tmp_path / "merged", base=str(four_bit), pairs=PAIRS)
+    merge_adapter(adapter, tmp_path / "merged", base=str(four_bit), examples=PAIRS.assign(completion=PAIRS.chosen))
     assert "This is the dequantized 4-bit base with the adapter" in (tmp_path / "merged" / "README.md").read_text()
 
 

@@ -15,7 +15,7 @@ from medrefl_utils.models.generators import opening
 from medrefl_utils.pairs import lengths, pair_table
 from medrefl_utils.runs import STAGES, limit_of, notebook_parameters
 from medrefl_utils.runs.parameter_limits import LIMITS, NOTEBOOK_LIMITS
-from medrefl_utils.training import dpo, health_checks
+from medrefl_utils.training import dpo, health_checks, settings
 from medrefl_utils.trees import search
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -46,7 +46,7 @@ def test_no_limit_is_of_a_parameter_that_there_is_not() -> None:
         ("steps", steps.STEP_KINDS),
         ("overlong_pairs", lengths.OVERLONG_PAIRS),
         ("answer_format", prompts.FORMS),
-        ("compute_dtype", ("auto", *dpo.DTYPES)),
+        ("compute_dtype", ("auto", *settings.DTYPES)),
         ("kinds", pair_table.PAIR_KINDS),
         ("protocols", protocols.PROTOCOLS),
         ("stop_on", health_checks.KINDS),

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from medrefl_utils.core import MedReflError
-from medrefl_utils.runs import STAGES, Parameter, load_profile, notebook_parameters
+from medrefl_utils.runs import STAGES, Parameter, Profile, load_profile, notebook_parameters
 from medrefl_utils.runs.profile_yaml import parse
 from medrefl_utils.runs.profiles import matching_names
 from medrefl_utils.runs.renamed_parameters import RENAMED
-from medrefl_utils.runs.stages import FOLLOWS
+from medrefl_utils.runs.stages import CONTINUES, FOLLOWS
 from tests import toy
 from tests.conftest import ROOT
 
@@ -173,11 +173,13 @@ def test_decimal_numbers_are_read_as_they_look() -> None:
         ("04", ["04_dpo_lora_4bit"]),
         ("4", ["04_dpo_lora_4bit"]),
         ("04_dpo", ["04_dpo_lora_4bit"]),
-        ("lora", ["04_dpo_lora_4bit"]),
+        ("dpo", ["04_dpo_lora_4bit"]),
+        ("lora", ["09_sft_lora_4bit", "04_dpo_lora_4bit"]),
         ("report", ["06_report"]),
         ("01_tree_rollout", ["01_tree_rollout"]),
         ("0", [s for s in (stage.name for stage in STAGES)]),
-        ("9", []),
+        ("9", ["09_sft_lora_4bit"]),
+        ("10", []),
         ("train", []),
         ("", []),
         ("ti", ["02_step_valuation", "03_pair_construction", "05_benchmark_evaluation", "07_ablation"]),
@@ -314,3 +316,66 @@ def test_a_choice_may_be_written_as_a_number(tmp_path: Path) -> None:
     path = toy.profile(tmp_path, {"shared": {"run": "x", "answer_base": 2}})
     with pytest.raises(MedReflError, match="found 2 .* expected str"):
         load_profile(path, notebooks, root=ROOT)
+
+
+TUNED = "runs/x/sft_model"
+
+
+def tuning(root: Path, content: dict, *overrides: str) -> Profile:
+    notebooks = {stage.name: ROOT / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
+    stages = {"stages": ["08_knowledge_chains", "09_sft_lora_4bit", "01_tree_rollout", "06_report"]}
+    path = toy.profile(root, stages | {"shared": {"run": "x", "model": "org/base"}} | content)
+    return load_profile(path, notebooks, root=ROOT, overrides=overrides, follows=FOLLOWS, continues=CONTINUES)
+
+
+def test_later_notebooks_continue_from_the_fine_tuned_model_unless_their_own_section_names_one(tmp_path: Path) -> None:
+    own = {"03_pair_construction": {"model": "org/writer"}}
+    found = tuning(tmp_path, {"continue_from": "09_sft_lora_4bit", "baseline": True} | own)
+    models = {stage: values["model"] for stage, values in found.parameters.items() if "model" in values}
+    assert models == {
+        "08_knowledge_chains": "org/base", "09_sft_lora_4bit": "org/base", "01_tree_rollout": TUNED,
+        "03_pair_construction": "org/writer", "04_dpo_lora_4bit": TUNED, "05_benchmark_evaluation": TUNED,
+        "07_ablation": TUNED,
+    }  # fmt: skip
+    assert (found.tuned, found.original, found.baseline) == (TUNED, "org/base", "x_baseline")
+    assert found.parameters["06_report"]["baseline"] == "runs/x_baseline"
+    beside = found.of_baseline(["01_tree_rollout", "03_pair_construction"])
+    assert beside["01_tree_rollout"] == found.parameters["01_tree_rollout"] | {
+        "model": "org/base",
+        "run": "runs/x_baseline",
+    }
+    assert beside["03_pair_construction"]["model"] == "org/writer"
+    assert found.before_tuning(tmp_path)["01_tree_rollout"]["model"] == "org/base"
+    (tmp_path / TUNED).mkdir(parents=True)
+    assert found.before_tuning(tmp_path)["01_tree_rollout"]["model"] == TUNED
+
+
+def test_own_chains_come_from_the_baselines_trees_unless_the_profile_names_a_run(tmp_path: Path) -> None:
+    both = {"continue_from": "09_sft_lora_4bit", "baseline": True}
+    for overrides, expected in (
+        ((), ""), (("09.targets=own",), "runs/x_baseline"), (("09.targets=own", "09.own_run=runs/y"), "runs/y"),
+    ):  # fmt: skip
+        assert tuning(tmp_path, both, *overrides).parameters["09_sft_lora_4bit"]["own_run"] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"continue_from": "08_knowledge_chains"}, "'continue_from' holds '08_knowledge_chains', expected 09_sft_lora"),
+        ({"continue_from": 9}, "'continue_from' holds 9, expected 09_sft_lora_4bit"),
+        (
+            {"continue_from": "09_sft_lora_4bit", "stages": ["01_tree_rollout"]},
+            "which 'stages' leaves out: add it there",
+        ),
+        ({"baseline": True}, "'baseline' is true, which needs 'continue_from'"),
+        (
+            {"continue_from": "09_sft_lora_4bit", "baseline": "maybe"},
+            "'baseline' holds 'maybe', expected true or false",
+        ),
+        ({"contnue_from": "x"}, "holds 'x', expected key: value lines (did you mean 'continue_from'?)"),
+    ],
+)
+def test_a_wrong_continuation_is_one_line(content: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(MedReflError) as caught:
+        tuning(tmp_path, content)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

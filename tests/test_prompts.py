@@ -25,6 +25,16 @@ def test_no_prompt_holds_the_key():
         assert "Answer: B" not in message["content"] and "gold" not in message["content"]
 
 
+def test_a_chains_writer_is_told_the_right_option_only_if_wanted():
+    for answer_in_prompt in (True, False):
+        [chain] = prompts.reasoning_chain(QUESTION, ["cough -[x]-> rest "], answer_in_prompt=answer_in_prompt)
+        [choice] = prompts.choose_paths(QUESTION, ["a", "b"], 1, answer_in_prompt=answer_in_prompt)
+        for text in (chain["content"], choice["content"]):
+            assert ("The right option is B" in text) == answer_in_prompt
+    assert "[1] cough -[x]-> rest\n" in chain["content"] and "Answer: X" in chain["content"]
+    assert "[1] a\n[2] b\n" in choice["content"] and "at most 1 of them" in choice["content"]
+
+
 def test_reflection_names_the_five_parts_in_order_and_the_steps():
     [message] = prompts.reflection(QUESTION, [], ["Step 1: b"], ["Step 1: c", "Answer: B"])
     text = message["content"]

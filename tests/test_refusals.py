@@ -266,7 +266,7 @@ CASES: list[Case] = [
         "stages",
         "stages: [[1]]\n",
         (
-            "'stages' names [1], which is not a notebook, expected one of 01_tree_rollout, "
+            "'stages' names [1], which is not a notebook, expected one of 08_knowledge_chains, 01_tree_rollout, "
             "02_step_valuation, 03_pair_construction, 04_dpo_lora_4bit, 05_benchmark_evaluation, "
             "06_report, 07_ablation"
         ),

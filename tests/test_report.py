@@ -12,6 +12,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from medrefl_utils.core import (
+    CHAINS,
     PAIRS,
     QUESTIONS,
     RESPONSES,
@@ -210,6 +211,26 @@ def test_hostile_text_is_shown_as_text(run: RunFiles) -> None:
     assert page.text.count(IMAGE) >= 4
     assert "{{ 7 * 7 }}" in page.text and "49 " not in page.text
     assert "\x07" not in page.text and "\ufffdend" in page.text
+
+
+def test_knowledge_chains_have_a_section_where_a_run_has_them(run: RunFiles) -> None:
+    assert not any(a["id"] == "chains" for a in page_of(run).all("section"))
+    row = {name: None for name in CHAINS.names} | {
+        **{"question_id": "q1", "gold": "A", "entities": [], "paths": ["rash <-[presents]- korvosis"], "faults": []},
+        **{"pairs": 2, "connected": 1, "n_paths": 3, "replies": [], "named_early": False, "kept": True},
+        **{"chain": f"A rash suggests {HOSTILE}.\nIt is treated with zelorin.", "conclusion": "Answer: A"},
+        **{"n_steps": 2, "support": ["supported", "unknown"], "supported": 1, "contradicted": 0, "unknown": 1},
+        **{"pass_with": 0.75, "pass_without": 0.5, "pass_other": 0.25},
+        "prompt": [{"role": "user", "content": IMAGE}],
+        "completion": [{"role": "assistant", "content": "Answer: A"}],
+    }
+    write_table(run.chains, pd.DataFrame([row]), CHAINS)
+    page = page_of(run)
+    assert page.balanced and any(a["id"] == "chains" for a in page.all("section")) and not page.all("script")
+    told = " ".join(page.text.split())
+    for text in ("chains kept 1 of 1", "calls supported 50.0%", "with its chain 75.0%", "without a chain 50.0%"):
+        assert text in told
+    assert f"Step 1: A rash suggests {SCRIPT}" in told and "Step 2: It is treated with zelorin. unknown" in told
 
 
 def test_what_was_run_and_what_came_of_it(run: RunFiles) -> None:

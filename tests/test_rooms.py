@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = sorted(path.parent.name for path in (ROOT / "medrefl_utils").glob("*/__init__.py"))
-LIGHT = ("core", "exam", "trees", "pairs", "training", "evaluation", "models", "views", "runs")
+LIGHT = ("core", "exam", "trees", "pairs", "knowledge", "training", "evaluation", "models", "views", "runs")
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "matplotlib", "papermill", "IPython", "ray")
 
 

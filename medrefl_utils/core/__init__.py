@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "records": ["LETTERS", "Answer", "Continuation", "Question", "Sampling"],
         "schemas": [
             "ABLATION",
+            "CHAINS",
             "CONTINUATIONS",
             "OVERLAPS",
             "PAIRS",
@@ -26,7 +27,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "SCORES",
             "SCREENING",
             "SELF_CORRECTION",
+            "SFT_TRAINING",
             "STEPS",
+            "TAUGHT",
             "TRAINING",
             "VALUES",
             "describe",

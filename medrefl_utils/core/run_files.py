@@ -87,6 +87,32 @@ class RunFiles:
         return self.root / "arms"
 
     @property
+    def chains(self) -> Path:
+        return self.root / "chains.parquet"
+
+    @property
+    def chain_overlaps(self) -> Path:
+        return self.root / "chain_overlaps.parquet"
+
+    @property
+    def chain_exports(self) -> Path:
+        return self.root / "chain_exports"
+
+    @property
+    def sft_adapter(self) -> Path:
+        """Adapter of the fine-tuning; a full fine-tuning has none."""
+        return self.root / "sft_adapter"
+
+    @property
+    def sft_model(self) -> Path:
+        """The fine-tuned model: the base with the adapter merged in, or the model of a full fine-tuning."""
+        return self.root / "sft_model"
+
+    @property
+    def sft_training(self) -> Path:
+        return self.root / "sft_training.parquet"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
 

@@ -132,6 +132,17 @@ TRAINING = _schema(
     held_out_accuracy=(pa.float64(), "reward accuracy of the held-out pairs"),
 )
 
+SFT_TRAINING = _schema(
+    step=(pa.int32(), "optimizer step, from 1"),
+    loss=(pa.float64(), "mean cross-entropy of the step's response tokens, nats per token"),
+    accuracy=(pa.float64(), "token accuracy: share of the response tokens that the model ranks first"),
+    entropy=(pa.float64(), "mean entropy of the model's next token on the responses, nats"),
+    grad_norm=(pa.float64(), "gradient norm before clipping"),
+    learning_rate=(pa.float64(), "learning rate of the step"),
+    held_out_loss=(pa.float64(), "loss of the held-out chains after the step; NaN where it was not measured"),
+    held_out_accuracy=(pa.float64(), "token accuracy of the held-out chains"),
+)
+
 REFERENCES = _schema(
     pair=(pa.string(), "hash of the pair's token ids"),
     chosen=(pa.float64(), "log-probability of the chosen response under the base, nats"),
@@ -262,6 +273,62 @@ ABLATION = _schema(
     breaks_low=(pa.float64(), "95% interval, bootstrap over questions"),
     breaks_high=(pa.float64(), "95% interval, bootstrap over questions"),
 )
+
+
+_ENTITY = pa.struct(
+    [
+        ("side", pa.string()),
+        ("text", pa.string()),
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("type", pa.string()),
+        ("id", pa.string()),
+        ("name", pa.string()),
+        ("rule", pa.string()),
+        ("score", pa.float64()),
+        ("negated", pa.bool_()),
+    ]
+)
+
+CHAINS = _schema(
+    question_id=(pa.string(), "the question; every question asked for has one row"),
+    source=(pa.string(), "the question's source: a benchmark's name, a file or a hub id"),
+    gold=(pa.string(), "the gold letter"),
+    entities=(
+        pa.list_(_ENTITY),
+        "linked entities: side (question, or the letter of an option), text with its place in stem or option, and node",
+    ),
+    pairs=(pa.int32(), "pairs of a question entity and an answer entity"),
+    connected=(pa.int32(), "pairs with a path within the limits"),
+    n_paths=(pa.int32(), "shortest paths of all pairs, before the choice"),
+    paths=(pa.list_(pa.string()), "the chosen paths as text, with all their relations"),
+    writer_prompt=(pa.string(), "the prompt to the model that writes chains; null where a rule writes"),
+    replies=(pa.list_(pa.string()), "its raw replies, one per attempt"),
+    faults=(pa.list_(pa.string()), "the reason for refusing each refused attempt"),
+    named_early=(pa.bool_(), "the first attempt names the answer before its conclusion; null without a chain"),
+    chain=(pa.string(), "the reasoning, one step per line, without its conclusion; null where there is none"),
+    conclusion=(pa.string(), "the conclusion, which the filter cuts off"),
+    n_steps=(pa.int32(), "number of steps of the chain"),
+    support=(pa.list_(pa.string()), "for each step what the graph says: supported, contradicted or unknown"),
+    supported=(pa.int32(), "number of supported steps"),
+    contradicted=(pa.int32(), "number of contradicted steps"),
+    unknown=(pa.int32(), "number of steps that the graph does not know"),
+    pass_with=(pa.float64(), "share of the filter's answers that are right after the chain; NaN without a filter"),
+    pass_without=(pa.float64(), "the same without a chain"),
+    pass_other=(pa.float64(), "the same after another question's chain"),
+    kept=(pa.bool_(), "the chain is a row of the training data"),
+    reason=(pa.string(), "why it is not; null for a kept chain"),
+    prompt=(_MESSAGES, "chat messages that ask the question, as training and evaluation do"),
+    completion=(
+        _MESSAGES,
+        "one assistant message: the chain and its conclusion in the chosen format; null without one",
+    ),
+)
+
+TAUGHT = pa.schema(
+    [CHAINS.field(name) for name in ("question_id", "source", "gold", "kept", "reason", "prompt", "completion")]
+)
+"""The columns of CHAINS that fine-tuning reads."""
 
 
 def describe(schema: pa.Schema) -> str:

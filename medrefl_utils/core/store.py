@@ -43,6 +43,11 @@ MADE_BY: Mapping[str, str] = {
     "report": "06_report",
     "arms": "07_ablation",
     "ablation": "07_ablation",
+    "chains": "08_knowledge_chains",
+    "chain_overlaps": "08_knowledge_chains",
+    "chain_exports": "08_knowledge_chains",
+    "sft_model": "09_sft_lora_4bit",
+    "sft_training": "09_sft_lora_4bit",
 }
 """{artifact, a name of ``RunFiles``: the notebook that makes it}"""
 

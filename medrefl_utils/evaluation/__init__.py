@@ -2,7 +2,8 @@
 
 In: questions and the generators of base and adapter, or existing responses. Out: a table of responses (``evaluate``,
 ``read_responses``), scores with paired intervals and exact tests (``score_responses``), repair rate and fake reflection
-rate (``self_correction_rates``), and the ablation of the kinds of pairs (``ablation_results``).
+rate (``self_correction_rates``), the ablation of the kinds of pairs (``ablation_results``), and the comparison of both
+methods on both bases (``compare_bases``).
 """
 
 import lazy_loader
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "by_gold_position",
             "detectable_gain",
             "holm",
+            "interaction_interval",
             "mcnemar_exact",
             "paired_gain",
             "response_rates",
@@ -33,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "self_correction": ["continue_from", "example_continuations", "starting_points"],
         "correction_rates": ["PLACES", "reconsiders", "self_correction_rates"],
+        "composition": ["COMPOSITION_ARMS", "compare_bases"],
         "scoring": ["clinic_questions", "compare_runs", "read_responses"],
         "ablation": ["ablation_results", "draw_equal_arms", "evaluate_arm", "train_arm"],
     },

@@ -26,7 +26,8 @@ from medrefl_utils.evaluation.self_correction import continue_from
 from medrefl_utils.evaluation.statistics import score_responses
 from medrefl_utils.models.generators.interface import Generator
 from medrefl_utils.pairs.pair_table import select_kinds
-from medrefl_utils.training.dpo import DpoSettings, MonitorSettings, train_dpo
+from medrefl_utils.training.dpo import DpoSettings, train_dpo
+from medrefl_utils.training.settings import MonitorSettings
 
 
 def draw_equal_arms(pairs: pd.DataFrame, arms: Sequence[str], *, n: int = 0, seed: int = 0) -> dict[str, pd.DataFrame]:

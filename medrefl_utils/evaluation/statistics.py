@@ -107,6 +107,26 @@ def paired_gain(
     return _bootstrap(other.astype(float) - base, clusters, n_boot, seed, bounds=(-1.0, 1.0))
 
 
+def interaction_interval(
+    base: Sequence[bool],
+    first: Sequence[bool],
+    second: Sequence[bool],
+    both: Sequence[bool],
+    clusters: Sequence[Hashable] | None = None,
+    n_boot: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Return what two changes gain together beyond the sum of their single gains, with its 95% paired interval.
+
+    The estimate is (both - first) - (second - base), in accuracy. Other arguments as in ``accuracy_interval``; entry i
+    of all belongs to the same question and run.
+    """
+    one, two = _paired(base, second)
+    three, four = _paired(first, both)
+    scores = (four.astype(float) - three) - (two.astype(float) - one)
+    return _bootstrap(scores, clusters, n_boot, seed, bounds=(-2.0, 2.0))
+
+
 def _paired(base: Sequence[bool], other: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
     if len(base) != len(other) or not len(base):
         raise MedReflError(

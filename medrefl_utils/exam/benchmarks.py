@@ -62,6 +62,21 @@ class Benchmark(BaseModel):
     published: dict[str, tuple[Share, Share]] = {}
 
 
+class MedReasonRow(BaseModel):
+    """A row of MedReason's published results: accuracy in percent of a base, and of the base fine-tuned on its chains.
+
+    ``benchmark`` is a name of the registry, or words for what the registry does not have, such as a mean. ``base`` is
+    None where the original model's accuracy is not published.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    benchmark: str
+    model: str
+    base: Share | None = None
+    tuned: Share
+
+
 class TrainedOn(BaseModel):
     """Rows of benchmarks that a published model was trained on.
 
@@ -98,6 +113,7 @@ class Registry(BaseModel):
     benchmarks: dict[str, Benchmark]
     models: dict[str, list[str]]
     trained_on: dict[str, list[TrainedOn]] = {}
+    medreason: list[MedReasonRow] = []
 
     @model_validator(mode="after")
     def _known(self) -> Registry:

@@ -69,6 +69,26 @@ def read_answer(question: Question, response: str) -> Messages:
     )
 
 
+def extract_entities(text: str, types: Sequence[str]) -> Messages:
+    """Ask for the medical entities that a text names, one per line with its type."""
+    return _user(
+        f"Text:\n<text>\n{text.strip()}\n</text>\n\n"
+        f"Which medical entities does this text name? The types are: {', '.join(types)}. Copy the words of each entity "
+        'exactly as they stand in the text. Reply with one line per entity, "words | type", and nothing else; or with '
+        'the line "none".'
+    )
+
+
+def choose_entity(text: str, words: str, names: Sequence[str]) -> Messages:
+    """Ask which of the numbered names means the same as words of a text."""
+    return _user(
+        f"Text:\n<text>\n{text.strip()}\n</text>\n\n"
+        f"Names:\n{_numbered(names)}\n\n"
+        f'Which name means the same as "{words}" in this text? Reply with one line, "Same: n", n its number in '
+        'brackets; or "Same: none".'
+    )
+
+
 def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], right: Sequence[str]) -> Messages:
     """Ask for the five-part reflection that leads from ``wrong`` to ``right`` steps, after the ``public`` steps."""
     return _user(
@@ -126,10 +146,9 @@ def judge(question: Question, chain: Sequence[str]) -> Messages:
 
 def locate(question: Question, chain: Sequence[str]) -> Messages:
     """Ask for the first wrong step of a chain that ends at a wrong answer."""
-    numbered = "\n".join(f"[{number}] {step.strip()}" for number, step in enumerate(chain, 1))
     return _user(
         f"{question_block(question)}\n\n"
-        f"This reasoning ends at a wrong answer:\n{numbered}\n\n"
+        f"This reasoning ends at a wrong answer:\n{_numbered(chain)}\n\n"
         'Which step is the first that goes wrong? Reply with one line, "First wrong step: n", n its number in brackets.'
     )
 
@@ -145,6 +164,31 @@ def thinker(question: Question, chain: Sequence[str]) -> Messages:
     )
 
 
+def reasoning_chain(question: Question, paths: Sequence[str], *, answer_in_prompt: bool) -> Messages:
+    """Ask for a chain of reasoning along paths of a knowledge graph, as if the writer had found them itself."""
+    answer = f"The right option is {question.gold}. {question.options[question.gold]}\n\n" if answer_in_prompt else ""
+    return _user(
+        f"{question_block(question)}\n\n{answer}"
+        f"Connections:\n{_numbered(paths)}\n\n"
+        "Write the reasoning of an expert who works this question out alone, in numbered steps, one line each, "
+        'beginning with "Step 1:". First say which findings of the question matter, and recall the connections that '
+        "lead on from them; leave out what does not help. Then weigh the options by these reasons. Give every reason "
+        'before the option that it speaks for. End with the line "Answer: X", where X is the letter of the best '
+        "option. Write as from your own knowledge: do not mention that connections or a right option were shown."
+    )
+
+
+def choose_paths(question: Question, paths: Sequence[str], most: int, *, answer_in_prompt: bool) -> Messages:
+    """Ask which of the numbered paths help most to answer a question, by their numbers."""
+    answer = f"The right option is {question.gold}. {question.options[question.gold]}\n\n" if answer_in_prompt else ""
+    return _user(
+        f"{question_block(question)}\n\n{answer}"
+        f"Connections:\n{_numbered(paths)}\n\n"
+        "Which connections help most to reason from the question to the right option? Reply with one line, "
+        f'"Chosen: n, n", with the numbers of at most {most} of them, the best first; or "Chosen: none".'
+    )
+
+
 def version() -> str:
     """Return a hash of this module's source; the manifest records it, so that a changed prompt is visible."""
     return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]
@@ -156,3 +200,7 @@ def _user(content: str) -> Messages:
 
 def _lines(steps: Sequence[str]) -> str:
     return "\n".join(step.strip() for step in steps) or "(none)"
+
+
+def _numbered(texts: Sequence[str]) -> str:
+    return "\n".join(f"[{number}] {text.strip()}" for number, text in enumerate(texts, 1))

@@ -40,7 +40,10 @@ MOST_ROWS = 1024
 
 @dataclass(frozen=True)
 class Memory:
-    """Predicted peak memory of a training in bytes, by purpose."""
+    """Predicted peak memory of a training in bytes, by purpose.
+
+    ``adapter``: the trained weights' gradients and optimizer states, and under LoRA the adapter itself.
+    """
 
     weights: float
     adapter: float
@@ -57,7 +60,8 @@ class Memory:
 def kept_per_token(shape: ModelShape, rank: int, width: int) -> int:
     """Return the bytes that a layer keeps per token for the backward pass, without gradient checkpointing.
 
-    ``width``: bytes per number of the computation: 2 under autocast to 16 bit, else 4.
+    ``rank``: of the LoRA; 0 for a full fine-tuning. ``width``: bytes per number of the computation: 2 under autocast to
+    16 bit, else 4.
     """
     q, h, m = shape.heads * shape.head_dim, shape.hidden, shape.intermediate
     norms = 2 * 4 * h  # RMSNorm computes in 32 bit
@@ -71,21 +75,26 @@ def kept_per_token(shape: ModelShape, rank: int, width: int) -> int:
 def predict_training(
     shape: ModelShape, lengths: pd.DataFrame, *, settings: Mapping[str, Any], width: int = 2
 ) -> Memory:
-    """Predict the peak memory of training on pairs of these lengths.
+    """Predict the peak memory of training on pairs or chains of these lengths.
 
     Args:
         shape: shape of the base.
         lengths: ``prompt_tokens``, ``chosen_tokens``, ``rejected_tokens`` of the pairs (columns of
             ``schemas.PAIRS``). ``shared_tokens``, the number of tokens that both sides begin with, is optional; it
-            counts as 0 where it is missing.
-        settings: the parameters of 04_dpo_lora_4bit by name: quantization, lora_rank, batch_size, max_length,
-            shared_prefix, gradient_checkpointing, activation_offloading, optimizer.
+            counts as 0 where it is missing. Of chains: ``prompt_tokens``, ``completion_tokens``.
+        settings: the parameters of 04_dpo_lora_4bit or 09_sft_lora_4bit by name: quantization, lora_rank, batch_size,
+            max_length, shared_prefix (04), full_finetuning (09), gradient_checkpointing, activation_offloading,
+            optimizer.
         width: bytes per number of the computation: 2 (bf16, fp16) or 4 (fp32).
     """
-    rank = settings["lora_rank"]
+    full = settings.get("full_finetuning", False)
+    rank = 0 if full else settings["lora_rank"]
     rows, longest = _largest_batch(lengths, settings)
     tokens = rows * longest
-    weights = _weights(shape, settings["quantization"], width)
+    # A full fine-tuning keeps its weights in 32 bit; autocast keeps a 16-bit copy of the linear maps for the backward
+    # pass.
+    copies = width * (shape.linear_weights if width < 4 else 0)
+    weights = 4 * shape.weights + copies if full else _weights(shape, settings["quantization"], width)
     states = 2 if settings["optimizer"] == "paged_adamw_8bit" else 8
     kept = kept_per_token(shape, rank, width) * tokens
     border = width * shape.hidden * tokens
@@ -100,11 +109,14 @@ def predict_training(
     # The backward pass of the gated map holds the gradients of both factors and one dequantized weight.
     dequantized = width * max(i * o for i, o in shape.linears) if settings["quantization"] == "nf4" else 0
     working = 2 * width * shape.intermediate * tokens + dequantized
-    mask = width * rows * longest**2  # one mask for all layers
+    # DPO with a shared prefix has one mask for all layers. A padded batch of chains has a boolean one, which each layer
+    # converts and keeps; a batch of one chain has none.
+    masks = 1 if "chosen_tokens" in lengths or settings["gradient_checkpointing"] else shape.layers
+    mask = 0 if "completion_tokens" in lengths and rows == 1 else masks * width * rows * longest**2
     head = 4 * shape.hidden * tokens + width * min(HEAD_TILE, tokens * shape.vocabulary)
     return Memory(
         weights=weights,
-        adapter=(4 + 4 + states) * shape.adapter(rank),
+        adapter=(4 + states) * shape.weights if full else (4 + 4 + states) * shape.adapter(rank),
         activations=activations + mask,
         working=max(working, head),
         context=CONTEXT,
@@ -183,7 +195,7 @@ def changes_that_fit(
 
     Empty where it fits unchanged; None where no change makes it fit. Changes come in this order: those that train the
     same (smaller batches at the same effective batch size, gradient checkpointing), then the 4-bit base, then a
-    shorter ``max_length``.
+    shorter ``max_length``. A full fine-tuning becomes one of an adapter before the base becomes 4-bit.
     """
     changed: dict[str, Any] = {}
     while predict_training(shape, lengths, settings={**settings, **changed}, width=width).gib > gib:
@@ -259,6 +271,11 @@ def longest_pairs(max_length: int, pairs: int) -> pd.DataFrame:
     return pd.DataFrame({"prompt_tokens": 0, "chosen_tokens": side, "rejected_tokens": side})
 
 
+def longest_chains(max_length: int, chains: int) -> pd.DataFrame:
+    """Return the lengths of the longest chains within ``max_length``, the token that ends a turn left out."""
+    return pd.DataFrame({"prompt_tokens": 0, "completion_tokens": [max_length - 1] * chains})
+
+
 def changes_text(changes: Mapping[str, Any]) -> str:
     """Return the result of ``changes_that_fit`` in words."""
     words = [f"{name} to {str(value).lower() if value is True else value}" for name, value in changes.items()]
@@ -277,10 +294,11 @@ def memory_advice(
         return changes_text(one)
     gib = card_gib() if gib is None else gib
     fitting = None if gib is None else longest_that_fits(shape, lengths, settings=settings, gib=gib)
-    longer_side = lengths[["chosen_tokens", "rejected_tokens"]].max(axis=1)
+    longer_side = lengths.drop(columns=["prompt_tokens", "shared_tokens"], errors="ignore").max(axis=1)
     longest = min(int((lengths["prompt_tokens"] + longer_side).max()), settings["max_length"])
     shorter = max(64, min(fitting or longest, longest * 3 // 4))
-    return f"{changes_text({'max_length': shorter})}: longer pairs are truncated, or left out by 03's"
+    told = "chains are left out" if "completion_tokens" in lengths else "pairs are truncated, or left out by 03's"
+    return f"{changes_text({'max_length': shorter})}: longer {told}"
 
 
 _TRAINS_THE_SAME = {"batch_size", "gradient_accumulation", "gradient_checkpointing"}
@@ -294,6 +312,8 @@ def _next_change(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {"batch_size": half, "gradient_accumulation": raised}
     if not settings["gradient_checkpointing"]:
         return {"gradient_checkpointing": True}
+    if settings.get("full_finetuning"):
+        return {"full_finetuning": False}
     return {"quantization": "nf4"} if settings["quantization"] == "none" else {}
 
 
@@ -305,8 +325,11 @@ def card_gib() -> float | None:
 
 
 def _largest_batch(lengths: pd.DataFrame, settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Return rows and padded tokens per row of the batch with the longest pairs."""
+    """Return rows and padded tokens per row of the batch with the longest pairs or chains."""
     prompt = lengths["prompt_tokens"].to_numpy()
+    if "completion_tokens" in lengths:
+        whole = prompt + lengths["completion_tokens"].to_numpy() + 1
+        return min(int(settings["batch_size"]), len(lengths)), int(min(whole.max(), settings["max_length"]))
     room = np.maximum(settings["max_length"] - prompt, 0)
     chosen, rejected = (np.minimum(lengths[f"{s}_tokens"].to_numpy() + 1, room) for s in ("chosen", "rejected"))
     size = min(int(settings["batch_size"]), len(lengths))

@@ -11,12 +11,11 @@ import pandas as pd
 import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from medrefl_utils import __version__
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import PAIRS
-from medrefl_utils.core.store import content_hash, write_table, write_text
-from medrefl_utils.exam.benchmarks import licence_of
+from medrefl_utils.core.store import write_table, write_text
+from medrefl_utils.exam.dataset_cards import card_facts
 
 TRL = "train.parquet"
 TRL_LINES = "train.jsonl"
@@ -93,8 +92,6 @@ def write_dataset_card(
     Returns:
         The card's path.
     """
-    used = {question.question_id: question.source for question in questions}
-    sources = pd.Series([used[name] for name in pairs["question_id"].unique()], dtype=object).value_counts()
     by_kind = [
         {
             "kind": kind,
@@ -109,24 +106,16 @@ def write_dataset_card(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    files = [{"name": name, "meaning": text, "hash": content_hash(folder / name)} for name, text in _MEANINGS.items()]
+    facts = card_facts(
+        folder, _MEANINGS, pairs["question_id"], questions, n_rows=len(pairs), models=models, licences=licences
+    )
     card = environment.get_template("exports.md.j2").render(
-        version=__version__,
         trl=TRL,
         n_pairs=len(pairs),
-        n_questions=pairs["question_id"].nunique(),
-        size_category=_size_category(len(pairs)),
         kinds=by_kind,
         dropped={reason.replace("_", " "): count for reason, count in dropped.items()},
-        sources=[
-            {"source": source, "count": count, "licence": licence_of(source, licences)}
-            for source, count in sources.items()
-        ],
-        models=[
-            {"part": part, "model": model, "licence": licence_of(model, licences)} for part, model in models.items()
-        ],
         settings=settings,
-        files=files,
+        **facts,
     )
     return write_text(folder / "README.md", card)
 
@@ -172,11 +161,6 @@ def _dataset_info() -> dict[str, Any]:
 
 def _messages(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return [dict(message) for message in messages]
-
-
-def _size_category(n: int) -> str:
-    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    return next((name for bound, name in bounds if n < bound), "n>1M")
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -32,7 +32,7 @@ def write_reflections(
         A table with the columns of REFLECTIONS in the order of the corrections, and the counts. Faults:
         ``reflection_`` and the fault of the last attempt, see ``check_reflection``.
     """
-    opened = generator.thinking_open
+    opened = bool(turns) and generator.thinking_open  # without turns there may be no generator
     asked = ask_until_valid(
         generator,
         [(prompts.reflection(t.question, t.public, t.wrong, t.right), _reader_of(t, opened)) for t in turns.values()],

@@ -11,6 +11,8 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,18 @@ from medrefl_utils.core.schemas import ABLATION, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import lock_run, read_manifest, read_table, write_manifest
 from medrefl_utils.runs import provenance
 from medrefl_utils.runs.execution import CHAIN, StageFailed, end_orphans, execute_notebook
-from medrefl_utils.runs.profiles import did_you_mean, load_profile, matching_names, notebook_parameters
+from medrefl_utils.runs.profiles import Profile, did_you_mean, load_profile, matching_names, notebook_parameters
 from medrefl_utils.runs.skipping import Decision, decide, ingredients, stage_key
-from medrefl_utils.runs.stages import DEFAULT_STAGES, FOLLOWS, PACKAGE, STAGES, Stage, repository_root
+from medrefl_utils.runs.stages import (
+    BASELINE,
+    CONTINUES,
+    DEFAULT_STAGES,
+    FOLLOWS,
+    PACKAGE,
+    STAGES,
+    Stage,
+    repository_root,
+)
 
 Preflight = Callable[[Mapping[str, Mapping[str, Any]], RunFiles, Container[str]], Iterable[str] | None]
 """Called with {stage that will run: its parameters}, the run's files, the artifacts that exist; returns notes."""
@@ -253,31 +264,60 @@ def run_profile(
         if not notebook.is_file():
             raise MedReflError(f"{notebook} is missing")
     follows = {stage: other for stage, other in FOLLOWS.items() if {stage, other[0]} <= notebooks.keys()}
-    loaded = load_profile(profile, notebooks, root=root, overrides=overrides, follows=follows)
+    continues = {stage: others for stage, others in CONTINUES.items() if stage in notebooks}
+    loaded = load_profile(
+        profile, notebooks, root=root, overrides=overrides, follows=follows, continues=continues
+    )  # fmt: skip
     wanted = loaded.stages or (DEFAULT_STAGES if stages is STAGES else tuple(notebooks))
-    stages = [stage for stage in stages if stage.name in wanted]
     heading = {"profile": loaded.path, "overrides": list(overrides)}
-    parameters = {stage.name: loaded.parameters[stage.name] for stage in stages}
-    chain = Chain(root, f"runs/{loaded.run}", parameters, stages=stages, package=package, heading=heading)
-    selected = chain.select(start, only)
+    chosen = [_with_tuned(stage, loaded) for stage in stages if stage.name in wanted]
+    parameters = {stage.name: loaded.parameters[stage.name] for stage in chosen}
+    chain = Chain(root, f"runs/{loaded.run}", parameters, stages=chosen, package=package, heading=heading)
+    selected = {chain: (chain.select(start, only), force)}
+    if loaded.baseline and not only:
+        beside = [stage for stage in stages if stage.name in BASELINE]
+        parameters = loaded.of_baseline(BASELINE)
+        place = f"runs/{loaded.baseline}"
+        first = Chain(root, place, parameters, stages=beside, package=package, heading=heading)
+        selected = {first: (first.select(), force and not start)} | selected
     if dry_run:
-        console.print(_plan_table(chain, chain.plan(selected, force)))
+        for one, (its, forced) in selected.items():
+            console.print(_plan_table(one, one.plan(its, forced)))
         return []
-    running = {decision.stage.name: decision.stage for decision in chain.plan(selected, force) if decision.run}
-    if running and preflight:
-        made = {artifact for stage in running.values() for artifact in stage.writes}
-        given = {artifact for stage in running.values() for artifact in stage.reads} - made
-        for note in preflight({name: parameters[name] for name in running}, chain.files, given) or ():
-            console.print(Text(f"note: {note}", style="yellow"))
-    with lock_run(chain.files):
-        end_orphans(chain.files.root)
-        executed = chain.run(selected, console, force)
-    print_results(chain.files, console, {artifact for stage in selected for artifact in stage.writes})
+    for one, (its, forced) in selected.items():
+        running = {decision.stage.name: decision.stage for decision in one.plan(its, forced) if decision.run}
+        if running and preflight:
+            made = {artifact for stage in running.values() for artifact in stage.writes}
+            given = {artifact for stage in running.values() for artifact in stage.reads} - made
+            values = loaded.before_tuning(root) if one is chain else one.parameters
+            for note in preflight({name: values[name] for name in running}, one.files, given) or ():
+                console.print(Text(f"note: {note}", style="yellow"))
+    executed: list[str] = []
+    with ExitStack() as locks:
+        for one in selected:
+            locks.enter_context(lock_run(one.files))
+            end_orphans(one.files.root)
+        for one, (its, forced) in selected.items():
+            if len(selected) > 1:
+                console.print(Text(f"{one.folder}:"))
+            executed += one.run(its, console, forced)
+    its = selected[chain][0]
+    baseline = next((values["baseline"] for values in chain.parameters.values() if values.get("baseline")), "")
+    print_results(chain.files, console, {artifact for stage in its for artifact in stage.writes}, baseline)
     return executed
 
 
-def print_results(files: RunFiles, console: Console, written: Container[str]) -> None:
-    """Print the report's path, then the result tables of the artifacts ``written``."""
+def _with_tuned(stage: Stage, loaded: Profile) -> Stage:
+    """Return the stage, which also reads the fine-tuned model where the profile gives it that model."""
+    uses = loaded.tuned and loaded.parameters[stage.name].get("model") == loaded.tuned
+    return replace(stage, reads=(*stage.reads, "sft_model")) if uses else stage
+
+
+def print_results(files: RunFiles, console: Console, written: Container[str], baseline: str = "") -> None:
+    """Print the report's path, then the result tables of the artifacts ``written``.
+
+    With the folder of a ``baseline`` the last table compares both methods on both bases.
+    """
     from medrefl_utils.views import summary_tables
 
     if "report" in written:
@@ -290,6 +330,10 @@ def print_results(files: RunFiles, console: Console, written: Container[str]) ->
         found = read_table(files.ablation, ABLATION)
         console.print(summary_tables.ablation_self_correction_table(found))
         console.print(summary_tables.ablation_table(found))
+    if baseline and "report" in written:
+        from medrefl_utils.evaluation.composition import compare_bases
+
+        console.print(summary_tables.composition_table(compare_bases(Path(baseline), files.root)))
 
 
 def make_missing_inputs(

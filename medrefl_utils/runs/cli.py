@@ -20,7 +20,7 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.runs.chain import run_profile
 from medrefl_utils.runs.execution import CONTROL, StageFailed
 from medrefl_utils.runs.profiles import load_profile
-from medrefl_utils.runs.stages import STAGES, repository_root
+from medrefl_utils.runs.stages import CONTINUES, STAGES, repository_root
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -269,8 +269,8 @@ def doctor(
         if profile:
             profile, root = _at_root(profile)
             notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
-            loaded = load_profile(profile, notebooks, root=root)
-        checks = check_machine(inspect_machine(root), loaded)
+            loaded = load_profile(profile, notebooks, root=root, continues=CONTINUES)
+        checks = check_machine(inspect_machine(root), loaded, root)
         Console(highlight=False).print(checks_table(checks))
         if any(check.verdict == "stop" for check in checks):
             raise typer.Exit(1)
@@ -334,8 +334,8 @@ def merge(
     from medrefl_utils.training.adapters import find_adapter, merge_adapter
 
     with _one_line_errors():
-        folder, pairs = find_adapter(adapter)
-        agreement = merge_adapter(folder, out, base=base, pairs=pairs)
+        folder, examples = find_adapter(adapter)
+        agreement = merge_adapter(folder, out, base=base, examples=examples)
         typer.echo(f"{out}: {agreement.line()}")
 
 

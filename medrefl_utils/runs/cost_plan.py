@@ -24,7 +24,7 @@ from rich.table import Table
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question, Sampling
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import PAIRS
+from medrefl_utils.core.schemas import PAIRS, TAUGHT
 from medrefl_utils.core.store import read_table
 from medrefl_utils.evaluation import self_correction
 from medrefl_utils.evaluation.protocols import make_protocol
@@ -35,15 +35,19 @@ from medrefl_utils.models.generators.interface import Generator
 from medrefl_utils.models.generators.local import LocalGenerator
 from medrefl_utils.models.generators.opening import open_generator
 from medrefl_utils.models.loading import load_tokenizer
-from medrefl_utils.models.memory import ModelShape, fit_training, longest_pairs
+from medrefl_utils.models.memory import ModelShape, fit_training, longest_chains, longest_pairs
 from medrefl_utils.pairs import pair_table, reasoning, reflection, reflection_writing
 from medrefl_utils.pairs.pair_table import select_kinds
-from medrefl_utils.runs.distributed_training import training_settings
+from medrefl_utils.runs.chain_probe import probe_chains
+from medrefl_utils.runs.distributed_training import training_settings, tuning_settings
 from medrefl_utils.runs.profiles import load_profile
 from medrefl_utils.runs.provenance import RUN_DATE, run_date
-from medrefl_utils.runs.stages import FOLLOWS, STAGES
-from medrefl_utils.training.dpo import MonitorSettings, train_dpo
-from medrefl_utils.training.token_ids import end_of_turn, pair_lengths, tokenize_pairs
+from medrefl_utils.runs.stages import BASELINE, CONTINUES, FINE_TUNING, FOLLOWS, STAGES
+from medrefl_utils.training.dpo import train_dpo
+from medrefl_utils.training.settings import MonitorSettings
+from medrefl_utils.training.sft import train_sft
+from medrefl_utils.training.sft_targets import sft_examples
+from medrefl_utils.training.token_ids import chain_lengths, end_of_turn, pair_lengths, tokenize_chains, tokenize_pairs
 from medrefl_utils.trees import corrections
 from medrefl_utils.trees.rollout import roll_out
 from medrefl_utils.trees.search import SearchSettings
@@ -51,6 +55,7 @@ from medrefl_utils.trees.values import paths
 
 _ROLLOUT, _PAIRS = "01_tree_rollout", "03_pair_construction"
 _TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
+_CHAINS = "08_knowledge_chains"
 _ANSWERS = 4
 """Answers and reflections per tree of the probe: they cost about as much as the tree, in equally full batches."""
 _PASSES = 6
@@ -116,15 +121,21 @@ def plan_run(
     if card is not None and card <= 0:
         raise MedReflError(f"plan: --card is {card:g} GiB, expected more than 0")
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
-    loaded = load_profile(profile, notebooks, root=root, overrides=overrides, follows=FOLLOWS)
-    rollout, pairing, training, asking = (
-        loaded.parameters[name] for name in (_ROLLOUT, _PAIRS, _TRAINING, _EVALUATION)
-    )
+    loaded = load_profile(profile, notebooks, root=root, overrides=overrides, follows=FOLLOWS, continues=CONTINUES)
+    # Before the fine-tuned model is there, the model that it starts from stands for it: it has the same sizes.
+    parameters = loaded.before_tuning(root)
+    rollout, pairing, training, asking = (parameters[name] for name in (_ROLLOUT, _PAIRS, _TRAINING, _EVALUATION))
     run = RunFiles(root / "runs" / loaded.run)
+    tuning = parameters[FINE_TUNING] if FINE_TUNING in loaded.stages else None
     os.environ[RUN_DATE] = run_date(run)  # the probe's prompts are the run's
     there = select_kinds(read_table(run.pairs, PAIRS), training["kinds"]) if run.pairs.exists() else None
+    first = tuning_memory(tuning, run, card) if tuning else []
+    trees_grow = set(loaded.stages or BASELINE) & set(BASELINE)
     if not probe:
-        return Plan([], training_memory(training, there, f"of {run.root.name}", card))
+        return Plan([], first + (training_memory(training, there, f"of {run.root.name}", card) if trees_grow else []))
+    before = _before_trees(parameters, loaded.stages, run, probe)
+    if not trees_grow:
+        return Plan(before, first)
     exam = load_benchmark(
         rollout["questions"], split=rollout["split"], limit=rollout["n_questions"], offset=rollout["offset"],
         seed=rollout["seed"], answer_base=rollout["answer_base"],
@@ -151,7 +162,7 @@ def plan_run(
         chosen = {kind: n for kind, n in expected.items() if kind in training["kinds"]}
         few = made[made["kind"].isin(training["kinds"])]
         known, whose = (few, "of the probe") if there is None else (there, f"of {run.root.name}")
-        memory = training_memory(training, known, whose, card)
+        memory = first + training_memory(training, known, whose, card)
         learnt, tokens = probe_training(made, chosen, training, files) if fits_here(few, training) else (Work(), 0.0)
         passes = f"{tokens:,.0f} tokens of {sum(chosen.values()):.0f} pairs"
         why = (
@@ -163,7 +174,24 @@ def plan_run(
         answers = answers + probe_answers(held_out, tuned, asking, files, probe, begun)[0]
         how = "answers of base and adapter; a judge's replies are not counted"
         costs.append(Cost(_EVALUATION, answers + opened + again, how))
-    return Plan(costs, memory)
+    if loaded.baseline:
+        same = sum((cost.work for cost in costs), Work())
+        costs.append(Cost("baseline", same, f"the stages from {_ROLLOUT} on, on {loaded.original}, estimated as equal"))
+    return Plan(before + costs, memory)
+
+
+def _before_trees(
+    parameters: Mapping[str, Mapping[str, Any]], stages: Sequence[str], run: RunFiles, probe: int
+) -> list[Cost]:
+    """Return the costs of the chains and of the fine-tuning, where a profile names their stages."""
+    costs = []
+    if _CHAINS in stages:
+        work, how = probe_chains(parameters[_CHAINS], run, probe)
+        costs.append(Cost(_CHAINS, Work(*work), how))
+    if FINE_TUNING in stages:
+        with TemporaryDirectory() as folder:
+            costs.append(probe_tuning(parameters[FINE_TUNING], run, RunFiles(Path(folder) / "probe")))
+    return costs
 
 
 def training_memory(
@@ -178,6 +206,43 @@ def training_memory(
     ids = _ids(made, settings)
     longest = fit_training(shape, pair_lengths(ids), settings=settings, card=card)
     return [f"{_TRAINING}, the {len(ids)} pairs {whose}, up to {ids.length.max()} tokens: {longest.line()}", *lines]
+
+
+def tuning_memory(settings: Mapping[str, Any], run: RunFiles, card: float | None = None) -> list[str]:
+    """Return lines on the memory of stage 09: with the longest of the run's chains, and with the longest possible."""
+    shape, limit = ModelShape.named(settings["model"]), settings["max_length"]
+    most = fit_training(shape, longest_chains(limit, settings["batch_size"]), settings=settings, card=card)
+    lines = [f"{FINE_TUNING}, examples filling max_length {limit}: {most.line()}"]
+    if (examples := _examples(settings, run)) is None:
+        return lines
+    tokenizer = load_tokenizer(settings["model"])
+    ids, _ = tokenize_chains(examples, tokenizer, end=end_of_turn(tokenizer), max_length=limit)
+    longest = fit_training(shape, chain_lengths(ids), settings=settings, card=card)
+    return [f"{FINE_TUNING}, the {len(ids)} examples, up to {ids.length.max()} tokens: {longest.line()}", *lines]
+
+
+def _examples(settings: Mapping[str, Any], run: RunFiles) -> pd.DataFrame | None:
+    """Return the kept chains that stage 09 will train on, or None where stage 08 has not made them."""
+    path = Path(settings["chains"]) if settings["chains"] else run.chains
+    return sft_examples(read_table(path, TAUGHT))[0] if path.exists() else None
+
+
+def probe_tuning(settings: Mapping[str, Any], run: RunFiles, files: RunFiles) -> Cost:
+    """Train on a few of the run's chains, and scale the time to all of them; no time without chains."""
+    if (examples := _examples(settings, run)) is None:
+        return Cost(FINE_TUNING, Work(), "not measured: 08_knowledge_chains has not made the chains")
+    sft, economy, upkeep = tuning_settings(settings, files)
+    few = examples.sample(min(len(examples), _PASSES * sft.batch_size), random_state=0)
+    probe = replace(sft, epochs=1, gradient_accumulation=1, held_out_share=0.0)
+    upkeep = replace(upkeep, stop_on=(), checkpoint_folder=None)
+    start = time.perf_counter()
+    train_sft(
+        few, settings["model"], files.sft_model, adapter=files.sft_adapter, sft=probe, seed=settings["seed"],
+        max_dropped=1.0, economy=economy, upkeep=upkeep,
+    )  # fmt: skip
+    n = (settings["n_examples"] or len(examples)) * sft.epochs
+    seconds = (time.perf_counter() - start) * n / len(few)
+    return Cost(FINE_TUNING, Work(seconds=seconds), f"{len(few)} of {n} examples, epochs counted")
 
 
 def fits_here(made: pd.DataFrame, settings: Mapping[str, Any]) -> bool:

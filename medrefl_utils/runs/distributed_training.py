@@ -25,9 +25,11 @@ from medrefl_utils.pairs.pair_table import select_kinds
 from medrefl_utils.runs.preflight import check_inputs
 from medrefl_utils.runs.profiles import load_profile
 from medrefl_utils.runs.provenance import RUN_DATE, run_date
-from medrefl_utils.runs.stages import STAGES
+from medrefl_utils.runs.stages import CONTINUES, STAGES
 from medrefl_utils.training.adapters import write_model_card
-from medrefl_utils.training.dpo import DpoSettings, EfficiencySettings, MonitorSettings, train_dpo
+from medrefl_utils.training.dpo import DpoSettings, train_dpo
+from medrefl_utils.training.settings import EfficiencySettings, MonitorSettings
+from medrefl_utils.training.sft import SftSettings
 
 STAGE = "04_dpo_lora_4bit"
 
@@ -40,7 +42,7 @@ def train_profile(profile: Path, *, root: Path, overrides: Sequence[str] = ()) -
             the stage that makes them), or ``train_dpo`` fails.
     """
     notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
-    loaded = load_profile(profile, notebooks, root=root, overrides=overrides)
+    loaded = load_profile(profile, notebooks, root=root, overrides=overrides, continues=CONTINUES)
     values, files = loaded.parameters[STAGE], RunFiles(root / "runs" / loaded.run)
     check_inputs({STAGE: values}, files, given=("pairs",))
     os.environ[RUN_DATE] = run_date(files)  # chat templates may write the date into the prompts
@@ -77,10 +79,25 @@ def training_settings(
         kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
         for kind in (DpoSettings, EfficiencySettings)
     )
-    monitor = MonitorSettings(
+    return dpo, efficiency, _monitor(values, files)
+
+
+def tuning_settings(
+    values: Mapping[str, Any], files: RunFiles
+) -> tuple[SftSettings, EfficiencySettings, MonitorSettings]:
+    """Return the settings that stage 09's parameters hold, matched by name; ``files`` is the run's."""
+    sft, efficiency = (
+        kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
+        for kind in (SftSettings, EfficiencySettings)
+    )
+    return sft, efficiency, _monitor(values, files)
+
+
+def _monitor(values: Mapping[str, Any], files: RunFiles) -> MonitorSettings:
+    references = values.get("cache_references", False)
+    return MonitorSettings(
         checkpoint_folder=Path(values["checkpoint_folder"] or files.root / "checkpoints"),
         checkpoint_every=values["checkpoint_every"],
-        references=files.root.parent / "references" if values["cache_references"] else None,
+        references=files.root.parent / "references" if references else None,
         stop_on=values["stop_on"],
     )
-    return dpo, efficiency, monitor

@@ -26,12 +26,14 @@ from medrefl_utils.models.memory import (
     GIB,
     ModelShape,
     experts_text,
+    longest_chains,
     longest_pairs,
     parameters_text,
     predict_decoding,
     predict_training,
 )
 from medrefl_utils.runs.profiles import Profile
+from medrefl_utils.runs.stages import DEFAULT_STAGES
 
 Verdict = Literal["ok", "note", "stop"]
 _QWEN, _TIED = 152_064, {"vocabulary": 151_936, "tied": True}
@@ -80,17 +82,19 @@ class Machine:
 def memory_needed(
     shape: ModelShape, *, training: bool, settings: Mapping[str, Any] | None = None, width: int = 2
 ) -> float:
-    """Predict the GiB that a model needs to generate, or to be trained by DPO on pairs that fill ``max_length``.
+    """Predict the GiB that a model needs to generate, or to be trained on pairs or chains that fill ``max_length``.
 
     Args:
         shape: the model's shape.
-        training: predict DPO training instead of generation.
+        training: predict training instead of generation: fine-tuning where ``settings`` has ``full_finetuning``, else
+            DPO.
         settings: parameters as ``models.predict_training`` takes them; by default this module's common settings.
         width: bytes per number of the computation (2 for bf16 and fp16).
     """
     settings = settings or _USUAL
     if training:
-        lengths = longest_pairs(settings["max_length"], settings["batch_size"])
+        longest = longest_chains if "full_finetuning" in settings else longest_pairs
+        lengths = longest(settings["max_length"], settings["batch_size"])
         return predict_training(shape, lengths, settings=settings, width=width).gib
     quantization = settings.get("quantization", "none")
     return predict_decoding(shape, quantization=quantization, rows=_ROWS, tokens=_TOKENS, width=width) / GIB
@@ -117,11 +121,14 @@ def inspect_machine(root: Path) -> Machine:
     return Machine(card, memory, pages / 2**30, shutil.disk_usage(root).free / 2**30, dtype)
 
 
-def check_machine(machine: Machine, profile: Profile | None = None) -> list[Check]:
-    """Return all checks, in the order of the table. A profile adds a check for each of its models."""
+def check_machine(machine: Machine, profile: Profile | None = None, root: Path = Path()) -> list[Check]:
+    """Return all checks, in the order of the table. A profile adds a check for each model of its stages.
+
+    ``root`` is the checkout.
+    """
     checks = [_python(), _packages(metadata.requires("medrefl") or ()), _four_bit(), _card(machine), _dtype(machine)]
     checks += [_memory(machine), _disk(machine), _fits(machine)]
-    return checks + (list(_models(machine, profile)) if profile else [])
+    return checks + (list(_models(machine, profile, root)) if profile else [])
 
 
 def checks_table(checks: Iterable[Check]) -> Table:
@@ -205,12 +212,12 @@ def _fits(machine: Machine) -> Check:
     return Check("fits in NF4", found, "ok" if trained else "note", "" if trained else "no model can be trained on it")
 
 
-def _models(machine: Machine, profile: Profile) -> Iterator[Check]:
+def _models(machine: Machine, profile: Profile, root: Path) -> Iterator[Check]:
     """Yield a check for each model of the profile, with the memory of the stage that needs most."""
     uses: dict[str, list[tuple[bool, Mapping[str, Any]]]] = {}
-    for stage, parameters in profile.parameters.items():
-        if model := parameters.get("model"):
-            uses.setdefault(model, []).append((stage.startswith("04"), parameters))
+    for stage, parameters in profile.before_tuning(root).items():
+        if stage in (profile.stages or DEFAULT_STAGES) and (model := parameters.get("model")):
+            uses.setdefault(model, []).append((stage.startswith(("04", "09")), parameters))
     room, where = (machine.card_memory, "the card") if machine.card else (machine.memory, "memory")
     for model, ways in uses.items():
         try:

@@ -133,6 +133,26 @@ LIMITS: dict[str, Limit] = {
     "max_dropped": _between(0, 1),
     "overlong_pairs": _one_of("drop", "truncate"),
     "length_tolerance": _NATURAL,
+    # knowledge chains
+    "linking": _one_of("offline", "model"),
+    "embedder_endpoint": _ADDRESS,
+    "nearest": _POSITIVE,
+    "min_cosine": _between(0, 1),
+    "sure_cosine": _between(0, 1),
+    "max_hops": _POSITIVE,
+    "max_paths": _POSITIVE,
+    "path_targets": _one_of("gold", "options"),
+    "path_choice": _one_of("rule", "model"),
+    "paths_per_pair": _POSITIVE,
+    "max_chosen": _POSITIVE,
+    "writer": _one_of("rule", "model"),
+    "chain_format": _one_of("steps", "huatuo", "medreason", "think"),
+    "filter_samples": _POSITIVE,
+    "filter_temperature": _NATURAL,
+    "max_filter_tokens": _POSITIVE,
+    "min_pass": _between(0, 1),
+    "min_lift": _between(-1, 1),
+    "max_contradicted": _NATURAL,
     # training
     "beta": _ABOVE_0,
     "lora_rank": _POSITIVE,
@@ -148,6 +168,11 @@ LIMITS: dict[str, Limit] = {
     "compute_dtype": _one_of("auto", "fp32", "bf16", "fp16"),
     "checkpoint_every": _POSITIVE,
     "stop_on": _some_of("not_finite", "flat_margin", "chance", "collapse", "length", none=True),
+    # fine-tuning
+    "targets": _one_of("chains", "letters", "own"),
+    "n_examples": _NATURAL,
+    "warmup_share": Limit("a share from 0 to below 1", lambda value: 0 <= value < 1),
+    "weight_decay": _NATURAL,
     # evaluation and ablation
     "protocols": _some_of("published", "greedy", "sampled", "self-consistency", "budget"),
     "answer_format": _one_of("steps", "json"),
@@ -161,4 +186,5 @@ LIMITS: dict[str, Limit] = {
 }
 NOTEBOOK_LIMITS: dict[str, dict[str, Limit]] = {
     "01_tree_rollout": {"n_questions": _POSITIVE},  # in other notebooks 0 means all
+    "09_sft_lora_4bit": {"stop_on": _some_of("not_finite", "flat_loss", "overfitting", none=True)},
 }

@@ -16,18 +16,20 @@ from typing import Any
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import PAIRS
+from medrefl_utils.core.schemas import PAIRS, TAUGHT
 from medrefl_utils.core.store import read_table
 from medrefl_utils.exam import prompts
 from medrefl_utils.exam.benchmarks import check_question_source, load_benchmark
 from medrefl_utils.exam.lint import CONTEXT, prompt_tokens
 from medrefl_utils.models.folder_checks import check_adapter_base, resolve_checked_model
 from medrefl_utils.pairs.pair_table import check_pair_texts
+from medrefl_utils.training.sft_targets import sft_examples
 from medrefl_utils.trees.search import SearchSettings
 
 MIN_FREE_BYTES = 200_000_000
 """Free bytes that a run needs on its disk: many times the artifacts of a smoke run."""
 
+_CHAINS, _FINE_TUNING = "08_knowledge_chains", "09_sft_lora_4bit"
 _TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
 
 _QUESTION_PARAMETERS = (
@@ -74,8 +76,15 @@ def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Conta
         for names in _QUESTION_PARAMETERS:
             if names[0] in values:
                 notes += _check_questions(stage, values, names, loaded)
+    if _CHAINS in stages:
+        from medrefl_utils.knowledge.graph_source import load_graph
+
+        check_disk_space(files.root)
+        load_graph(stages[_CHAINS]["graph"], columns=stages[_CHAINS]["graph_columns"], folder=files.root)
     if "pairs" in given and _TRAINING in stages:
         check_pair_texts(read_table(files.pairs, PAIRS))
+    if _FINE_TUNING in stages and (chains := stages[_FINE_TUNING]["chains"] or ("chains" in given and files.chains)):
+        sft_examples(read_table(Path(chains), TAUGHT))
     if "adapter" in given and _EVALUATION in stages:
         check_adapter_base(files.adapter, stages[_EVALUATION]["model"])
     check_disk_space(files.root)
@@ -112,16 +121,24 @@ def _check_settings(stage: str, values: Parameters) -> None:
         raise MedReflError(
             f"{stage}: endpoint is {values['endpoint']}, but endpoint_model is empty: give the model's name there"
         )
+    if values.get("full_finetuning") and values["quantization"] != "none":
+        raise MedReflError(
+            f"{stage}: full_finetuning is true and quantization is {values['quantization']}: 4-bit weights cannot be "
+            "trained; set quantization to none, or full_finetuning to false"
+        )
+    if values.get("targets") == "own" and not values["own_run"]:
+        raise MedReflError(f"{stage}: targets is own, but own_run is empty: name a run's folder with trees there")
     if values.get("activation_offloading"):
-        from medrefl_utils.training.dpo import EfficiencySettings
+        from medrefl_utils.training.settings import EfficiencySettings
 
         EfficiencySettings(activation_offloading=True)
 
 
 def _models(values: Parameters) -> list[str]:
-    """Return the models that a stage loads: its own, and a judge that runs here and is another model."""
+    """Return the models that a stage loads: its own, and a judge or filter that runs here and is another model."""
     judge = values.get("judge", "off")
     judges = [judge] if judge not in ("off", "self") and not values.get("judge_endpoint") else []
+    judges += [one for one in [values.get("filter_model", "off")] if one not in ("off", "self")]
     return [values["model"], *judges] if "model" in values else judges
 
 

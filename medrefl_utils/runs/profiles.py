@@ -1,9 +1,11 @@
 """Profiles: read one YAML file and check the parameters of every notebook before anything starts.
 
 A profile holds only what differs from the notebooks' own defaults: a section ``shared``, and one section per notebook.
-The list ``stages`` names the notebooks to run; without it, notebooks 01 to 06 run. papermill only warns about an
-unknown parameter. Here each name, type, value (``parameter_limits``) and file is checked against the notebook's cell
-tagged ``parameters``, and each error names the file, the section and the key.
+The list ``stages`` names the notebooks to run; without it, notebooks 01 to 06 run. ``continue_from`` names the notebook
+whose model the later ones use, and ``baseline: true`` runs them on the original model as well, for comparison.
+
+papermill only warns about an unknown parameter. Here each name, type, value (``parameter_limits``) and file is checked
+against the notebook's cell tagged ``parameters``, and each error names the file, the section and the key.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.runs.parameter_limits import Limit, limit_of
 from medrefl_utils.runs.profile_yaml import AmbiguousNumber, Document, Source, YamlProblem, parse
 from medrefl_utils.runs.renamed_parameters import new_names
@@ -29,6 +32,8 @@ from medrefl_utils.runs.renamed_parameters import new_names
 TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict)} | {"Literal": Literal}
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yaml")
 MAX_BYTES = 100_000  # size limit of a profile
+TOP_LEVEL = ("stages", "continue_from", "baseline")
+"""Keys of a profile that are no sections."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,32 @@ class Parameter:
 class Profile:
     """Resolved parameters: {notebook: {name: value}}, defaults included; ``run`` is the run's name.
 
-    ``stages`` are the notebooks that the profile names to run; empty if it names none.
+    ``stages`` are the notebooks that the profile names to run; empty if it names none. ``tuned`` is the folder of the
+    model that fine-tuning writes and later stages use; "" if the profile has no ``continue_from``. ``original`` is the
+    model that fine-tuning starts from. ``baseline`` is the name of the run on the original model; "" for none.
     """
 
     path: str
     run: str
     parameters: Mapping[str, Mapping[str, Any]]
     stages: tuple[str, ...] = ()
+    tuned: str = ""
+    original: str = ""
+    baseline: str = ""
+
+    def before_tuning(self, root: Path) -> dict[str, dict[str, Any]]:
+        """Return the parameters for checks before the run: the original model where the tuned one is not there yet."""
+        replaced = {} if not self.tuned or (root / self.tuned).exists() else {self.tuned: self.original}
+        return {stage: _with_model(values, replaced) for stage, values in self.parameters.items()}
+
+    def of_baseline(self, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return the parameters of these stages in the baseline's run."""
+        replaced, place = {self.tuned: self.original}, {"run": f"runs/{self.baseline}"}
+        return {stage: _with_model(self.parameters[stage], replaced) | place for stage in stages}
+
+
+def _with_model(values: Mapping[str, Any], replaced: Mapping[str, str]) -> dict[str, Any]:
+    return dict(values) | ({"model": replaced.get(values["model"], values["model"])} if "model" in values else {})
 
 
 def code_cells(notebook: Path) -> list[tuple[list[str], str]]:
@@ -92,6 +116,7 @@ def load_profile(
     overrides: Sequence[str] = (),
     run_parameter: str = "run",
     follows: Mapping[str, tuple[str, Mapping[str, str]]] | None = None,
+    continues: Mapping[str, Collection[str]] | None = None,
 ) -> Profile:
     """Read a YAML profile and check it against the notebooks.
 
@@ -104,6 +129,8 @@ def load_profile(
         run_parameter: the parameter that receives the run's folder.
         follows: {notebook: (other, {own key: key of the other})}. A key that the notebook's section leaves out takes
             its value from the other notebook.
+        continues: {notebook that writes a model to the run's ``sft_model``: the notebooks that can use it}, for
+            ``continue_from``.
 
     Raises:
         MedReflError: names the file, section and key, what was found and what is expected.
@@ -118,9 +145,18 @@ def load_profile(
         sources[section, key] = [Source(source.text, 0) for source in document.sources.get((), [])]
 
     stages = _stages(path, sections.pop("stages", []), known)
+    source = _continue_from(path, sections.pop("continue_from", ""), continues or {}, stages)
+    baseline = sections.pop("baseline", False)
+    if type(baseline) is not bool:
+        raise MedReflError(f"{path}: 'baseline' holds {_shown(baseline)}, expected true or false")
+    if baseline and not source:
+        raise MedReflError(
+            f"{path}: 'baseline' is true, which needs 'continue_from': without it there is only one base"
+        )
     for section in sections:
         if section not in known and section != "shared":
-            raise MedReflError(f"{path}: unknown section {_shown(section)}{_expected(section, ['shared', *known])}")
+            names = ["shared", *TOP_LEVEL, *known] if continues else ["shared", *known]
+            raise MedReflError(f"{path}: unknown section {_shown(section)}{_expected(section, names)}")
     shared = dict(sections.get("shared", {}))
     run_hint = _quotes_hint(shared.get("run"), sources.get(("shared", "run"), ()))
     run = _run_name(path, shared.pop("run", path.stem), origin.get(("shared", "run")), run_hint)
@@ -163,7 +199,19 @@ def load_profile(
     for stem, (other, keys) in (follows or {}).items():
         own = keys.keys() & resolved[stem].keys() - sections.get(stem, {}).keys()
         resolved[stem] |= {key: resolved[other][keys[key]] for key in own if keys[key] in resolved[other]}
-    return Profile(path=str(path), run=run, parameters=resolved, stages=stages)
+    if not source:
+        return Profile(path=str(path), run=run, parameters=resolved, stages=stages)
+    tuned, original = f"runs/{run}/{RunFiles(Path()).sft_model.name}", resolved[source]["model"]
+    for stem in (continues or {})[source]:
+        if "model" not in sections.get(stem, {}):
+            resolved[stem]["model"] = tuned
+    beside = f"{run}_baseline" if baseline else ""
+    for values in resolved.values() if beside else ():
+        if values.get("baseline") == "":
+            values["baseline"] = f"runs/{beside}"
+        if values.get("own_run") == "" and values["targets"] == "own":
+            values["own_run"] = f"runs/{beside}"
+    return Profile(str(path), run, resolved, stages, tuned, original, beside)
 
 
 def local_paths(value: Any) -> list[str]:
@@ -183,7 +231,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def matching_names(name: str, names: Iterable[str]) -> list[str]:
     """Return the notebooks that ``name`` can mean: the exact name, its beginning, its number, or a part of it.
 
-    ``04``, ``4``, ``04_dpo`` and ``lora`` all mean ``04_dpo_lora_4bit``. The first rule with a match decides.
+    ``04``, ``4``, ``04_dpo`` and ``dpo`` all mean ``04_dpo_lora_4bit``. The first rule with a match decides.
     """
     names = list(names)
     number = f"{int(name):02d}_" if name.isascii() and name.isdigit() else "\0"
@@ -230,12 +278,13 @@ def _sections(path: Path, root: Path) -> tuple[dict[str, dict[str, Any]], dict[A
         if not isinstance(section, str):
             kind = type(section).__name__
             raise MedReflError(f"{path}: the section {_shown(section)} is a {kind}, expected a name")
-        if section == "stages":
+        if section in TOP_LEVEL:
             continue
         if keys is None:
             document[section] = {}
         elif not isinstance(keys, dict):
-            raise MedReflError(f"{path}: section {section!r} holds {_shown(keys)}, expected key: value lines")
+            hint = did_you_mean(section, TOP_LEVEL)
+            raise MedReflError(f"{path}: section {section!r} holds {_shown(keys)}, expected key: value lines{hint}")
         elif not all(isinstance(key, str) for key in keys):
             raise MedReflError(f"{path}: section {section!r}: a key is not a name: {_shown(list(keys))}")
     return document, dict(parsed.sources)
@@ -262,11 +311,22 @@ def _stages(path: Path, named: Any, known: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _continue_from(path: Path, named: Any, continues: Mapping[str, Collection[str]], stages: Sequence[str]) -> str:
+    """Return the notebook whose model the later ones use; "" where the profile names none."""
+    if named == "":
+        return ""
+    if named not in continues:
+        raise MedReflError(f"{path}: 'continue_from' holds {_shown(named)}, expected {' or '.join(continues)}")
+    if named not in stages:
+        raise MedReflError(f"{path}: 'continue_from' names {named}, which 'stages' leaves out: add it there")
+    return named
+
+
 def _override(text: str, known: Iterable[str]) -> tuple[str, str, Document]:
     """Split ``section.key=value``; the section's name is completed."""
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
-    if not (equals and dot and section and key) or section == "stages":
+    if not (equals and dot and section and key) or section in TOP_LEVEL:
         raise MedReflError(f"--set {text}: expected section.key=value, such as shared.seed=1")
     names = ["shared", *known]
     fitting = matching_names(section, names)

@@ -19,7 +19,7 @@ from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.store import content_hash
 from medrefl_utils.runs import provenance
 from medrefl_utils.runs.profiles import local_paths
-from medrefl_utils.runs.stages import Stage
+from medrefl_utils.runs.stages import OTHER_RUNS, Stage
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ def ingredients(
         path: Path = getattr(files, artifact)
         if path.exists():
             inputs[path.name] = content_hash(path)
+    for name in OTHER_RUNS.keys() & {name for name, value in parameters.items() if value}:
+        for path in (getattr(RunFiles(root / parameters[name]), artifact) for artifact in OTHER_RUNS[name]):
+            if path.exists():
+                inputs[f"{parameters[name]}/{path.name}"] = content_hash(path)
     named = {text for value in parameters.values() for text in _named_files(value, root)}
     return {
         "notebook": {"code": provenance.notebook_hash(notebook)},
@@ -97,7 +101,9 @@ def _named_files(value: Any, root: Path) -> list[str]:  # noqa: ANN401 (a parame
     texts = [text for text in texts if isinstance(text, str) and text] + local_paths(value)
     runs = (root / "runs").resolve()
     here = {text: (root / text).resolve() for text in texts if os.path.exists(root / text)}
-    return [text for text, path in here.items() if not (path.is_relative_to(runs) or runs.is_relative_to(path))]
+    # A folder in runs/ is where a stage writes, such as its checkpoints; a file there is another run's table.
+    apart = {text: path for text, path in here.items() if path.is_file() or not path.is_relative_to(runs)}
+    return [text for text, path in apart.items() if not runs.is_relative_to(path)]
 
 
 def _differences(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Write the model card of a LoRA adapter, merge it into its 16-bit base, and publish either on the hub."""
+"""Write model cards, merge a LoRA adapter into its 16-bit base, and publish either on the hub."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,18 @@ from medrefl_utils import __version__
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.hub import one_line, resolve_model
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import PAIRS
+from medrefl_utils.core.schemas import PAIRS, TAUGHT
 from medrefl_utils.core.store import read_table, whole_folder, write_text
 from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.exam.benchmarks import licence_of
 from medrefl_utils.models.folder_checks import is_saved_in_4_bit
 from medrefl_utils.models.loading import load_model, load_tokenizer
-from medrefl_utils.training.token_ids import end_of_turn, tokenize_pairs
+from medrefl_utils.training.token_ids import end_of_turn, tokenize_chains
 
 AGREEMENT = 0.98
 """Least share of tokens on which merged model and adapter agree (ours): 16-bit rounding changes close ties."""
-CHECKED = 16
-"""Number of pairs that the check of a merged model reads."""
+CHECKED, CHECKED_TOKENS = 16, 4096
+"""Number of examples that the check of a merged model reads, and the tokens that it reads of each."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +76,97 @@ def write_model_card(
         sources: the question sources of the pairs.
     """
     licences = licences or {}
-    end = log.tail(max(1, len(log) // 5)).mean(numeric_only=True)
-    held_out = log.dropna(subset=["held_out_loss"]).tail(1)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    card = environment.get_template("adapters.md.j2").render(
-        version=__version__,
+    return _write_card(
+        folder,
+        "adapters.md.j2",
+        log,
         base=base,
-        base_licence=licence_of(base, licences),
-        hub=base if "/" in base and not Path(base).exists() else None,
+        licences=licences,
+        sources=sources,
+        settings=settings,
         rank=config["r"],
         modules=", ".join(sorted(config["target_modules"])),
         kinds=pairs["kind"].value_counts(sort=False).to_dict(),
         n_pairs=len(pairs),
         n_questions=pairs["question_id"].nunique(),
-        sources={source: licence_of(source, licences) for source in sources},
+    )
+
+
+def write_sft_card(
+    folder: Path,
+    log: pd.DataFrame,
+    *,
+    base: str,
+    targets: str,
+    n_examples: int,
+    merged: str,
+    settings: Mapping[str, Any],
+    licences: Mapping[str, str] | None = None,
+    sources: Sequence[str] = (),
+) -> Path:
+    """Write the model card ``README.md`` of a fine-tuned model or of its adapter, and return its path.
+
+    Args:
+        folder: of the model or the adapter.
+        log: the training log (columns of ``schemas.SFT_TRAINING``).
+        base: folder or hub id of the base.
+        targets: what was taught, one of ``sft_targets.TARGETS``.
+        n_examples: number of examples.
+        merged: how well the merged model agrees with base and adapter; "" after a full fine-tuning.
+        settings: {parameter: value}, as the card lists them.
+        licences: {base or question source: licence}; the card says "not stated" where one is missing.
+        sources: the question sources of the examples.
+    """
+    config = folder / "adapter_config.json"
+    adapter = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
+    return _write_card(
+        folder,
+        "adapters.sft.md.j2",
+        log,
+        base=base,
+        licences=licences or {},
+        sources=sources,
         settings=settings,
+        adapter=adapter,
+        modules=", ".join(sorted(adapter["target_modules"])) if adapter else "",
+        targets=targets,
+        n_examples=n_examples,
+        merged=merged,
+    )
+
+
+def _write_card(
+    folder: Path,
+    template: str,
+    log: pd.DataFrame,
+    *,
+    base: str,
+    licences: Mapping[str, str],
+    sources: Sequence[str],
+    **facts: Any,  # noqa: ANN401 (what the template needs)
+) -> Path:
+    held_out = log.dropna(subset=["held_out_loss"]).tail(1)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    card = environment.get_template(template).render(
+        version=__version__,
+        base=base,
+        base_licence=licence_of(base, licences),
+        hub=base if "/" in base and not Path(base).exists() else None,
+        sources={source: licence_of(source, licences) for source in sources},
         steps=len(log),
-        end=end,
+        end=log.tail(max(1, len(log) // 5)).mean(numeric_only=True),
         held_out=None if held_out.empty else held_out.iloc[0],
+        **facts,
     )
     return write_text(folder / "README.md", card)
 
 
-def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, pairs: pd.DataFrame | None = None) -> Agreement:
+def merge_adapter(
+    adapter: Path, out: Path, *, base: str | None = None, examples: pd.DataFrame | None = None
+) -> Agreement:
     """Merge an adapter into its 16-bit base, write the merged model to ``out``, and check it against the adapter.
 
     The merge is never into 4-bit weights: quantizing the sum again changes the logits by half their standard
@@ -111,7 +177,8 @@ def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, pairs: p
         adapter: the adapter's folder.
         out: a new or empty folder.
         base: folder or hub id; the base that the adapter names by default.
-        pairs: what the check reads (columns of ``schemas.PAIRS``); the clinic's chains by default.
+        examples: what the check reads: columns ``question_id``, ``prompt`` and ``completion`` (messages); the
+            clinic's chains by default.
 
     Raises:
         MedReflError: no adapter there, a base that is missing or does not fit, a folder ``out`` that is not empty, or
@@ -121,7 +188,10 @@ def merge_adapter(adapter: Path, out: Path, *, base: str | None = None, pairs: p
     if out.exists() and any(out.iterdir()):
         raise MedReflError(f"merge: {out} is not empty; name a new folder")
     tokenizer = load_tokenizer(base)
-    ids, _ = tokenize_pairs(_examples(pairs), tokenizer, end=end_of_turn(tokenizer), max_length=4096)
+    examples = _clinic_chains() if examples is None or examples.empty else examples.head(CHECKED)
+    ids, _ = tokenize_chains(examples, tokenizer, end=end_of_turn(tokenizer), max_length=sys.maxsize)
+    if ids.empty:
+        raise MedReflError(f"merge: none of {len(examples)} examples has a prompt and a completion to check with")
     tuned = load_model(base, "none", adapter, dtype=torch.bfloat16)
     from_4_bit = is_saved_in_4_bit(AutoConfig.from_pretrained(resolve_model(base), trust_remote_code=False).to_dict())
     before = _read(tuned, ids)
@@ -167,16 +237,20 @@ def adapter_base(adapter: Path) -> str:
 
 
 def find_adapter(place: Path) -> tuple[Path, pd.DataFrame | None]:
-    """Return the adapter's folder of ``place``, an adapter's or a run's folder, and the run's pairs where it has them.
+    """Return the adapter's folder of ``place``, an adapter's or a run's folder, and what it was trained on, if known.
+
+    The examples have the columns that ``merge_adapter`` reads: the chosen sides of the run's pairs, or its chains.
 
     Raises:
         MedReflError: there is no adapter.
     """
     files = RunFiles(place)
     if (files.adapter / "adapter_config.json").is_file():
-        return files.adapter, read_table(files.pairs, PAIRS) if files.pairs.exists() else None
+        pairs = read_table(files.pairs, PAIRS) if files.pairs.exists() else None
+        return files.adapter, None if pairs is None else pairs.assign(completion=pairs["chosen"])
     adapter_base(place)
-    return place, None
+    files = RunFiles(place.parent)
+    return place, read_table(files.chains, TAUGHT) if place == files.sft_adapter and files.chains.exists() else None
 
 
 def push_to_hub(folder: Path, hub_id: str, *, private: bool = True) -> str:
@@ -190,7 +264,9 @@ def push_to_hub(folder: Path, hub_id: str, *, private: bool = True) -> str:
     if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise MedReflError(f"push: {folder} holds neither an adapter nor a model")
     if not (folder / "README.md").is_file():
-        raise MedReflError(f"push: {folder} has no card (README.md); 04_dpo_lora_4bit and medrefl merge write one")
+        raise MedReflError(
+            f"push: {folder} has no card (README.md); 04_dpo_lora_4bit, 09_sft_lora_4bit and medrefl merge write one"
+        )
     if hub_id.count("/") != 1:
         raise MedReflError(f"push: {hub_id!r} is not a hub id of the form owner/name")
     try:
@@ -207,20 +283,17 @@ def _read(model: torch.nn.Module, ids: pd.DataFrame) -> torch.Tensor:
     """Return [response tokens, 2]: the most probable token, and the log-probability of the response's own token."""
     read = []
     for row in ids.itertuples():
-        tokens = torch.tensor([row.prompt_ids + row.chosen_ids], device=model.device)
+        tokens = torch.tensor([(row.prompt_ids + row.completion_ids)[:CHECKED_TOKENS]], device=model.device)
         logps = model(tokens).logits[0, len(row.prompt_ids) - 1 : -1].float().log_softmax(-1)
         response = tokens[0, len(row.prompt_ids) :, None]
         read.append(torch.stack([logps.argmax(-1).float(), logps.gather(1, response)[:, 0]], 1).cpu())
     return torch.cat(read)
 
 
-def _examples(pairs: pd.DataFrame | None) -> pd.DataFrame:
-    if pairs is not None and len(pairs):
-        return pairs.head(CHECKED)
+def _clinic_chains() -> pd.DataFrame:
     rows = []
     for case in clinic.make_cases(CHECKED, seed=0):
-        chain = "\n".join(clinic.solve(case))
-        sides = {"chosen": [{"content": chain}], "rejected": [{"content": f"{chain}."}]}
+        chain = [{"role": "assistant", "content": "\n".join(clinic.solve(case))}]
         name = case.question.question_id
-        rows.append({"pair_id": name, "question_id": name, "kind": "", "prompt": prompts.exam(case.question), **sides})
+        rows.append({"question_id": name, "prompt": prompts.exam(case.question), "completion": chain})
     return pd.DataFrame(rows)

@@ -1,21 +1,22 @@
-"""Tokenize pairs for training exactly as rollout and evaluation tokenize the same prompt and text.
+"""Tokenize pairs and chains for training exactly as rollout and evaluation tokenize the same prompt and text.
 
 A chat template may trim a message, remove thinking, or add text after the end of the turn. So only the prompt is
-rendered with the template, as a generator does. A side is the tokens of its text, followed by one end-of-turn token, at
-which a generator stops.
+rendered with the template, as a generator does. A side, or a chain's completion, is the tokens of its text, followed by
+one end-of-turn token, at which a generator stops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
-from medrefl_utils.models.chat_templates import render_prompt
+from medrefl_utils.models.chat_templates import open_thinking, render_prompt
 from medrefl_utils.pairs.pair_table import check_pair_texts
 
 SIDES = ("chosen", "rejected")
@@ -85,6 +86,76 @@ def tokenize_pairs(
         )
     names = ["pair_id", "question_id", "kind", "prompt_ids", "chosen_ids", "rejected_ids", "length"]
     return pd.DataFrame(rows, columns=names), counts
+
+
+def tokenize_chains(
+    chains: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, *, end: int, max_length: int
+) -> tuple[pd.DataFrame, DropCounts]:
+    """Tokenize prompts with their completions, in their order. A row that fails a check is dropped and counted.
+
+    No row is truncated: half a chain teaches the model to stop without an answer. Where the chat template opens the
+    thinking, the completion's own opening mark is left out, as a generator writes none.
+
+    Args:
+        chains: columns ``question_id``, ``prompt`` and ``completion`` (messages; the completion is one turn of the
+            assistant).
+        tokenizer: the base's tokenizer.
+        end: token that ends a completion (``end_of_turn``).
+        max_length: maximum number of tokens of prompt and completion, the end token included.
+
+    Returns:
+        Columns ``question_id``, ``prompt_ids``, ``completion_ids`` (with the end token), ``length``; and the counts by
+        reason: ``malformed`` (a turn without text, or of another role), ``thinking_not_closed`` (the template opens a
+        thinking that the completion does not close), ``end_inside`` (the completion contains the end token) and
+        ``too_long``.
+    """
+    opened, dropped, kept = open_thinking(tokenizer), DropCounts(), []
+    for row in chains.itertuples():
+        reason, found = _chain_fault(row.prompt, row.completion, opened)
+        if reason:
+            dropped.drop(reason, f"question {row.question_id!r}: {found}")
+        else:
+            kept.append((row.question_id, list(row.prompt), _as_generated(row.completion[0]["content"], opened)))
+    texts = [[render_prompt(tokenizer, prompt) for _, prompt, _ in kept], [text for _, _, text in kept]]
+    heads, tails = (tokenizer(of, add_special_tokens=False).input_ids if of else [] for of in texts)
+    rows = []
+    for (question, _, _), head, tail in zip(kept, heads, tails, strict=True):
+        length = len(head) + len(tail) + 1
+        if end in tail:
+            dropped.drop("end_inside", f"question {question!r}: the completion contains the token that ends a turn")
+        elif length > max_length:
+            found = f"{len(head):,} tokens of the prompt and {len(tail) + 1:,} of the completion"
+            dropped.drop("too_long", f"question {question!r}: {found}, expected at most max_length {max_length:,}")
+        else:
+            rows.append((question, head, [*tail, end], length))
+    return pd.DataFrame(rows, columns=["question_id", "prompt_ids", "completion_ids", "length"]), dropped
+
+
+def _chain_fault(
+    prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]], opened: tuple[str, str] | None
+) -> tuple[str, str]:
+    """Return why a row cannot be taught, in a word and a sentence; both are empty where it can."""
+    turns = [*prompt, *completion]
+    roles = [turn.get("role") for turn in turns]
+    if not all(isinstance(turn.get("content"), str) and turn["content"].strip() for turn in turns):
+        return "malformed", "a turn has no text, expected text in each turn"
+    if len(completion) != 1 or roles[-2:] != ["user", "assistant"]:
+        return "malformed", f"turns of {', '.join(map(str, roles))}, expected a user's turn and one of the assistant"
+    if opened and opened[1] not in completion[0]["content"]:
+        return "thinking_not_closed", f"no {opened[1]} in the completion, while the chat template writes {opened[0]}"
+    return "", ""
+
+
+def _as_generated(text: str, opened: tuple[str, str] | None) -> str:
+    """Return a completion without the mark that the chat template has already written."""
+    begun = text.lstrip()
+    return begun.removeprefix(opened[0]).lstrip("\n") if opened and begun.startswith(opened[0]) else text
+
+
+def chain_lengths(ids: pd.DataFrame) -> pd.DataFrame:
+    """Return ``prompt_tokens`` and ``completion_tokens`` (without the end-of-turn token) of tokenized chains."""
+    lengths = {"prompt_tokens": ids["prompt_ids"].str.len(), "completion_tokens": ids["completion_ids"].str.len() - 1}
+    return pd.DataFrame(lengths, dtype=int)
 
 
 def shared_prefix_length(chosen: Sequence[int], rejected: Sequence[int]) -> int:

@@ -45,11 +45,11 @@ class Picture(Figure):
         return data.getvalue()
 
 
-def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
+def styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
     """Give a plot the common style, whatever the user's matplotlib settings are."""
 
     @wraps(plot)
-    def styled(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+    def in_style(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         style = {
             **{"font.family": font_families(), "font.size": 10, "figure.dpi": 120},
             **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888"},
@@ -62,7 +62,7 @@ def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
             mpl.rcParams.update(style)
             return plot(*args, **kwargs)
 
-    return styled
+    return in_style
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -114,7 +114,7 @@ def signed(value: float, digits: int = 2) -> str:
     return "0" if text[1:] == zeros else text.removesuffix(zeros[1:])
 
 
-@_styled
+@styled
 def tree(
     steps: pd.DataFrame,
     values: pd.DataFrame,
@@ -246,7 +246,7 @@ def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is
         axes.text(x + beside, y, "\n".join(lines), va="center", size=8, linespacing=1.2, zorder=3)
 
 
-@_styled
+@styled
 def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
     """Plot, per depth, the share of steps whose V is -1, below 0, 0, above 0 or +1, with mean V and their number."""
     table = values.merge(steps[["question_id", "node_id", "depth"]], on=["question_id", "node_id"])
@@ -285,7 +285,7 @@ def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def outcomes(steps: pd.DataFrame) -> Figure:
     """Plot a histogram of the questions' share of correct leaves, each leaf counted with its weight."""
     leaves = steps[steps["outcome"].notna()]
@@ -310,7 +310,7 @@ def outcomes(steps: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def pair_margins(pairs: pd.DataFrame) -> Figure:
     """Plot a histogram of the margin in S between the two sides of a pair, by kind of pair."""
     margin = pairs["chosen_value"] - pairs["rejected_value"]
@@ -338,7 +338,7 @@ def pair_margins(pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def pair_lengths(pairs: pd.DataFrame) -> Figure:
     """Plot how many tokens longer the chosen side is, by kind of pair: box plots, with the mean as a diamond."""
     kinds = list(dict.fromkeys(pairs["kind"]))
@@ -373,7 +373,7 @@ def pair_lengths(pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def training_curves(log: pd.DataFrame) -> Figure:
     """Plot DPO loss, reward margin and reward accuracy: each step (thin), moving average over 10% of steps (thick).
 
@@ -404,14 +404,19 @@ def training_curves(log: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def loss_curve(log: pd.DataFrame) -> Figure:
-    """Plot a training loss and its moving average over 20 steps; ``log`` has step and loss (nats per token)."""
+    """Plot a training loss and its moving average over 20 steps.
+
+    ``log`` has ``step`` and ``loss`` (nats per token), and may have ``held_out_loss`` (NaN where it was not measured).
+    """
     figure = Picture((7.2, 3.2), layout="constrained")
     axes = figure.subplots()
     smooth = log["loss"].rolling(20, min_periods=1).mean()
     axes.plot(log["step"], log["loss"], color=BASE, lw=0.6, label="each step")
     axes.plot(log["step"], smooth, color=RIGHT, lw=1.6, label="moving average of 20 steps")
+    if "held_out_loss" in log and len(asked := log[log["held_out_loss"].notna()]):
+        axes.plot(asked["step"], asked["held_out_loss"], color=WRONG, marker="s", ls="--", label="held-out questions")
     axes.set(xlabel="training step", ylabel="loss (nats per token)", ylim=(0, None))
     axes.set_title(f"Loss: {log['loss'].iloc[0]:.2f} → {smooth.iloc[-1]:.2f}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -419,7 +424,7 @@ def loss_curve(log: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def accuracy_bars(scores: pd.DataFrame) -> Figure:
     """Plot strict accuracy of base and adapter with 95% intervals: a panel per benchmark, a group per protocol."""
     sources = list(dict.fromkeys(scores["source"]))
@@ -452,7 +457,7 @@ def accuracy_bars(scores: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def ablation(table: pd.DataFrame) -> Figure:
     """Plot each arm's gain per protocol, repair rate and fake reflection rate, with 95% intervals.
 

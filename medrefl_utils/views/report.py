@@ -18,11 +18,18 @@ from matplotlib.image import imread
 
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import RESPONSES, SCORES, SELF_CORRECTION
+from medrefl_utils.core.schemas import CHAINS, RESPONSES, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import read_manifest, read_table, write_text
+from medrefl_utils.evaluation.composition import compare_bases
 from medrefl_utils.exam.benchmarks import trained_questions
+from medrefl_utils.knowledge.chains.table import chain_figures, marked_steps
 from medrefl_utils.views.plots import DPI, signed
-from medrefl_utils.views.result_files import compare_with_published, evaluated_model, ours_text
+from medrefl_utils.views.result_files import (
+    compare_with_medreason,
+    compare_with_published,
+    evaluated_model,
+    ours_text,
+)
 from medrefl_utils.views.score_tables import trained_note
 from medrefl_utils.views.static_html import (
     CHANGES,
@@ -49,6 +56,8 @@ _ENDINGS = {
 
 # Captions of the plots that the notebooks save, in the order of the stages.
 _CAPTIONS = {
+    "chain_paths": "Paths of a knowledge graph from one question (left) to its right option; thick: chosen",
+    "chains": "Knowledge chains: the filter's right answers, and the steps that the graph supports",
     "outcomes": "Share of correct leaves per question",
     "tree": "Reasoning tree of one question, coloured by step value V",
     "values_by_depth": "Step values V by depth",
@@ -58,12 +67,13 @@ _CAPTIONS = {
     "pair_reflection_mid": "A pair with a reflection at the first wrong step, in its tree",
     "pair_reflection_post": "A pair with a reflection after a finished wrong path, in its tree",
     "pair_random_cot": "A random pair in its tree",
+    "sft_training": "Fine-tuning: cross-entropy of the responses",
     "training": "DPO training; thin: each step, thick: moving average over 10% of steps",
     "accuracy": "Accuracy of base and adapter",
 }
 
 
-def write_report(run: RunFiles, note: str = "") -> Path:
+def write_report(run: RunFiles, note: str = "", baseline: str = "") -> Path:
     """Write ``report.html`` from the run's tables, plots (``figures/*.png``) and manifest; return its path.
 
     Sections without material (no plots, no pairs, no corrected answer) say so in a sentence.
@@ -71,6 +81,7 @@ def write_report(run: RunFiles, note: str = "") -> Path:
     Args:
         run: the run's files.
         note: a banner for the top of the page.
+        baseline: folder of the run on the original base, for the comparison of both methods on both bases; "" for none.
 
     Raises:
         MedReflError: a table is missing; the message names the file and the notebook that makes it.
@@ -84,6 +95,7 @@ def write_report(run: RunFiles, note: str = "") -> Path:
     examples = [pair_view(pair) for pair in _example_pairs(tables.pairs, tables.order)]
     example = examples[0]["question_id"] if examples else next(iter(tables.order), None)
     opened = {node for side in ("chosen", "rejected") for node in (examples[0]["nodes"][side] if examples else ())}
+    composition = compare_bases(Path(baseline), run.root) if baseline else pd.DataFrame()
     page = _environment().get_template("report.html.j2")
     html = page.render(
         name=run.root.name,
@@ -98,10 +110,13 @@ def write_report(run: RunFiles, note: str = "") -> Path:
             row | {"ours": ours_text(row)}
             for row in compare_with_published(scores, evaluated_model(run)).to_dict("records")
         ],
+        composition=_composition(composition),
+        medreason=compare_with_medreason(composition, _tuned_from(stages)).to_dict("records"),
         plots=[(_caption(path), *_png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
         tree=_tree(tables.tree(example), opened) if example else None,
         pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
         corrected=_corrected(responses),
+        chains=_chains(run),
         leaves=_leaves(steps),
         reported={stage: key_figure_texts(entry.get("figures", {})) for stage, entry in stages.items()},
         costs=[(stage, entry.get("seconds"), _tokens(stage, entry)) for stage, entry in stages.items()],
@@ -123,11 +138,34 @@ def _self_correction(run: RunFiles) -> list[dict[str, Any]]:
     ]
 
 
+def _composition(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of ``compare_bases`` with NaN as None."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def _tuned_from(stages: Mapping[str, Any]) -> str:
+    """Return the base that the run's fine-tuning started from; "" if it has none."""
+    return str(stages.get("09_sft_lora_4bit", {}).get("parameters", {}).get("model", ""))
+
+
+def _chains(run: RunFiles) -> dict[str, Any] | None:
+    """Return the figures of the knowledge chains, and the first kept chain as an example; None for a run without."""
+    if not run.chains.exists():
+        return None
+    table = read_table(run.chains, CHAINS)
+    kept = table[table["kept"]]
+    example = None if kept.empty else kept.iloc[0].to_dict()
+    return {
+        "figures": chain_figures(table),
+        "example": example and example | {"steps": marked_steps(example).to_dict("records")},
+    }
+
+
 def _tokens(stage: str, entry: Mapping[str, Any]) -> str:
-    """Return the tokens that a stage generated, or that stage 04 trained on, as text."""
+    """Return the tokens that a stage generated, or that stage 04 or 09 trained on, as text."""
     if not (tokens := entry.get("tokens")):
         return "-"
-    return f"{tokens:,}{' (trained on)' * stage.startswith('04')}"
+    return f"{tokens:,}{' (trained on)' * stage.startswith(('04', '09'))}"
 
 
 def _environment() -> jinja2.Environment:

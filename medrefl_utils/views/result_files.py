@@ -9,6 +9,7 @@ import pandas as pd
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import SCORES
 from medrefl_utils.core.store import read_manifest, read_table, write_text
+from medrefl_utils.evaluation.composition import compare_bases
 from medrefl_utils.exam.benchmarks import benchmark_registry
 from medrefl_utils.views.plots import signed
 
@@ -52,6 +53,41 @@ def compare_with_published(scores: pd.DataFrame, model: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*names, "ours_high", "protocol"])
 
 
+def compare_with_medreason(composition: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Return one row per published row of MedReason, and ours if model and benchmark match.
+
+    Ours is strict, unlike the published accuracy: an unreadable answer counts as wrong.
+
+    Args:
+        composition: what ``evaluation.compare_bases`` returns; without rows where the run has no baseline.
+        model: the base that the run's fine-tuning started from.
+
+    Returns:
+        benchmark, model, base (None if not published), tuned (percent), and ours (text, or "not run").
+    """
+    registry = benchmark_registry()
+    known, mine = registry.benchmarks, registry.published_name(model)
+    rows = []
+    for row in registry.medreason:
+        found = known.get(row.benchmark)
+        names = {row.benchmark, *(Path(file).stem for file in (found.files if found else ()))}
+        ran = row.model == mine and len(composition) > 0
+        ours = _ours_of_medreason(composition[composition["source"].isin(names)]) if ran else NOT_RUN
+        rows.append((found.title if found else row.benchmark, row.model, row.base, row.tuned, ours))
+    return pd.DataFrame(rows, columns=["benchmark", "model", "base", "tuned", "ours"])
+
+
+def _ours_of_medreason(composition: pd.DataFrame) -> str:
+    ran = set(composition["protocol"])
+    protocol = next((name for name in ("greedy", *_PREFERRED) if name in ran), None)
+    if protocol is None:
+        return NOT_RUN
+    rows = composition[composition["protocol"] == protocol]
+    base, tuned = rows[rows["against"].isna()].iloc[0], rows[rows["arm"] == "+ MedReason"].iloc[0]
+    gain, low, high = (signed(100 * tuned[name], 1) for name in ("gain", "gain_low", "gain_high"))
+    return f"{100 * base.accuracy:.1f} to {100 * tuned.accuracy:.1f} ({gain} [{low}, {high}]), {protocol}"
+
+
 def _ours(scores: pd.DataFrame) -> dict[str, object]:
     ran = set(scores["protocol"])
     protocol = next((name for name in _PREFERRED if name in ran), None)
@@ -72,19 +108,22 @@ def evaluated_model(run: RunFiles) -> str:
     return str(stages.get("05_benchmark_evaluation", {}).get("parameters", {}).get("model", ""))
 
 
-def write_result_tables(run: RunFiles) -> list[Path]:
+def write_result_tables(run: RunFiles, baseline: str = "") -> list[Path]:
     """Write ``tables/scores`` and ``tables/published`` as CSV (all digits) and Markdown (rounded); return the paths.
+
+    With the folder of a ``baseline``, ``tables/composition`` compares both methods on both bases.
 
     Raises:
         MedReflError: the run has no scores.
     """
     scores = read_table(run.scores, SCORES)
     published = compare_with_published(scores, evaluated_model(run))
+    tables = [("scores", scores, _readable(scores)), ("published", published, published_text(published))]
+    if baseline:
+        composition = compare_bases(Path(baseline), run.root)
+        tables.append(("composition", composition, _readable(composition)))
     files = []
-    for name, table, text in (
-        ("scores", scores, _readable(scores)),
-        ("published", published, published_text(published)),
-    ):
+    for name, table, text in tables:
         csv, markdown = run.tables / f"{name}.csv", run.tables / f"{name}.md"
         files.append(write_text(csv, table.to_csv(index=False, lineterminator="\n")))
         files.append(write_text(markdown, _markdown(text)))
@@ -92,8 +131,8 @@ def write_result_tables(run: RunFiles) -> list[Path]:
 
 
 def _readable(scores: pd.DataFrame) -> pd.DataFrame:
-    """Format the scores as text: percent and points with one decimal."""
-    text = scores.drop(columns="mcnemar_runs").astype(object)
+    """Format scores or a composition as text: percent and points with one decimal."""
+    text = scores.drop(columns="mcnemar_runs", errors="ignore").astype(object)
     for column in text:
         if column in _SHARES:
             text[column] = [f"{100 * value:.1f}" if pd.notna(value) else "" for value in scores[column]]

@@ -79,6 +79,22 @@ def ablation_self_correction_table(ablation: pd.DataFrame) -> Table:
     return table
 
 
+def composition_table(composition: pd.DataFrame) -> Table:
+    """Return the table of both methods on both bases: accuracy of each arm, and each gain with its 95% interval.
+
+    Args:
+        composition: what ``evaluation.compare_bases`` returns.
+    """
+    first = composition.iloc[0]
+    title = f"MedReason, Med-REFL and both: {first['n']:,} questions, paired"
+    table = _plain(title, "arm", "protocol", "acc. %", "against", "gain, points", "McNemar p")
+    for row in composition.itertuples():
+        against = row.against if isinstance(row.against, str) else "-"
+        p = "-" if pd.isna(row.mcnemar_p) else p_text(row.mcnemar_p)
+        table.add_row(row.arm, row.protocol, _share(row, "accuracy"), against, _between(row, "gain", signed=True), p)
+    return table
+
+
 def key_figures_table(figures: Mapping[str, Any]) -> pd.DataFrame:
     """Return the key numbers that a stage records, as text: one row per number."""
     return pd.DataFrame(key_figure_texts(figures), columns=["figure", "this run"]).set_index("figure").rename_axis(None)
@@ -106,7 +122,7 @@ def _plain(title: str, *columns: str) -> Table:
     """Return a table without lines between columns, which fits 80 characters."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("arm", "protocol") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("arm", "protocol", "against") else "right", no_wrap=True)
     return table
 
 

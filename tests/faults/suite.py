@@ -28,13 +28,16 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors.numpy import load_file
 
-from medrefl_utils.runs import DEFAULT_STAGES as STAGES
+from medrefl_utils.runs import DEFAULT_STAGES
 from tests.conftest import ROOT
 from tests.server import Server, serving
 
-ASKING = ("01_tree_rollout", "03_pair_construction")
+CHAINS = "08_knowledge_chains"
+STAGES = (*DEFAULT_STAGES, CHAINS)
+ASKING = ("01_tree_rollout", "03_pair_construction", CHAINS)
 """The stages that can ask an endpoint."""
 PROFILE = {
+    "stages": list(STAGES),
     "01_tree_rollout": {"n_questions": 24, "branching": [2, 2, 2, 2], "shard_size": 4, "quantization": "none"},
     "03_pair_construction": {
         "max_reflection_pairs": 6,
@@ -54,6 +57,16 @@ PROFILE = {
         "max_rows": 8,
         "protocols": ["sampled"],
         "self_correction_questions": 3,
+        "quantization": "none",
+    },
+    # A model's made-up chain is right by chance; the filter keeps each that is.
+    CHAINS: {
+        "n_questions": 24,
+        "n_evaluation_questions": 24,
+        "filter_samples": 1,
+        "max_rows": 8,
+        "min_pass": 0.0,
+        "max_dropped": 1.0,
         "quantization": "none",
     },
 }
@@ -101,9 +114,10 @@ def command(run: str, stage: str, server: Server | None) -> list[str]:
     """Return the command line that runs one stage, as a user would type it."""
     words = [sys.executable, "-m", "medrefl_utils", "run", "faults.yaml", "--only", stage, "--set", f"shared.run={run}"]
     if server is not None:
-        settings = {"endpoint": server.url, "endpoint_model": "m", "concurrency": 2}
-        words += [word for key, value in settings.items() if key != "concurrency" or stage == ASKING[0]
-                  for word in ("--set", f"{stage}.{key}={value}")]  # fmt: skip
+        settings = {"endpoint": server.url, "endpoint_model": "m"}
+        settings |= {"concurrency": 2} if stage != ASKING[1] else {}
+        settings |= {"writer": "model"} if stage == CHAINS else {}
+        words += [word for key, value in settings.items() for word in ("--set", f"{stage}.{key}={value}")]
     return words
 
 
@@ -117,14 +131,14 @@ def start(checkout: Path, words: Sequence[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def prepare(checkout: Path, upto: str = STAGES[-1]) -> list[Place]:
-    """Run every stage up to ``upto`` once, undisturbed, and copy the run's folder before and after each."""
+def prepare(checkout: Path, stages: Sequence[str] = STAGES) -> list[Place]:
+    """Run these stages once, undisturbed, and copy the run's folder before and after each."""
     places = []
     with serving() as server:
         for endpoint in (False, True):
             run = checkout / "runs" / f"reference-{'endpoint' if endpoint else 'local'}"
             run.mkdir(parents=True)
-            for stage in ASKING if endpoint else STAGES[: STAGES.index(upto) + 1]:
+            for stage in [stage for stage in stages if stage in ASKING or not endpoint]:
                 # Pairs are made from the local run's trees: the server's invented words give none.
                 if endpoint and stage == ASKING[1]:
                     shutil.rmtree(run)
