@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 
-_BLOCK = 32 << 20  # bytes that are parsed at once; each block has its own dictionaries
+_BLOCK = 64 << 20  # bytes that are parsed at once; each block has its own dictionaries
 _SHOWN = 80
 
 
