@@ -3,10 +3,10 @@
 In: a table of edges (PrimeKG's columns or others) and questions. Out: a ``KnowledgeGraph`` (``read_graph``), mentions
 of its nodes in a text (``link_entities``), paths between nodes (``shortest_paths``, ``choose_paths``) and their text
 (``describe_path``). ``join_node_table`` makes one table of graphs whose nodes have a table of their own (Hetionet,
-OptimusKG). ``find_question_paths`` does this for questions; ``write_chains`` and ``write_chains_by_rule`` write chains of
-reasoning along the paths, ``SupportChecker`` holds their steps against the graph, and ``pass_rates`` asks a model with
-and without them. ``write_clinic_graph`` writes the clinic's world as such a table, so that all of it can be held against
-a known truth.
+OptimusKG). ``find_question_paths`` does this for questions; ``write_chains`` and ``write_chains_by_rule`` write chains
+of reasoning along the paths, ``SupportChecker`` holds their steps against the graph, and ``pass_rates`` asks a model
+with and without them. ``write_clinic_graph`` writes the clinic's world as such a table, so that all of it can be held
+against a known truth.
 """
 
 import lazy_loader
