@@ -73,6 +73,12 @@ def test_rates_by_hand_and_nothing_is_asked_twice(tmp_path) -> None:
     assert len(again.asked) == 36 and len(other) == 6
 
 
+def test_the_same_chain_of_two_questions_is_asked_once() -> None:
+    one, same = Begun(), dict.fromkeys(CHAINS, ["So it goes.", "And on."])
+    found = pass_rates(QUESTIONS, same, one, log=CallLog(None), **HOW)
+    assert len(one.asked) == len(set(one.asked)) == 6 * 2 * 2 and list(found["pass_with"]) == list(found["pass_other"])
+
+
 def test_another_questions_chain_serves_once_and_fits_the_letters() -> None:
     many = [case.question for case in clinic.make_cases(40, seed=9)]
     others = other_questions(many, seed=0)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -58,7 +59,7 @@ def test_the_stage_makes_a_row_per_question(finished) -> None:
     for row, question in zip(table.itertuples(), questions, strict=True):
         assert row.prompt[0]["content"] == prompts.exam(question)[0]["content"]
         assert extract_answer(row.completion[0]["content"], question.options).letter == question.gold
-        assert row.supported == row.n_steps == len(row.support) and row.kept == (row.reason is None)
+        assert row.supported == row.n_steps == len(row.support) and row.kept == pd.isna(row.reason)
         assert row.kept == (row.pass_with >= 0.5 and row.pass_with - row.pass_without >= 0.0)
     assert table["kept"].any() and table["pass_other"].notna().all()
 

@@ -15,6 +15,7 @@ from medrefl_utils.knowledge import (
     ChainText,
     KnowledgeGraph,
     Linker,
+    NameEmbeddings,
     SupportChecker,
     chain_figures,
     chain_steps,
@@ -23,8 +24,10 @@ from medrefl_utils.knowledge import (
     filter_chains,
     find_question_paths,
     format_response,
+    link_by_model,
     load_graph,
     marked_steps,
+    question_texts,
     read_chain,
     read_choice,
     read_graph,
@@ -121,6 +124,23 @@ def test_a_denied_finding_starts_no_path_and_options_can_be_ends(tmp_path) -> No
     assert ends == [["lumitis"], ["korvosis", "lumitis"]]
     with pytest.raises(MedReflError, match="path_targets is 'all', expected one of gold, options"):
         find_question_paths([question], graph, link, **LIMITS, seed=0, path_targets="all")
+
+
+def test_paths_between_the_entities_that_a_model_lists(graph) -> None:
+    """As notebook 08 does with ``linking: model``: the mentions of all texts come first."""
+    question = CASES[0].question
+    kinds = {"effect/phenotype": CASES[0].findings, "": (question.options[question.gold],)}
+    listed = [f"{words} | {kind}" for kind, names in kinds.items() for words in names]
+    script = Script(lambda prompt, attempt: "\n".join(line for line in listed if line.split(" | ")[0] in prompt))
+    texts = question_texts([question], "gold")
+    assert texts == [question.stem, question.options[question.gold]]
+    options = dict(sampling=Sampling(0.0, 1.0, 64), seed=0)
+    mentions, dropped = link_by_model(texts, graph, script, NameEmbeddings(graph), **options)
+    link = dict(zip(texts, mentions, strict=True)).__getitem__
+    [by_model] = find_question_paths([question], graph, link, **LIMITS, seed=0)
+    [offline] = find_question_paths([question], graph, Linker(graph).link, **LIMITS, seed=0)
+    assert by_model.chosen == offline.chosen and not sum(dropped.faults.values())
+    assert set(question_texts([question], "options")) == {question.stem, *question.options.values()}
 
 
 def test_each_gap_has_its_name(tmp_path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 from pathlib import Path
 
 import networkx
@@ -24,6 +26,7 @@ from medrefl_utils.knowledge import (
     write_clinic_graph,
 )
 
+SHARED = Path(os.environ.get("MEDREFL_SHARED", "/nonexistent"))
 HEAD = "display_relation,x_id,x_type,x_name,y_id,y_type,y_name"
 
 
@@ -157,3 +160,25 @@ def test_the_clinics_true_path_is_among_the_shortest_of_its_entities(tmp_path: P
         best = {tuple(graph.names[n] for n in path.nodes) for path in choose_paths(graph, found, 3)}
         chosen_true += any((finding, *way) in best for finding in case.findings)
     assert missed == 0 and chosen_true >= 0.95 * len(cases)
+
+
+@pytest.mark.skipif(not (SHARED / "knowledge").is_dir(), reason="MEDREFL_SHARED has no knowledge graph")
+def test_paths_of_200_real_questions() -> None:
+    """The sample has 2,206 nodes, so that many answers are not in it; where both sides are, most have a path."""
+    graph = read_graph(SHARED / "knowledge/hetionet_sample.csv")
+    asked = answered = joined = n_paths = n_pairs = 0
+    for name in ("medqa_usmle_4op_test.jsonl", "medbullets_op4.jsonl"):
+        for line in (SHARED / "benchmarks" / name).read_text(encoding="utf-8").splitlines()[:100]:
+            row = json.loads(line)
+            sources = {m.node for m in link_entities(row["question"], graph) if not m.negated}
+            targets = {m.node for m in link_entities(row["options"][row["answer_idx"]], graph)} - sources
+            found = shortest_paths(graph, sorted(sources), sorted(targets), max_hops=4, max_paths=50, seed=0)
+            asked, answered = asked + bool(sources), answered + bool(sources and targets)
+            joined, n_paths = joined + bool(found), n_paths + len(found)
+            n_pairs += len({(path.nodes[0], path.nodes[-1]) for path in found})
+            assert all(graph.relations(a, b) for path in found for a, b in itertools.pairwise(path.nodes))
+    print(
+        f"of 200 questions, {asked} have entities, {answered} also in the answer, {joined} have a path; "
+        f"{n_paths / n_pairs:.1f} paths a pair"
+    )
+    assert asked >= 180 and joined >= 0.9 * answered >= 30

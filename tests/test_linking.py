@@ -10,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from medrefl_utils.core import MedReflError
 from medrefl_utils.exam import clinic
@@ -20,6 +22,8 @@ from medrefl_utils.knowledge.similar_names import SimilarNames
 SHARED = Path(os.environ.get("MEDREFL_SHARED", "/nonexistent"))
 COLUMNS = ("id", "type", "name", "synonyms")
 LABELS = Path(__file__).parent / "data/hetionet_mentions.jsonl"
+PIECES = ["no ", "denies ", "chest", " ", "pain", "\n", ", ", "hypertensoin", "-", "B", "12", "vitamin", "’s", "Crohn",
+          " disease", "heart ", "failure", "ﬁ", "é", "\ud83d\ude00", "x" * 300, ". ", "absent "]  # fmt: skip
 real = pytest.mark.skipif(not (SHARED / "knowledge").is_dir(), reason="MEDREFL_SHARED has no knowledge graph")
 
 NAMES = {
@@ -196,6 +200,18 @@ def test_on_the_clinic_every_finding_and_option_is_found_and_nothing_else(tmp_pa
             right += len(set(names) & set(truth))
             predicted, wanted = predicted + len(names), wanted + len(truth)
     assert (right, predicted) == (wanted, wanted)  # precision and recall 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=25))
+def test_mentions_of_any_text_are_its_parts_in_order_and_do_not_overlap(graph: KnowledgeGraph, pieces) -> None:
+    text = "".join(pieces)
+    mentions = link_entities(text, graph)
+    assert all(
+        text[m.start : m.end] == m.text and 0 <= m.node < len(graph.nodes) and 0 < m.score <= 1 for m in mentions
+    )
+    assert all(a.end <= b.start for a, b in zip(mentions, mentions[1:], strict=False))
+    assert mentions == link_entities(text, graph)
 
 
 @pytest.fixture(scope="module")

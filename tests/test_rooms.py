@@ -106,6 +106,7 @@ def test_a_room_is_entered_in_a_moment_and_loads_nothing_heavy(name: str) -> Non
     [
         ("trees", ("step_values", "paths", "value_table", "rank_corrections", "locate_errors")),
         ("pairs", ("reasoning_pairs", "check_reflection", "reflection_pairs")),
+        ("knowledge", ("read_graph", "link_entities", "shortest_paths", "choose_paths", "write_clinic_graph")),
         ("evaluation", ("PLACES", "mcnemar_exact", "paired_gain", "self_correction_rates")),
         ("exam", ("extract_answer", "lint_questions", "find_overlaps")),
         ("runs", ("load_profile", "limit_of", "run_date")),

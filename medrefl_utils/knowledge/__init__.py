@@ -2,7 +2,10 @@
 
 In: a table of edges (PrimeKG's columns or others) and questions. Out: a ``KnowledgeGraph`` (``read_graph``), mentions
 of its nodes in a text (``link_entities``), paths between nodes (``shortest_paths``, ``choose_paths``) and their text
-(``describe_path``). ``write_clinic_graph`` writes the clinic's world as such a table, so that all of it can be held
+(``describe_path``). ``join_node_table`` makes one table of graphs whose nodes have a table of their own (Hetionet,
+OptimusKG). ``find_question_paths`` does this for questions; ``write_chains`` and ``write_chains_by_rule`` write chains
+of reasoning along the paths, ``SupportChecker`` holds their steps against the graph, and ``pass_rates`` asks a model
+with and without them. ``write_clinic_graph`` writes the clinic's world as such a table, so that all of it can be held
 against a known truth.
 """
 
@@ -14,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "graph": ["COLUMNS", "NODE_TYPES", "KnowledgeGraph", "read_graph"],
         "clinic_graph": ["write_clinic_graph"],
+        "node_tables": ["join_node_table"],
         "linking": ["Linker", "Mention", "link_entities"],
         "graph_source": ["CLINIC", "load_graph"],
         "question_paths": ["PATH_TARGETS", "QuestionPaths", "find_question_paths", "question_texts"],

@@ -285,13 +285,15 @@ def _adjacency(
     width = 2 * max(1, len(names))
     key = (low * n + high) * width + 2 * relation + (x > y)
     del low, high
-    key = np.unique(key)
+    key.sort()  # faster here than np.unique, which hashes first
+    key = key[np.diff(key, prepend=-1) > 0]
     pair, code = key // width, key % width
     start = np.flatnonzero(np.diff(pair, prepend=-1))
     # Equal sets of relations have equal sums of random 64-bit numbers, one per relation and direction.
     weight = np.random.default_rng(0).integers(0, 2**64, width, dtype=np.uint64)
     total = np.add.reduceat(weight[code], start) if len(start) else np.zeros(0, np.uint64)
-    _, first, which = np.unique(total, return_index=True, return_inverse=True)
+    which, different = pd.factorize(total)
+    first = _first_rows(which, len(different))
     end = np.append(start[1:], len(code))
     sets = []
     for one in first:

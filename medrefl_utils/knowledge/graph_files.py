@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 
-_BLOCK = 32 << 20  # bytes that are parsed at once; each block has its own dictionaries
+_BLOCK = 64 << 20  # bytes that are parsed at once; each block has its own dictionaries
 _SHOWN = 80
 
 
@@ -95,7 +95,7 @@ def read_columns(path: Path, columns: Mapping[str, str], needed: Sequence[str]) 
         raise MedReflError(
             f"{path} does not exist: expected the table of a knowledge graph (.csv, .tsv, .gz, .parquet)"
         )
-    head = _head(path)
+    head = column_names(path)
     missing = [columns[name] for name in needed if columns[name] not in head]
     if missing:
         shown = ", ".join(head)
@@ -143,14 +143,22 @@ def read_columns(path: Path, columns: Mapping[str, str], needed: Sequence[str]) 
 def _read_parquet(path: Path, chosen: Mapping[str, str]) -> Table:
     try:
         columns = list(dict.fromkeys(chosen.values()))
-        data = pq.read_table(path, columns=columns)
-        texts = {name: pc.fill_null(data[column].cast(pa.string()), "") for name, column in chosen.items()}
-        data = pa.table({name: pc.dictionary_encode(column) for name, column in texts.items()})
+        kinds = pq.read_schema(path)
+        text = [name for name in columns if pa.types.is_string(kinds.field(name).type)]
+        data = pq.read_table(path, columns=columns, read_dictionary=text)
+        data = pa.table({name: _text_codes(data[column]) for name, column in chosen.items()})
     except (pa.ArrowException, OSError) as error:
         raise MedReflError(f"{path} cannot be read as Parquet: {_one_line(error)}") from None
     if not data.num_rows:
         raise MedReflError(f"{path}: no row; expected one row per edge")
     return Table(path, data, DropCounts())
+
+
+def _text_codes(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column as a dictionary of texts; a null becomes an empty text."""
+    if pa.types.is_dictionary(column.type) and not column.null_count:
+        return column
+    return pc.dictionary_encode(pc.fill_null(column.cast(pa.string()), ""))
 
 
 class _Stream(io.RawIOBase):
@@ -189,8 +197,16 @@ def _check_end(path: Path, stream: _Stream, head: Sequence[str], bad: Sequence[s
         )
 
 
-def _head(path: Path) -> list[str]:
-    """Return the column names in the file's first line."""
+def column_names(path: Path) -> list[str]:
+    """Return the column names of a table: those in its first line, or of its Parquet schema.
+
+    Raises:
+        MedReflError: the file is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise MedReflError(
+            f"{path} does not exist: expected the table of a knowledge graph (.csv, .tsv, .gz, .parquet)"
+        )
     try:
         if path.suffix == ".parquet":
             return pq.read_schema(path).names

@@ -1,4 +1,4 @@
-"""Find the most similar names by character n-grams: one sparse product for all queries and all names."""
+"""Find the most similar names by character n-grams: a sparse product of the queries and all names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from scipy import sparse
 
 _N = 3  # characters
 _COLUMNS = 1 << 18  # of the hashed n-grams
+_BATCH = 256  # queries of one product; each meets up to a third of all names
 _OPPOSITES = (("hyper", "hypo"), ("ab", "ad"), ("ante", "anti"), ("inter", "intra"), ("macro", "micro"), ("pre", "pro"),
               ("endo", "ecto"), ("eu", "dys"), ("brady", "tachy"), ("oligo", "poly"))  # fmt: skip
 
@@ -35,15 +36,17 @@ class SimilarNames:
         """
         places = np.full((len(queries), k), -1, dtype=np.int64)
         cosines = np.zeros((len(queries), k))
-        product = (_unit_rows(_counts(queries), self._weight) @ self._names).tocsr()
-        for i in range(len(queries)):
-            part = slice(product.indptr[i], product.indptr[i + 1])
-            found, cosine = product.indices[part], product.data[part].round(9)
-            if len(found) > k:
-                least = np.partition(cosine, -k)[-k]
-                found, cosine = found[cosine >= least], cosine[cosine >= least]
-            best = np.lexsort((found, -cosine))[:k]
-            places[i, : len(best)], cosines[i, : len(best)] = found[best], cosine[best]
+        for start in range(0, len(queries), _BATCH):
+            some = queries[start : start + _BATCH]
+            product = (_unit_rows(_counts(some), self._weight) @ self._names).tocsr()
+            for i in range(len(some)):
+                part = slice(product.indptr[i], product.indptr[i + 1])
+                found, cosine = product.indices[part], product.data[part].round(9)
+                if len(found) > k:
+                    least = np.partition(cosine, -k)[-k]
+                    found, cosine = found[cosine >= least], cosine[cosine >= least]
+                best = np.lexsort((found, -cosine))[:k]
+                places[start + i, : len(best)], cosines[start + i, : len(best)] = found[best], cosine[best]
         return places, cosines
 
 

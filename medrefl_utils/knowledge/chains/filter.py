@@ -132,17 +132,21 @@ def _answers(
     progress: Callable[[int], object],
 ) -> list[list[str]]:
     """Return the answers after each beginning; a batch is one entry of the log, since rounding depends on the batch."""
-    messages = [prompts.exam(question) for question, _ in begun]
-    texts = [text for _, text in begun]
+    # Two questions may have the same chain, and then two conditions of one question ask the same.
+    places = {(question.question_id, text): place for place, (question, text) in enumerate(begun)}
+    asked = [begun[place] for place in places.values()]
+    messages = [prompts.exam(question) for question, _ in asked]
+    texts = [text for _, text in asked]
     key = call_key("filter", generator.key, messages, texts, samples, asdict(sampling), seed)
-    if line := log.get(key):
-        progress(samples * len(begun))
-        return line["filter"]
-    prefixes = [Prefix(one, tuple(generator.encode(text)), text) for one, text in zip(messages, texts, strict=True)]
-    seeds = [
-        [derive_seed(seed, "filter", question.question_id, run) for run in range(samples)] for question, _ in begun
-    ]
-    rows = generator.expand(prefixes, samples, None, sampling, seeds, progress)
-    written = [[one.text for one in row] for row in rows]
-    log.append(key, {"filter": written})
-    return written
+    if (line := log.get(key)) is None:
+        prefixes = [Prefix(one, tuple(generator.encode(text)), text) for one, text in zip(messages, texts, strict=True)]
+        seeds = [
+            [derive_seed(seed, "filter", question.question_id, run) for run in range(samples)] for question, _ in asked
+        ]
+        rows = generator.expand(prefixes, samples, None, sampling, seeds, progress)
+        line = {"filter": [[one.text for one in row] for row in rows]}
+        log.append(key, line)
+    else:
+        progress(samples * len(asked))
+    of = dict(zip(places, line["filter"], strict=True))
+    return [of[question.question_id, text] for question, text in begun]
