@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.models.generators.budget import Spent
 
 
 class CallLog:
@@ -28,9 +29,12 @@ class CallLog:
         self._places: dict[str, tuple[Path, int]] = {}
         """file and byte offset of each key's line; the replies of a long run are too large for memory"""
         self._broken = False
+        self.spent = Spent()
+        """what the replies cost, those of earlier sessions included; generators with this log add to it"""
         for path in sorted(folder.glob("*.jsonl")) if folder is not None else []:
             for offset, line in _lines(path):
                 self._places[line["key"]] = path, offset
+                self.spent += Spent(**line.get("paid", {}))
         if folder is not None and (own := self._own).exists() and own.stat().st_size:
             with open(own, "rb") as file:
                 file.seek(-1, os.SEEK_END)
@@ -44,10 +48,6 @@ class CallLog:
         with open(path, "rb") as file:
             file.seek(offset)
             return json.loads(file.readline())
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Return all lines, one per key."""
-        return (line for key in self._places if (line := self.get(key)) is not None)
 
     def append(self, key: str, line: dict[str, Any]) -> None:
         """Append a line in one write: only the last line of a file can be incomplete.
