@@ -96,6 +96,8 @@ class Server(ThreadingHTTPServer):
     """answered first, one a request: status, headers, message; or by name: "slow" (for longer than ``slow`` seconds),
     "cut" (the connection ends amid the body), "truncated" (half of the JSON), "empty" (no choices), "error" (HTTP 200
     with an error), "page" (HTML)"""
+    code = ""
+    """the code of an error, such as "insufficient_quota"""
     slow = 1.0
     texts: Sequence[str] = ()
     """whole responses that it writes: one that begins as the turn does, chosen by the seed"""
@@ -235,7 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, tuple):
             status, headers, message = fault
             self.server.refused.append(status)
-            self._send(status, {"error": {"message": message + self._echo()}}, headers)
+            error = {"message": message + self._echo()} | ({"code": self.server.code} if self.server.code else {})
+            self._send(status, {"error": error}, headers)
             return
         if fault is not None:
             self.server.refused.append(fault)

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from itertools import combinations
 
+import pandas as pd
 import pytest
 
 from medrefl_utils.core import DropCounts, MedReflError, Sampling
@@ -74,7 +75,7 @@ def test_two_manners_together(one, other):
 
 @pytest.mark.parametrize("name", [name for name in MANNERS if name not in ("white space", "few tokens")])
 def test_a_refusal_without_words_is_found_out_by_leaving_things_out(name):
-    found_by_probe = name not in ("temperature", "both", "repetition_penalty")
+    found_by_probe = name not in ("temperature", "repetition_penalty")
     with serving(refuses=[name], silent=True) as server:
         if found_by_probe:
             grown(server)
@@ -257,7 +258,7 @@ def test_a_filtered_reflection_is_counted_and_not_asked_again():
         generator = EndpointGenerator(server.url, "m")
         turns = {(f"q{n}", 0, 1): turn(n) for n in range(3)}
         written, dropped = write_reflections(turns, generator, sampling=SAMPLING, seed=0)
-        assert server.refused == [400] and written["faults"][1].tolist() == ["refused"]
+        assert server.refused == [400] and list(written["faults"][1]) == ["refused"]
     assert dropped["reflection_refused"] == 1
     assert "content management policy" in dropped.examples["reflection_refused"]
 
@@ -270,8 +271,6 @@ def test_an_evaluation_leaves_a_refused_question_out_of_both_models(tmp_path):
         both = []
         for name, generator in (("base", base), ("medrefl", tuned)):
             both.append(collect_responses(exam, generator, model=name, protocol=way, seed=0))
-        import pandas as pd
-
         responses = pd.concat(both, ignore_index=True)
         assert (responses.stop == "refused").sum() == 1
         assert judge_answers(responses, exam, tuned, seed=0)["judged"].isna().all()
@@ -282,7 +281,8 @@ def test_an_evaluation_leaves_a_refused_question_out_of_both_models(tmp_path):
             "base_self-consistency.parquet",
             "medrefl_self-consistency.parquet",
         ]
-        assert drop_refused(kept) == (kept, {}) or drop_refused(kept)[0].equals(kept)
+        same, none = drop_refused(kept)
+        assert same.equals(kept) and none == {}
 
         begun = pd.DataFrame(
             [{"question_id": q.question_id, "behind": "a wrong step", "nodes": [0], "prefix": "Step 1: no.\n",

@@ -49,6 +49,10 @@ class CallLog:
             file.seek(offset)
             return json.loads(file.readline())
 
+    def is_gone(self) -> bool:
+        """Say whether the folder was removed after lines were read from it or written to it."""
+        return bool(self._places) and not self.folder.exists()
+
     def append(self, key: str, line: dict[str, Any]) -> None:
         """Append a line in one write: only the last line of a file can be incomplete.
 

@@ -149,6 +149,6 @@ def _shared_log(folder: Path | None, name: str) -> CallLog:
         return CallLog(None)
     key = folder.resolve(), name
     log = _LOGS.get(key)
-    if log is None or not folder.exists():  # a folder that was removed leaves a log without its files
+    if log is None or log.is_gone():
         log = _LOGS[key] = CallLog(folder, name)
     return log

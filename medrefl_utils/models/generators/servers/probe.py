@@ -79,16 +79,19 @@ async def _opened_thinking(ask: Ask, can: Features, client: ServerClient, model:
     mark = None if rendered is None else open_mark(rendered.rpartition(_YES[0]["content"])[2])
     if rendered is not None and mark is None:
         return ""
-    try:
-        reply = await ask(request_body(_YES, "", Sampling(1.0, 1.0, 1024), can, n=1, stop=None, seed=0))
-    except Refused:
-        return ""
-    text, separate = reply.choices[0].text, reply.choices[0].thinking
-    if separate:
-        return ""
-    if mark is not None:
-        return "" if open_mark(text[:40]) else mark[1]
-    return unopened_close(text) or ""
+    for size in _TOKENS[1:]:
+        try:
+            reply = await ask(request_body(_YES, "", Sampling(1.0, 1.0, size), can, n=1, stop=None, seed=0))
+        except Refused:
+            return ""
+        first = reply.choices[0]
+        if first.thinking or open_mark(first.text[:40]):
+            return ""
+        if mark is not None:
+            return mark[1]
+        if first.finish != "length":
+            break
+    return unopened_close(first.text) or ""
 
 
 async def _rendered(client: ServerClient, model: str) -> str | None:
