@@ -13,10 +13,9 @@ because of the log.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import warnings
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,14 +26,14 @@ from medrefl_utils.exam import prompts
 from medrefl_utils.exam.steps import SERVER_STOPS, split_into_steps
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key
-from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Result, Usage
+from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
 from medrefl_utils.models.generators.servers.adapters import (
     ServedAdapter,
     Weights,
     loading_route,
     select_weights,
 )
-from medrefl_utils.models.generators.servers.client import Refused, ServerClient
+from medrefl_utils.models.generators.servers.client import Refused, ServerClient, run_in_loop
 from medrefl_utils.models.generators.servers.features import Features, learn_from, lost_sampling, request_body
 from medrefl_utils.models.generators.servers.probe import COUNT, probe
 from medrefl_utils.models.generators.servers.rate_limits import RateLimits
@@ -91,6 +90,7 @@ class EndpointGenerator(Generator):
         self._opened_at, self._earlier = self.log.spent, self.log.spent.share(workers)
         self._under_way = Spent()
         """the maximum cost of the requests that are under way"""
+        self._settled = asyncio.Condition()
         self._features: Features | None = None
         self._weights: Weights | None = None
         self._refused = 0
@@ -125,17 +125,12 @@ class EndpointGenerator(Generator):
             MedReflError: the server cannot be reached, refuses every form of a request, or lacks the adapter.
         """
         if self._features is None:
-            _run(self._prepared())
+            run_in_loop(self._prepared())
         return self._features
 
     def check_loading(self) -> None:
         """Check that the server loads adapters at run time. Raises MedReflError if it does not."""
-
-        async def check() -> None:
-            async with self.client.session():
-                await loading_route(self.client)
-
-        _run(check())
+        run_in_loop(loading_route(self.client))
 
     def expand(
         self,
@@ -155,7 +150,7 @@ class EndpointGenerator(Generator):
         """
         start = time.perf_counter()
         try:
-            return _run(self._expand(prefixes, k, steps, sampling, seeds, progress))
+            return run_in_loop(self._expand(prefixes, k, steps, sampling, seeds, progress))
         finally:
             self.usage.seconds += time.perf_counter() - start
 
@@ -181,29 +176,28 @@ class EndpointGenerator(Generator):
         failed: list[MedReflError] = []
         if self._features is None:
             await self._prepared()
-        limit, self._settled = asyncio.Semaphore(self.concurrency), asyncio.Condition()
-        async with self.client.session():
-            whole = self._features.choices
-            asked = [
-                Request(p.messages, p.text, steps, sampling, seed, k if whole else 1)
-                for p, row in zip(prefixes, seeds, strict=True)
-                for seed in (row[:1] if whole else row[:k])
-            ]
+        limit = asyncio.Semaphore(self.concurrency)
+        whole = self._features.choices
+        asked = [
+            Request(p.messages, p.text, steps, sampling, seed, k if whole else 1)
+            for p, row in zip(prefixes, seeds, strict=True)
+            for seed in (row[:1] if whole else row[:k])
+        ]
 
-            async def one(request: Request) -> list[Continuation]:
-                async with limit:
-                    if failed:
-                        return []
-                    try:
-                        written = await self._written(request)
-                    except MedReflError as error:
-                        failed.append(error)  # no new request starts; those under way are paid for and are completed
-                        return []
-                if progress is not None:
-                    progress(len(written))
-                return written
+        async def one(request: Request) -> list[Continuation]:
+            async with limit:
+                if failed:
+                    return []
+                try:
+                    written = await self._written(request)
+                except MedReflError as error:
+                    failed.append(error)  # no new request starts; those under way are paid for and are completed
+                    return []
+            if progress is not None:
+                progress(len(written))
+            return written
 
-            rows = await asyncio.gather(*(one(request) for request in asked))
+        rows = await asyncio.gather(*(one(request) for request in asked))
         if failed:
             raise failed[0]
         each = 1 if whole else k
@@ -299,19 +293,17 @@ class EndpointGenerator(Generator):
 
     async def _prepared(self) -> None:
         """Select the weights, and probe the server, or read from the log what an earlier session found out."""
-        self._settled = asyncio.Condition()
-        async with self.client.session():
-            self._weights = await select_weights(self.client, self.model, self.adapter)
-            if line := self.log.get(self._probe_key):
-                self._features = Features(**line["features"])
-                return
-            before = self.log.spent
+        self._weights = await select_weights(self.client, self.model, self.adapter)
+        if line := self.log.get(self._probe_key):
+            self._features = Features(**line["features"])
+            return
+        before = self.log.spent
 
-            async def ask(body: dict[str, Any]) -> Reply:
-                return (await self._paid_for(body))[0]
+        async def ask(body: dict[str, Any]) -> Reply:
+            return (await self._paid_for(body))[0]
 
-            features = await probe(ask, self.client, self._weights.model)
-            self._learn(features, self.log.spent - before)
+        features = await probe(ask, self.client, self._weights.model)
+        self._learn(features, self.log.spent - before)
 
     def _learn(self, features: Features, paid: Spent | None = None) -> None:
         self._features = features
@@ -331,30 +323,3 @@ class EndpointGenerator(Generator):
 
 def _paid(reply: Reply) -> Spent:
     return Spent(len(reply.choices), reply.prompt_tokens, reply.completion_tokens)
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the coroutine's result, from a thread of its own: Jupyter already runs an event loop. Ctrl-C ends it."""
-    outcome: dict[str, Any] = {}
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-
-    def go() -> None:
-        try:
-            outcome["result"] = loop.run_until_complete(task)
-        except BaseException as error:
-            outcome["error"] = error
-        finally:
-            loop.close()
-
-    thread = threading.Thread(target=go, daemon=True)
-    thread.start()
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]

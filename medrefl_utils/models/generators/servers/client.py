@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import openai
@@ -25,6 +26,7 @@ import tenacity
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.models.generators.servers.rate_limits import Pace, RateLimits
 
+T = TypeVar("T")
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 _BUSY = (429, 503, 529)
@@ -98,17 +100,14 @@ class ServerClient:
         self.root = self.url.removesuffix("/v1")
         self.retries, self.timeout, self.limits = retries, timeout, limits
         self._kept = f"; the replies so far are kept in {log}: run the same again" if log else ""
-        self._pace = Pace(limits)
+        self._pace, self._first_in_line = Pace(limits), asyncio.Lock()
         self._free_at = 0.0  # time.monotonic() until which the server asked to wait
         self._answered = 0.0  # time.monotonic() of the last reply
 
-    @asynccontextmanager
-    async def session(self) -> AsyncIterator[None]:
-        """Open connections for the requests of one call: an event loop each."""
-        api = openai.AsyncOpenAI(base_url=self.url, api_key=api_key() or "none", max_retries=0, timeout=self.timeout)
-        async with api as self._api:
-            self._first_in_line = asyncio.Lock()
-            yield
+    @cached_property
+    def _api(self) -> openai.AsyncOpenAI:
+        """The connections; they stay open between calls, and belong to the loop of ``run_in_loop``."""
+        return openai.AsyncOpenAI(base_url=self.url, api_key=api_key() or "none", max_retries=0, timeout=self.timeout)
 
     async def reply(self, body: dict[str, Any], tokens: int) -> dict[str, Any]:
         """Return the reply to a chat request of at most ``tokens`` tokens: an object with at least one choice.
@@ -208,6 +207,35 @@ class ServerClient:
             return refused
         hint = f"; the key is read from {KEY_VARIABLE}" if status in (401, 403) else ""
         return MedReflError(f"{self.where}: {line}{hint}")
+
+
+def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Return a coroutine's result, from this process's thread for connections. Ctrl-C cancels it.
+
+    Jupyter already runs an event loop in its own thread.
+    """
+    ended = threading.Event()
+
+    async def watched() -> T:
+        try:
+            return await work
+        finally:
+            ended.set()
+
+    future = asyncio.run_coroutine_threadsafe(watched(), _loop())
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        future.cancel()
+        ended.wait(10)
+        raise
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
 
 
 def _retry_after(headers: Any, told: str) -> float | None:  # noqa: ANN401 (the HTTP library's own type)
