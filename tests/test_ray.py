@@ -49,6 +49,35 @@ def test_two_actors_give_the_trees_of_one_process_and_go_on_where_either_stopped
     assert actors.encode("Answer:") == alone.encode("Answer:")
 
 
+@pytest.mark.timeout(600)
+def test_base_and_adapter_share_the_actors_and_the_rows_come_back_in_order(actors, tiny_student, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from medrefl_utils.models import load_model
+
+    tuned = get_peft_model(load_model(tiny_student, "none"), LoraConfig(r=4, target_modules="all-linear"))
+    for name, weights in tuned.named_parameters():
+        if "lora_B" in name:
+            weights.data.normal_(0, 0.2)
+    tuned.save_pretrained(tmp_path / "adapter")
+    messages = [prompts.exam(question) for question in clinic.make_exam(11, seed=2)]
+    settings = dict(adapter=tmp_path / "adapter", calls=tmp_path / "calls")
+    spread = open_generator(tiny_student, workers=2, **settings)
+    counted = []
+    written = spread.chat(messages, SAMPLING, range(11), counted.append)
+    alone = open_generator(tiny_student, **settings | {"calls": None})
+    assert [one.token_ids for one in written] == [one.token_ids for one in alone.chat(messages, SAMPLING, range(11))]
+    assert sum(counted) == 11 and len(counted) > 2 and spread.usage.calls == 11 and spread.key == alone.key
+    base = [one.token_ids for one in actors.chat(messages, SAMPLING, range(11))]
+    assert base == [one.token_ids for one in LocalGenerator(tiny_student).chat(messages, SAMPLING, range(11))]
+    assert base != [one.token_ids for one in written] and spread._actors is actors._actors
+    again = open_generator(tiny_student, workers=2, **settings)
+    assert again.chat(messages, SAMPLING, range(11)) == written
+    for one in (spread, again):
+        one.close()
+    assert actors.encode("Answer:")  # the actors stay while one generator uses them
+
+
 def _steps(path):
     import pyarrow.parquet as pq
 
