@@ -81,7 +81,7 @@ def open_in_process(
     if engine == "vllm":
         from medrefl_utils.models.generators.vllm import VllmGenerator
 
-        return VllmGenerator(model, quantization=quantization, budget=budget)
+        return VllmGenerator(model, quantization=quantization, log=log, budget=budget)
     from medrefl_utils.models.generators.local import LocalGenerator
 
     return LocalGenerator(model, quantization=quantization, max_rows=max_rows, log=log, budget=budget)
