@@ -77,18 +77,20 @@ def engine(monkeypatch, tiny_student) -> Iterator[Engine]:
         engine.told.append(told)
         return engine
 
-    fake, platforms, lora, sampling = (ModuleType(n) for n in ("vllm", "platforms", "lora", "sampling"))
+    fake, inputs, platforms, lora, sampling = map(ModuleType, ("vllm", "inputs", "platforms", "lora", "sampling"))
     fake.EngineArgs, fake.LLMEngine, fake.SamplingParams = (
         dict,
         SimpleNamespace(from_engine_args=start),
         SimpleNamespace,
     )
     fake.__version__ = "0"
+    inputs.tokens_input = lambda ids: {"type": "token", "prompt_token_ids": ids}
     platforms.current_platform = SimpleNamespace(is_cpu=lambda: True)
     lora.LoRARequest = lambda name, number, path: SimpleNamespace(name=name, number=number, path=path)
     sampling.RequestOutputKind = SimpleNamespace(DELTA="delta")
     for name, module in (
         ("vllm", fake),
+        ("vllm.inputs", inputs),
         ("vllm.platforms", platforms),
         ("vllm.lora.request", lora),
         ("vllm.sampling_params", sampling),

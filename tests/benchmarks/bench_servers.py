@@ -81,7 +81,8 @@ def _opened(part: str, place: Path, running: ExitStack, log: CallLog) -> Generat
 
 def _cached(log: CallLog) -> int:
     """Return how many tokens of the prompts the server found in its cache, as its replies say."""
-    usages = [line["reply"].get("usage") or {} for line in log.lines() if "reply" in line]
+    lines = [json.loads(line) for file in log.folder.glob("*.jsonl") for line in file.open()]
+    usages = [line["reply"].get("usage") or {} for line in lines if "reply" in line]
     return sum((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for usage in usages)
 
 

@@ -165,6 +165,7 @@ class VllmGenerator(Generator):
     def _admit(self, engine: Any, waiting: deque[_Row], going: dict[str, _Row], sampling: Sampling) -> None:
         """Request the rows for which the budget has room, at their maximum cost."""
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
 
@@ -189,7 +190,7 @@ class VllmGenerator(Generator):
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
             )
-            engine.add_request(name, {"prompt_token_ids": list(row.prompt)}, params, lora_request=lora)
+            engine.add_request(name, tokens_input(list(row.prompt)), params, lora_request=lora)
             going[name] = row
             under_way += row.most
 
