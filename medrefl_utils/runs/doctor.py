@@ -209,7 +209,7 @@ def _models(machine: Machine, profile: Profile) -> Iterator[Check]:
     """Yield a check for each model of the profile, with the memory of the stage that needs most."""
     uses: dict[str, list[tuple[bool, Mapping[str, Any]]]] = {}
     for stage, parameters in profile.parameters.items():
-        if model := parameters.get("model"):
+        if (model := parameters.get("model")) and not parameters.get("endpoint"):  # a server has its own machine
             uses.setdefault(model, []).append((stage.startswith("04"), parameters))
     room, where = (machine.card_memory, "the card") if machine.card else (machine.memory, "memory")
     for model, ways in uses.items():

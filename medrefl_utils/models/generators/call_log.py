@@ -15,6 +15,7 @@ from typing import Any
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation
+from medrefl_utils.models.generators.budget import Spent
 
 
 class CallLog:
@@ -29,9 +30,12 @@ class CallLog:
         self._places: dict[str, tuple[Path, int]] = {}
         """file and byte offset of each key's line; the replies of a long run are too large for memory"""
         self._broken = False
+        self.spent = Spent()
+        """what the replies cost, those of earlier sessions included; generators with this log add to it"""
         for path in sorted(folder.glob("*.jsonl")) if folder is not None else []:
             for offset, line in _lines(path):
                 self._places[line["key"]] = path, offset
+                self.spent += Spent(**line.get("paid", {}))
         if folder is not None and (own := self._own).exists() and own.stat().st_size:
             with open(own, "rb") as file:
                 file.seek(-1, os.SEEK_END)
@@ -46,9 +50,9 @@ class CallLog:
             file.seek(offset)
             return json.loads(file.readline())
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Return all lines, one per key."""
-        return (line for key in self._places if (line := self.get(key)) is not None)
+    def is_gone(self) -> bool:
+        """Say whether the folder was removed after lines were read from it or written to it."""
+        return bool(self._places) and not self.folder.exists()
 
     def append(self, key: str, line: dict[str, Any]) -> None:
         """Append a line in one write: only the last line of a file can be incomplete.
