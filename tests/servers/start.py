@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-SECONDS = 400
+SECONDS = 1200
 """How long a server may take to start; vLLM compiles its kernels at the first start."""
 VLLM_ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 """Settings of vLLM on a CPU: 2 GiB for its key-value cache."""
@@ -28,10 +28,12 @@ def vllm_server(model: str, name: str, log: Path, adapters: Mapping[str, Path] |
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--generation-config", "vllm"]
     # vLLM 0.32 dies on a CPU when it draws with a seed in the middle of a prefill.
     command += ["--no-enable-chunked-prefill", "--max-model-len", "4096", "--max-num-batched-tokens", "8192"]
+    environment = VLLM_ON_A_CPU
     if adapters:
+        environment = VLLM_ON_A_CPU | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}  # stage 05 loads its own
         modules = [f"{adapter}={folder}" for adapter, folder in adapters.items()]
         command += ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", *modules]
-    with _running(command, port, log, VLLM_ON_A_CPU):
+    with _running(command, port, log, environment):
         yield f"http://127.0.0.1:{port}/v1"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medrefl_utils.core import PAIRS, STEPS, RunFiles, Sampling, read_manifest, read_table
+from medrefl_utils.core import PAIRS, RESPONSES, STEPS, RunFiles, Sampling, read_manifest, read_table
 from medrefl_utils.evaluation import collect_responses, make_protocol
 from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.exam.steps import has_content
@@ -19,6 +19,7 @@ from medrefl_utils.trees import SearchSettings, grow_trees
 from tests.servers.greedy import TIE, gap_where_they_part
 
 SERVERS = ("vllm", "llama")
+pytestmark = pytest.mark.timeout(3000)  # the first test waits for its server
 
 
 @pytest.fixture(params=SERVERS)
@@ -61,6 +62,23 @@ def test_01_02_and_03_from_the_notebooks(server, root: Path, tmp_path: Path):
     assert about["endpoint"] == url and about["model"] == name
 
 
+def test_05_loads_its_adapter_into_vllm(vllm_url, tiny_student: str, root: Path, tmp_path: Path):
+    stages = ["01_tree_rollout", "02_step_valuation", "03_pair_construction", "04_dpo_lora_4bit"]
+    asked = {"endpoint": vllm_url, "endpoint_model": "student", "n_questions": 20, "protocols": ["greedy"]}
+    more = {
+        "04_dpo_lora_4bit": {"lora_rank": 8, "kinds": ["reasoning"], "learning_rate": 0.01},
+        "05_benchmark_evaluation": asked | {"self_correction_questions": 4, "self_correction_branching": [2]},
+    }
+    files = _run(root, tmp_path, vllm_url, "student", tiny_student, [*stages, "05_benchmark_evaluation"], **more)
+    responses = read_table(files.responses, RESPONSES)
+    assert set(responses["model"]) == {"base", "medrefl"} and len(responses) == 40
+    base = LocalGenerator(tiny_student)
+    asked = [prompts.exam(question) for question in clinic.make_exam(20, seed=0, split="test")]
+    ours = base.chat(asked, Sampling(0.0, 1.0, 256), [0] * 20)
+    theirs = responses[responses["model"] == "base"]["response"]
+    assert sum(one.text == text for one, text in zip(ours, theirs, strict=True)) >= 18
+
+
 def _run(root: Path, place: Path, url: str, name: str, folder: str, stages: list[str], **more: dict) -> RunFiles:
     for part in ("notebooks", "medrefl_utils"):
         (place / part).symlink_to(root / part)
@@ -83,7 +101,6 @@ def _run(root: Path, place: Path, url: str, name: str, folder: str, stages: list
     return RunFiles(place / "runs" / "served")
 
 
-@pytest.mark.timeout(900)
 def test_base_and_adapter_answer_as_in_this_process(vllm_url, tiny_student, adapter):
     """Stage 05's greedy answers on 200 questions of the clinic; what differs is a tie."""
     questions = clinic.make_exam(200, seed=13)

@@ -12,6 +12,7 @@ from medrefl_utils.models.generators.vllm import VllmGenerator
 from medrefl_utils.trees import SearchSettings, grow_trees
 from tests.servers.greedy import compare
 
+pytestmark = pytest.mark.timeout(3000)  # the first test waits for the engine
 QUESTIONS = clinic.make_exam(6, seed=11)
 GREEDY = Sampling(0.0, 1.0, 96)
 
