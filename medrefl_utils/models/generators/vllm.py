@@ -263,6 +263,8 @@ class _Row:
                 self.stop = "boundary"
                 del self.token_ids[length:], self.logprobs[length:]
                 return
+        if one.finish_reason in ("abort", "error"):
+            raise MedReflError("engine vllm: vLLM gave up a request; what is finished is kept: run the same again")
         if one.finish_reason is not None:
             self.stop = "length" if one.finish_reason == "length" else "end"
 
