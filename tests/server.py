@@ -92,6 +92,8 @@ class Server(ThreadingHTTPServer):
     stop_reason = True
     logprobs = True
     strips = False
+    repeats = False
+    """its reply begins with the turn that it continues, as llama.cpp's does"""
     failures: list[tuple[int, dict[str, str], str] | str] = []
     """answered first, one a request: status, headers, message; or by name: "slow" (for longer than ``slow`` seconds),
     "cut" (the connection ends amid the body), "truncated" (half of the JSON), "empty" (no choices), "error" (HTTP 200
@@ -147,7 +149,7 @@ class Server(ThreadingHTTPServer):
         if "numbers from 1 to 20" in messages[0]["content"]:
             lines = "".join(f"{i}\n" for i in range(int((re.findall(r"\d+", text) or ["0"])[-1]) + 1, 9))
             whole = [self._line_end(text) + lines] * n
-            return [self._choice(words, "stop", body, i) for i, words in enumerate(whole)]
+            return [self._choice(words, "stop", body, i, text) for i, words in enumerate(whole)]
         written = text + "".join(m["content"] for m in messages if m["role"] == "assistant")
         seeds = [body.get("seed", len(self.requests)) + i for i in range(n)]
         if self.texts:
@@ -156,7 +158,8 @@ class Server(ThreadingHTTPServer):
             rows = self._students(messages, written, body, seeds) if self.student else self._made_up(written, seeds)
         begin = "" if self.texts else self._line_end(text)
         return [
-            self._choice(begin + words, "length" if cut else "stop", body, i) for i, (words, cut) in enumerate(rows)
+            self._choice(begin + words, "length" if cut else "stop", body, i, text)
+            for i, (words, cut) in enumerate(rows)
         ]
 
     def _line_end(self, text: str) -> str:
@@ -182,14 +185,15 @@ class Server(ThreadingHTTPServer):
         steps = "".join(f"Step {i}: because {{0}}.\n" for i in range(begun + 1, 4))
         return [(steps.format(seed % 7) + f"Answer: {'ABC'[seed % 3]}", False) for seed in seeds]
 
-    def _choice(self, text: str, finish: str, body: dict[str, Any], index: int) -> dict[str, Any]:
+    def _choice(self, text: str, finish: str, body: dict[str, Any], index: int, turn: str = "") -> dict[str, Any]:
         matched = None
         for stop in body.get("stop", []) if self.stop else []:
             if stop in text:
                 text, finish, matched = text.split(stop)[0], "stop", stop
         if self.thinks >= _limit(body):
             text, finish = "", "length"
-        choice = {"index": index, "message": self._message(text), "finish_reason": finish}
+        whole = turn + text if self.repeats else text
+        choice = {"index": index, "message": self._message(whole), "finish_reason": finish}
         if self.stop_reason:
             choice["stop_reason"] = matched
         if self.logprobs and body.get("logprobs"):

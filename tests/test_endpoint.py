@@ -28,6 +28,7 @@ PLAIN = SearchSettings((2, 2, 1))
         ({}, {}),
         ({"prefill": False}, {"prefill": False}),
         ({"strips": True}, {"stop_in_turn": False}),
+        ({"repeats": True}, {"repeats_turn": True}),
         ({"choices": False}, {"choices": False}),
         ({"logprobs": False}, {"logprobs": False}),
         ({"failures": [(400, {}, "Unsupported parameter: continue_final_message")]}, {"flags": False}),
@@ -50,7 +51,11 @@ def test_one_probe_finds_out_what_the_server_can_do_and_it_is_recorded(manners, 
 
 
 @pytest.mark.parametrize(
-    "manners", [{}, {"prefill": False}, {"strips": True}, {"choices": False}, {"stop": False}, {"stop_reason": False}]
+    "manners",
+    [
+        *({}, {"prefill": False}, {"strips": True}, {"repeats": True}, {"choices": False}, {"stop": False}),
+        {"stop_reason": False},
+    ],
 )
 def test_trees_grow_the_same_way_whatever_the_servers_manners(manners):
     with serving(**manners) as server:

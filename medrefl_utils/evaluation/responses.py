@@ -115,7 +115,7 @@ def collect_responses(
                 }
                 for question, response in zip(questions, written, strict=True)
             ]
-    table = pd.DataFrame(rows, columns=RESPONSES.names).astype({"judged": "str"})
+    table = pd.DataFrame(rows, columns=RESPONSES.names).astype({"judged": object})
     return _vote(table) if protocol.vote else table
 
 
@@ -262,7 +262,7 @@ def judge_answers(
     if missing := Counter(one.faults[-1] for one in found if one.value is None):
         reasons = ", ".join(f"{n} {_FAULTS[fault]}" for fault, n in missing.items())
         print(f"judge: {missing.total()} of {len(found)} responses stay unread: {reasons}")
-    letters = pd.Series([one.value or None for one in found], index=unread.index, dtype="str")
+    letters = pd.Series([one.value or None for one in found], index=unread.index, dtype=object)
     return responses.assign(judged=letters.reindex(responses.index))
 
 

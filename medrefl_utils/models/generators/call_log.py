@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import Continuation
 from medrefl_utils.models.generators.budget import Spent
 
 
@@ -84,6 +85,11 @@ class CallLog:
 def call_key(*parts: object) -> str:
     """Return the key of a call: a hash (hex) of the parts, which must be JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def logged_continuation(fields: dict[str, Any]) -> Continuation:
+    """Return a continuation from its fields as a line of the log has them."""
+    return Continuation(**fields | {"token_ids": tuple(fields["token_ids"]), "logprobs": tuple(fields["logprobs"])})
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

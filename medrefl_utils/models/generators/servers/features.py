@@ -22,6 +22,8 @@ class Features:
     """it accepts ``continue_final_message``, which vLLM and SGLang need to continue a turn"""
     prefix_mark: bool = False
     """it continues a turn that is marked with ``"prefix": true`` (Mistral, DeepSeek)"""
+    repeats_turn: bool = False
+    """its reply begins with the half-written turn (llama.cpp since 2026)"""
     trailing_space: bool = True
     """the half-written turn may end in white space"""
     stop: bool = True

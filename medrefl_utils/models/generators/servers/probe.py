@@ -61,7 +61,8 @@ async def _continue_count(ask: Ask, can: Features) -> tuple[Features, bool]:
     return (
         replace(
             can,
-            prefill=can.prefill and first.text.strip().startswith("5"),
+            prefill=can.prefill and first.text.removeprefix(COUNTED).strip().startswith("5"),
+            repeats_turn=can.prefill and first.text.startswith(COUNTED),
             logprobs=can.logprobs and first.logprob is not None,
         ),
         can.choices and len(reply.choices) == 2,

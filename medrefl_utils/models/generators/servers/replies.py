@@ -78,6 +78,8 @@ def continuation(
         stop: the stop sequence that was sent.
         can: what the server can do.
     """
+    if request.text and can.repeats_turn and choice.text.startswith(request.text):
+        choice = replace(choice, text=choice.text[len(request.text) :])
     if choice.finish == "content_filter":
         return Continuation("", (), None, "refused", refusal="the server's content filter stopped the reply")
     text = _whole_text(choice, request, can)
