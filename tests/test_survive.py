@@ -102,7 +102,6 @@ def test_a_log_is_read_from_all_its_files_and_past_broken_lines(tmp_path):
     own.append("d", {"says": "after"})
     for log in (own, CallLog(tmp_path)):
         assert [log.get(key) and log.get(key)["says"] for key in "abcd"] == ["one\nline", "é", None, "after"]
-        assert len(list(log.lines())) == 3
     assert call_key("a", 1) != call_key("a", 2)
 
 
@@ -137,7 +136,7 @@ def test_a_full_disk_is_one_line_and_what_is_there_stays(tmp_path):
     assert (tmp_path / "text.md").read_text() == "y" * 4000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["main.jsonl", "text.md"]
     again = CallLog(tmp_path)
-    assert len(list(again.lines())) == int(kept) == 7
+    assert [again.get(f"key {n}") is not None for n in range(8)] == [True] * 7 + [False] and int(kept) == 7
     again.append("more", {"says": "z"})
     assert json.loads((tmp_path / "main.jsonl").read_bytes().splitlines()[-1])["says"] == "z"
 

@@ -64,10 +64,10 @@ class Sampling:
 class Continuation:
     """What a generator wrote after a prefix.
 
-    ``stop`` is the reason why it ended: "boundary" (a step is complete), "end" (the model closed its turn) or "length"
-    (the token limit). ``logprob`` is the sum of the tokens' log-probabilities in nats, under the model without
-    temperature and top-p; ``logprobs`` are the tokens' own, where the generator gives them. ``n_tokens`` is the number
-    of tokens where ``token_ids`` is empty.
+    ``stop`` is the reason why it ended: "boundary" (a step is complete), "end" (the model closed its turn), "length"
+    (the token limit) or "refused" (a server refused the prompt, and ``refusal`` has its words). ``logprob`` is the sum
+    of the tokens' log-probabilities in nats, under the model without temperature and top-p; ``logprobs`` are the
+    tokens' own, where the generator gives them. ``n_tokens`` is the number of tokens where ``token_ids`` is empty.
     """
 
     text: str
@@ -76,6 +76,7 @@ class Continuation:
     stop: str
     n_tokens: int = 0
     logprobs: tuple[float, ...] = ()
+    refusal: str = ""
 
     @property
     def length(self) -> int:

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "protocols": ["PROTOCOLS", "Protocol", "make_protocol", "published_temperature", "published_top_p"],
         "responses": [
             "collect_responses",
+            "drop_refused",
             "evaluate",
             "judge_answers",
             "question_identity",

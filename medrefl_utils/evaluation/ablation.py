@@ -74,6 +74,7 @@ def evaluate_arm(
     sampling: Sampling,
     seed: int,
     key: str,
+    runs_on: str = "",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a model's responses to the exam and its continuations of the starting points; save both in ``folder``.
 
@@ -90,12 +91,22 @@ def evaluate_arm(
         sampling: sampling of the continuations.
         seed: seed of responses and continuations.
         key: hash of the model.
+        runs_on: what runs it, if that is a server or another engine: its replies differ.
 
     Returns:
         Columns of RESPONSES, columns of CONTINUATIONS.
     """
     files = {"responses.parquet": RESPONSES, "continuations.parquet": CONTINUATIONS}
-    key = _digest(key, model, run, seed, [asdict(p) for p in protocols], asdict(sampling), *_texts(exam, begun))
+    key = _digest(
+        key,
+        model,
+        run,
+        seed,
+        [asdict(p) for p in protocols],
+        asdict(sampling),
+        *_texts(exam, begun),
+        *([runs_on] if runs_on else []),
+    )
     if not all(table_key(folder / name) == key for name in files):
         generator = open_generator()
         asked = [

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Answer, Continuation, Question, Sampling
 from medrefl_utils.core.schemas import RESPONSES
@@ -29,7 +30,11 @@ _FORCED_TOKENS = 24
 """Maximum number of tokens of an answer that is requested (ours)."""
 _THINKING_TOKENS = 512
 """The same for a judge that thinks before its verdict, or whose verdict was truncated (ours)."""
-_FAULTS = {"cut": "truncated at the token limit", "unreadable": "without a verdict that can be read"}
+_FAULTS = {
+    "cut": "truncated at the token limit",
+    "unreadable": "without a verdict that can be read",
+    "refused": "refused by the server",
+}
 """What a judge's unread reply lacks, by the word of its reader."""
 # A letter is a capital one: "settles on a diagnosis" names none.
 _SETTLES = re.compile(
@@ -74,7 +79,8 @@ def collect_responses(
     """Collect one response per question and run: columns of RESPONSES.
 
     The seed of a response is derived from ``seed``, its question and its run, not from the model. So base and adapter
-    sample with the same random numbers, which pairs them.
+    sample with the same random numbers, which pairs them. Of a prompt that a server refuses, ``stop`` is "refused" and
+    the response is the server's words (``drop_refused``).
 
     Args:
         questions: the questions.
@@ -102,13 +108,14 @@ def collect_responses(
                     extract_answer(response.text, question.options, thinking_open=generator.thinking_open),
                 )
                 | {
-                    **{"model": model, "protocol": protocol.name, "run": run, "response": response.text},
+                    **{"model": model, "protocol": protocol.name, "run": run},
+                    "response": response.refusal or response.text,
                     **{"n_tokens": response.length, "stop": response.stop, "seconds": seconds},
                     **{"temperature": sampling.temperature, "top_p": sampling.top_p},
                 }
                 for question, response in zip(questions, written, strict=True)
             ]
-    table = pd.DataFrame(rows, columns=RESPONSES.names).astype({"judged": "str"})
+    table = pd.DataFrame(rows, columns=RESPONSES.names).astype({"judged": object})
     return _vote(table) if protocol.vote else table
 
 
@@ -135,6 +142,9 @@ def _written(
         forced = replace(sampling, max_tokens=_FORCED_TOKENS)
         answers = generator.expand(prefixes, 1, None, forced, [[seeds[i]] for i in cut])
         for i, text, prefix, (answer,) in zip(cut, asked, prefixes, answers, strict=True):
+            if answer.stop == "refused":
+                written[i] = answer
+                continue
             ids = prefix.token_ids + answer.token_ids
             whole = written[i].text + text + answer.text
             written[i] = Continuation(whole, ids, None, "forced", written[i].length + answer.length)
@@ -151,6 +161,8 @@ def _vote(samples: pd.DataFrame) -> pd.DataFrame:
         votes = Counter(answer for answer in group["answer"] if isinstance(answer, str))
         winner = max(votes, key=votes.get) if votes else None  # a Counter keeps the order of first votes
         first = group[group["answer"] == winner] if votes else group
+        if (group["stop"] == "refused").any():
+            first = group[group["stop"] == "refused"]
         rows.append(
             first.iloc[0].to_dict()
             | {"run": 0, "n_tokens": group["n_tokens"].sum(), "seconds": group["seconds"].sum()}
@@ -187,6 +199,27 @@ def evaluate(
     return pd.concat(tables, ignore_index=True)
 
 
+def drop_refused(table: pd.DataFrame, folder: Path | None = None) -> tuple[pd.DataFrame, DropCounts]:
+    """Leave out the questions of which a server refused any prompt, in all models and runs: comparisons are paired.
+
+    Args:
+        table: columns of RESPONSES or of CONTINUATIONS, of all models.
+        folder: of the files of ``evaluate``, which are written again without these questions.
+
+    Returns:
+        The other rows, and the counts (fault: ``refused``, in questions).
+    """
+    refused, dropped = table[table["stop"] == "refused"], DropCounts()
+    words = "response" if "response" in table else "text"
+    for row in refused.drop_duplicates("question_id").to_dict("records"):
+        dropped.drop("refused", f"question {row['question_id']!r}, {row['model']}: {row[words]}")
+    kept = table[~table["question_id"].isin(refused["question_id"])].reset_index(drop=True)
+    if folder is not None and dropped:
+        for (model, protocol), rows in kept.groupby(["model", "protocol"]):
+            write_table(folder / f"{model}_{protocol}.parquet", rows, RESPONSES)
+    return kept, dropped
+
+
 def judge_answers(
     responses: pd.DataFrame,
     questions: Sequence[Question],
@@ -210,7 +243,7 @@ def judge_answers(
             a reply of 24 tokens was truncated.
     """
     by_id = {question.question_id: question for question in questions}
-    unread = responses[responses["answer"].isna()]
+    unread = responses[responses["answer"].isna() & (responses["stop"] != "refused")]
     asked = [
         (
             prompts.read_answer(by_id[row.question_id], row.response),
@@ -229,7 +262,7 @@ def judge_answers(
     if missing := Counter(one.faults[-1] for one in found if one.value is None):
         reasons = ", ".join(f"{n} {_FAULTS[fault]}" for fault, n in missing.items())
         print(f"judge: {missing.total()} of {len(found)} responses stay unread: {reasons}")
-    letters = pd.Series([one.value or None for one in found], index=unread.index, dtype="str")
+    letters = pd.Series([one.value or None for one in found], index=unread.index, dtype=object)
     return responses.assign(judged=letters.reindex(responses.index))
 
 

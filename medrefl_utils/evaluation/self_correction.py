@@ -101,7 +101,7 @@ def continue_from(
             answer = row["before"]
         rows.append(
             row
-            | {"model": model, "run": run, "gold": question.gold, "text": reply.text, "answer": answer}
+            | {"model": model, "run": run, "gold": question.gold, "text": reply.refusal or reply.text, "answer": answer}
             | {"reconsiders": row["behind"] != WRONG_STEP or reconsiders(reply.text)}
             | {"n_tokens": reply.length, "stop": reply.stop}
         )

@@ -127,11 +127,15 @@ def ask_to_reconsider() -> str:
 
 
 def go_on(written: str) -> Messages:
-    """Return the model's turn so far and the request to go on, for a server that cannot continue a turn."""
-    return [
-        {"role": "assistant", "content": written},
-        *_user("Go on with the line that comes next. Do not repeat a line, and keep to the same form."),
-    ]
+    """Return the model's turn so far and the request to go on, for a server that cannot continue a turn.
+
+    The turn stays the model's own: it sees its steps as such, and a tree branches by what it writes next (ours).
+    """
+    if written.endswith(STEP_BOUNDARY):
+        request = "Go on with the line that comes next. Do not repeat a line, and keep to the same form."
+    else:
+        request = "Your message breaks off. Go on exactly where it ends, in the same form, and repeat none of it."
+    return [{"role": "assistant", "content": written}, *_user(request)]
 
 
 def judge(question: Question, chain: Sequence[str]) -> Messages:

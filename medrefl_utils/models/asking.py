@@ -1,6 +1,7 @@
 """Ask a model many prompts, check each reply, and ask again for the replies that fail.
 
-A reply that fails its check is asked for again with another seed, at most twice. Then it is given up and counted.
+A reply that fails its check is asked for again with another seed, at most twice. Then it is given up and counted. A
+prompt that a server refuses is given up at once (fault: ``refused``).
 """
 
 from __future__ import annotations
@@ -56,17 +57,21 @@ def ask_until_valid(
             if not waiting:
                 break
             seeds = [derive_seed(seed, title, asked[i][0], attempt) for i in waiting]
-            refused = []
+            failed = []
             for i, reply in zip(waiting, generator.chat([asked[i][0] for i in waiting], sampling, seeds), strict=True):
+                if reply.stop == "refused":
+                    results[i].replies.append(reply.refusal)
+                    results[i].faults.append("refused")
+                    continue
                 value, fault = asked[i][1](reply)
                 results[i].replies.append(reply.text)
                 if value is None:
                     results[i].faults.append(fault)
-                    refused.append(i)
+                    failed.append(i)
                 results[i].value = value
-            bar.update(len(waiting) - len(refused))
-            bar.set_postfix(asked_again=len(refused))
-            waiting = refused
+            bar.update(len(waiting) - len(failed))
+            bar.set_postfix(asked_again=len(failed))
+            waiting = failed
     return results
 
 
@@ -78,7 +83,8 @@ def count_faults(asked: Sequence[Reply[_T]], name: str, where: Sequence[str]) ->
     dropped = DropCounts()
     for one, place in zip(asked, where, strict=True):
         if one.value is None:
-            dropped.drop(f"{name}_{one.faults[-1]}", f"{place}, reply {excerpt(one.replies[-1])}")
+            told = one.replies[-1] if one.faults[-1] == "refused" else f"reply {excerpt(one.replies[-1])}"
+            dropped.drop(f"{name}_{one.faults[-1]}", f"{place}, {told}")
     return dropped
 
 

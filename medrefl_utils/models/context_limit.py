@@ -37,13 +37,14 @@ def config_context(config: PreTrainedConfig) -> int | None:
 
 
 def drop_too_long(
-    questions: Sequence[Question], model: str, *, prompt: Callable[[Question], Messages], new_tokens: int
+    questions: Sequence[Question], model: str | None, *, prompt: Callable[[Question], Messages], new_tokens: int
 ) -> tuple[list[Question], DropCounts]:
     """Drop the questions whose prompt and response do not fit into a model's context.
 
     Args:
         questions: in the order to keep.
-        model: folder or hub id; only its config and its tokenizer are read.
+        model: folder or hub id; only its config and its tokenizer are read. None, as behind a server: nothing is known
+            of its context, and no question is dropped here; the server refuses what is too long.
         prompt: how a question is asked, such as ``exam.prompts.exam``.
         new_tokens: tokens that the model may write after the prompt.
 
@@ -54,7 +55,7 @@ def drop_too_long(
         MedReflError: there is no such model, or its config or tokenizer does not load.
     """
     questions, dropped = list(questions), DropCounts()
-    context = context_length(model)
+    context = None if model is None else context_length(model)
     if context is None:
         return questions, dropped
     lengths = TokenCounter(load_tokenizer(model)).prompts([prompt(question) for question in questions])

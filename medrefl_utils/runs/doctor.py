@@ -216,7 +216,9 @@ def _models(machine: Machine, profile: Profile, root: Path) -> Iterator[Check]:
     """Yield a check for each model of the profile, with the memory of the stage that needs most."""
     uses: dict[str, list[tuple[bool, Mapping[str, Any]]]] = {}
     for stage, parameters in profile.before_tuning(root).items():
-        if stage in (profile.stages or DEFAULT_STAGES) and (model := parameters.get("model")):
+        if stage not in (profile.stages or DEFAULT_STAGES) or parameters.get("endpoint"):
+            continue  # a server has its own machine
+        if model := parameters.get("model"):
             uses.setdefault(model, []).append((stage.startswith(("04", "09")), parameters))
     room, where = (machine.card_memory, "the card") if machine.card else (machine.memory, "memory")
     for model, ways in uses.items():

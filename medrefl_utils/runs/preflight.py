@@ -117,10 +117,6 @@ def _check_settings(stage: str, values: Parameters) -> None:
         SearchSettings(
             tuple(values["branching"]), search_mode=values["search_mode"], max_frontier=values["max_frontier"]
         )
-    if values.get("endpoint") and not values["endpoint_model"]:
-        raise MedReflError(
-            f"{stage}: endpoint is {values['endpoint']}, but endpoint_model is empty: give the model's name there"
-        )
     if values.get("full_finetuning") and values["quantization"] != "none":
         raise MedReflError(
             f"{stage}: full_finetuning is true and quantization is {values['quantization']}: 4-bit weights cannot be "
@@ -128,10 +124,32 @@ def _check_settings(stage: str, values: Parameters) -> None:
         )
     if values.get("targets") == "own" and not values["own_run"]:
         raise MedReflError(f"{stage}: targets is own, but own_run is empty: name a run's folder with trees there")
+    _check_endpoint(stage, values)
     if values.get("activation_offloading"):
         from medrefl_utils.training.settings import EfficiencySettings
 
         EfficiencySettings(activation_offloading=True)
+
+
+def _check_endpoint(stage: str, values: Parameters) -> None:
+    """Check the parameters of a server, without asking it: it may start later, for example after the training."""
+    endpoint, model = values.get("endpoint", ""), values.get("endpoint_model", "")
+    if endpoint and not model:
+        raise MedReflError(f"{stage}: endpoint is {endpoint}, but endpoint_model is empty: give the model's name there")
+    for name in ("endpoint_adapter", "adapter_endpoint"):
+        if values.get(name) and not endpoint:
+            raise MedReflError(f"{stage}: {name} is {values[name]}, but endpoint is empty: give the server of the base")
+    if endpoint and values.get("adapter_endpoint", "").rstrip("/") == endpoint.rstrip("/"):
+        raise MedReflError(f"{stage}: adapter_endpoint is the endpoint itself: leave it empty")
+    if endpoint and values.get("endpoint_adapter") == model and not values.get("adapter_endpoint"):
+        raise MedReflError(
+            f"{stage}: endpoint_adapter and endpoint_model are both {model}: base and adapter are the same"
+        )
+    judge, there = values.get("judge"), values.get("judge_endpoint")
+    if there and judge in ("off", "self"):
+        raise MedReflError(
+            f"{stage}: judge_endpoint is {there}, but judge is {judge}: give the name of its model there"
+        )
 
 
 def _models(values: Parameters) -> list[str]:

@@ -26,6 +26,7 @@ import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question, Sampling
 from medrefl_utils.core.schemas import SCREENING, STEPS
@@ -37,9 +38,14 @@ from medrefl_utils.models.generators.interface import Generator, Prefix, Usage, 
 from medrefl_utils.trees import search
 from medrefl_utils.trees.search import SearchSettings, Watch, grow_trees
 
-Ledger = dict[str, int]
-"""Calls and tokens that the results cost, in this run or earlier; and counts of what ended or was cut, by reason."""
+Ledger = DropCounts
+"""Calls and tokens that the results cost, in this run or earlier; and counts of what ended or was cut, by reason.
 
+Its one fault is ``refused``: questions without a tree, because a server refused a prompt of theirs.
+"""
+
+_EXAMPLES = "examples"
+"""The note beside a shard's counts that has an example of each fault."""
 _MANY_CUT = 0.05
 """Warn if limits cut more than this share of the leaves (ours)."""
 
@@ -89,7 +95,7 @@ def roll_out(
         MedReflError: the screening leaves no question.
     """
     common = [_code(generator), prompts.version(), asdict(sampling), seed, generator.key]
-    ledger: Counter[str] = Counter()
+    ledger = Ledger()
     kept: list[_Shard] = []
     if screening_chains:
         whole = replace(sampling, max_tokens=growth.max_path_tokens)
@@ -97,7 +103,7 @@ def roll_out(
         work = partial(_screening, chains=screening_chains, sampling=whole, seed=seed)
         ease = _made(kept, generator, work, SCREENING, _Bar("chains", len(questions), generator), ledger)
         questions, left_out = screen_questions(questions, ease)
-        ledger.update(left_out)
+        ledger.add(left_out)
         if not questions:
             raise MedReflError(
                 f"rollout: of {ease['question_id'].nunique()} questions, all {screening_chains} chains of each were "
@@ -110,15 +116,17 @@ def roll_out(
     _lay_out([part.path for part in parts], folder)
     for stale in set(shards.glob("*.parquet")) - {part.path for part in [*kept, *parts]}:
         stale.unlink()
-    return steps, dict(ledger) | {"requests": generator.usage.requests, "reused": generator.usage.reused}
+    ledger.add({"requests": generator.usage.requests, "reused": generator.usage.reused})
+    return steps, ledger
 
 
 def screen_questions(questions: Sequence[Question], ease: pd.DataFrame) -> tuple[list[Question], dict[str, int]]:
     """Return the questions whose chains are neither all right nor all wrong, and counts of the others.
 
-    ``ease`` is a table with the columns of ``core.schemas.SCREENING``.
+    ``ease`` is a table with the columns of ``core.schemas.SCREENING``. Questions without a row were refused.
     """
     right = dict(zip(ease["question_id"], ease["right"] / ease["chains"], strict=True))
+    questions = [question for question in questions if question.question_id in right]
     mixed = [question for question in questions if 0 < right[question.question_id] < 1]
     easy = sum(right[question.question_id] == 1 for question in questions)
     return mixed, {"too_easy": easy, "too_hard": len(questions) - len(mixed) - easy}
@@ -150,11 +158,18 @@ def _grow(
     generator: Generator, shard: _Shard, *, growth: SearchSettings, sampling: Sampling, seed: int, watch: Watch
 ) -> tuple[pd.DataFrame, Ledger]:
     counts: Counter[str] = Counter()
-    before = copy(generator.usage)
+    dropped, before = Ledger(), copy(generator.usage)
     steps = grow_trees(
-        shard.questions, generator, growth=growth, sampling=sampling, seed=seed, watch=watch, counts=counts
+        shard.questions,
+        generator,
+        growth=growth,
+        sampling=sampling,
+        seed=seed,
+        watch=watch,
+        counts=counts,
+        dropped=dropped,
     )
-    return steps, _cost(generator, before) | counts
+    return steps, _cost(generator, before, counts, dropped)
 
 
 def _screening(
@@ -168,22 +183,26 @@ def _screening(
         sampling,
         [[derive_seed(seed, question.question_id, "ease", i) for i in range(chains)] for question in shard.questions],
     )
-    right = [
-        sum(
-            extract_answer(chain.text, question.options, thinking_open=generator.thinking_open).letter == question.gold
-            for chain in row
-        )
-        for question, row in zip(shard.questions, drawn, strict=True)
-    ]
-    ids = [question.question_id for question in shard.questions]
-    table = pd.DataFrame({"question_id": ids, "chains": chains, "right": right})
-    return table, _cost(generator, before)
+    rows, dropped = [], Ledger()
+    for question, row in zip(shard.questions, drawn, strict=True):
+        if refused := [chain.refusal for chain in row if chain.stop == "refused"]:
+            dropped.drop("refused", f"question {question.question_id!r}: {refused[0]}")
+            continue
+        letters = [
+            extract_answer(chain.text, question.options, thinking_open=generator.thinking_open).letter for chain in row
+        ]
+        rows.append((question.question_id, chains, sum(letter == question.gold for letter in letters)))
+    table = pd.DataFrame(rows, columns=["question_id", "chains", "right"])
+    return table, _cost(generator, before, {}, dropped)
 
 
-def _cost(generator: Generator, before: Usage) -> Ledger:
+def _cost(generator: Generator, before: Usage, counts: Mapping[str, int], dropped: Ledger) -> Ledger:
     """Return what a shard cost, without anything that changes between runs: equal trees are equal files."""
     used = generator.usage.since(before)
-    return {name: used[name] for name in ("calls", "prompt_tokens", "completion_tokens")}
+    cost = Ledger({name: used[name] for name in ("calls", "prompt_tokens", "completion_tokens")})
+    cost.add(counts)
+    cost.add(dropped)
+    return cost
 
 
 def _cut(questions: Sequence[Question], size: int, shards: Path, common: Sequence[object]) -> list[_Shard]:
@@ -198,7 +217,7 @@ def _made(
     work: Callable[[Generator, _Shard], tuple[pd.DataFrame, Ledger]],
     schema: pa.Schema,
     bar: _Bar,
-    ledger: Counter[str],
+    ledger: Ledger,
 ) -> pd.DataFrame:
     """Return the table of all shards, after making those that are not on disk; add the cost of all to the ledger."""
     missing = []
@@ -208,22 +227,31 @@ def _made(
         else:
             bar.done(shard, table)
     for shard, (table, cost) in generator.spread(work, missing):
-        write_table(shard.path, table, schema, key=shard.key, notes=cost)
+        write_table(shard.path, table, schema, key=shard.key, notes={**cost, _EXAMPLES: cost.examples})
         bar.done(shard, table)
     bar.close()
     for shard in shards:
-        ledger.update(table_notes(shard.path))
+        notes = table_notes(shard.path)
+        cost = Ledger()
+        cost.examples = notes.pop(_EXAMPLES, {})
+        cost.add(notes)
+        ledger.add(cost)
     tables = [read_table(shard.path, schema) for shard in shards]
     return pd.concat(tables, ignore_index=True) if tables else schema.empty_table().to_pandas()
 
 
 def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
-    """Return a shard's table if it is on disk; rename a damaged file and report it."""
+    """Return a shard's table if it is on disk; rename a damaged file and report it.
+
+    A shard with refused questions counts as missing: its replies are in the log, and the server may accept them now.
+    """
     if not shard.path.exists():
         return None
     try:
         table = read_table(shard.path, schema)
         asked = {question.question_id for question in shard.questions}
+        if table_key(shard.path) == shard.key and table_notes(shard.path).get(_EXAMPLES):
+            return None
         if table_key(shard.path) == shard.key and set(table["question_id"]) <= asked:
             return table
         why = "it belongs to other questions or settings"

@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Question, Sampling
 from medrefl_utils.core.schemas import STEPS
@@ -134,6 +135,7 @@ class _Tree:
         self.nodes = [self.root]
         self.open = [self.root]
         self.asked: list[_Node] = []
+        self.refusal = ""
         self.counts: Counter[str] = Counter()
 
     def add(self, parent: _Node, place: str, written: Continuation, weight: int) -> _Node:
@@ -159,6 +161,10 @@ class _Tree:
         parent.children[key] = child
         self.nodes.append(child)
         return child
+
+    def refuse(self, refusal: str) -> None:
+        """Give the tree up: a server refused one of its prompts, and a part of a tree would give wrong values."""
+        self.refusal, self.open, self.asked, self.nodes = refusal, [], [], []
 
     def leaves(self) -> list[_Node]:
         return [node for node in self.nodes if node.stop is not None and not node.cut]
@@ -244,6 +250,7 @@ def grow_trees(
     seed: int,
     watch: Watch | None = None,
     counts: Counter[str] | None = None,
+    dropped: DropCounts | None = None,
 ) -> pd.DataFrame:
     """Grow a tree for each question.
 
@@ -256,6 +263,7 @@ def grow_trees(
         watch: called after each level.
         counts: is added to: ``merged`` siblings, leaves by why they ended (``ended_answer``, ``ended_run_on`` ...),
             steps cut by a limit (``cut_open``, ``cut_leaves``) or because the targets were reached (``cut_decided``).
+        dropped: is added to: questions without a tree, because a server refused one of their prompts (``refused``).
 
     Returns:
         One table of all steps with the columns of ``core.schemas.STEPS``. Questions keep their order; the rows of a
@@ -270,6 +278,9 @@ def grow_trees(
     if counts is not None:
         for tree in trees:
             counts.update(tree.counts)
+    for tree in trees:
+        if tree.refusal and dropped is not None:
+            dropped.drop("refused", f"question {tree.root.question.question_id!r}: {tree.refusal}")
     return pd.DataFrame([_row(node) for tree in trees for node in tree.kept()], columns=STEPS.names)
 
 
@@ -285,10 +296,10 @@ def _levels(
         depth += 1
         fresh: dict[int, dict[int, _Node]] = {id(tree): {} for tree in trees}
         for (tree, node), names, continuations in zip(frontier, places, drawn, strict=True):
-            for place, written in zip(names, continuations, strict=True):
+            for place, written in zip(names, [] if tree.refusal else continuations, strict=not tree.refusal):
                 child = tree.add(node, place, written, node.weight)
                 fresh[id(tree)][child.node_id] = child
-        for tree in trees:
+        for tree in [tree for tree in trees if not tree.refusal]:
             tree.limit(list(fresh[id(tree)].values()), depth)
         _report(trees, watch)
 
@@ -302,6 +313,8 @@ def _chains(
     for turn, k in enumerate(growth.branching):
         starts = []
         for tree in trees:
+            if tree.refusal:
+                continue
             inner = [n for n in tree.nodes if n.stop is None and not n.asked and n.parent and id(n) not in branched]
             chosen = tree.draw(inner, growth.max_frontier, "branch", turn) if turn else [tree.root]
             if tree.decided():
@@ -320,7 +333,7 @@ def _chains(
         places = [[f"{node.place}.{turn}:{i}" for i in range(k)] for _, node in starts]
         drawn = _drawn(starts, places, k, None, whole, generator)
         for (tree, node), names, chains in zip(starts, places, drawn, strict=True):
-            for place, chain in zip(names, chains, strict=True):
+            for place, chain in zip(names, [] if tree.refusal else chains, strict=not tree.refusal):
                 _add_chain(tree, node, place, generator.cut(chain, growth.steps), sampling.max_tokens)
         for tree in trees:
             tree.open = []
@@ -351,7 +364,12 @@ def _drawn(
         [derive_seed(tree.seed, node.question.question_id, place) for place in names]
         for (tree, node), names in zip(frontier, places, strict=True)
     ]
-    return generator.expand([node.prefix() for _, node in frontier], k, steps, sampling, seeds)
+    drawn = generator.expand([node.prefix() for _, node in frontier], k, steps, sampling, seeds)
+    for (tree, _), row in zip(frontier, drawn, strict=True):
+        for written in row:
+            if written.stop == "refused" and not tree.refusal:
+                tree.refuse(written.refusal)
+    return drawn
 
 
 def _ask(trees: Sequence[_Tree], generator: Generator, sampling: Sampling) -> None:
@@ -373,6 +391,10 @@ def _ask(trees: Sequence[_Tree], generator: Generator, sampling: Sampling) -> No
         [[derive_seed(tree.seed, node.question.question_id, f"{node.place}.answer")] for tree, node in asked],
     )
     for (tree, node), line, head, [written] in zip(asked, lines, heads, drawn, strict=True):
+        if written.stop == "refused":
+            tree.refuse(written.refusal)
+        if tree.refusal:
+            continue
         leaf = _Node(
             node.question, len(tree.nodes), node, f"{node.place}.answer", line + written.text,
             head + written.token_ids, len(head) + written.length, node.weight, written.logprob, node.depth + 1,

@@ -1,8 +1,9 @@
 """The fault suite: real chains in their own processes, SIGKILL at seeded random moments, and the comparison afterwards.
 
 A series starts before one stage. The stage is started and killed several times in a row. Then it runs to its end, and
-its artifacts are compared with those of an undisturbed run. A kill hits the chain, its kernel, or both. Trees and
-reflections are also requested from a real HTTP server, which counts the requests.
+its artifacts are compared with those of an undisturbed run. A kill hits the chain, its kernel, or both. Trees,
+reflections and responses are also requested from a real HTTP server, which counts the requests. It loads adapters at
+run time, as vLLM does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,8 +35,8 @@ from tests.server import Server, serving
 
 CHAINS = "08_knowledge_chains"
 STAGES = (*DEFAULT_STAGES, CHAINS)
-ASKING = ("01_tree_rollout", "03_pair_construction", CHAINS)
-"""The stages that can ask an endpoint."""
+ASKING = ("01_tree_rollout", "03_pair_construction", "05_benchmark_evaluation", CHAINS)
+"""The stages that ask an endpoint; 07 asks as 05 does."""
 PROFILE = {
     "stages": list(STAGES),
     "01_tree_rollout": {"n_questions": 24, "branching": [2, 2, 2, 2], "shard_size": 4, "quantization": "none"},
@@ -114,11 +115,15 @@ def command(run: str, stage: str, server: Server | None) -> list[str]:
     """Return the command line that runs one stage, as a user would type it."""
     words = [sys.executable, "-m", "medrefl_utils", "run", "faults.yaml", "--only", stage, "--set", f"shared.run={run}"]
     if server is not None:
-        settings = {"endpoint": server.url, "endpoint_model": "m"}
-        settings |= {"concurrency": 2} if stage != ASKING[1] else {}
+        settings = {"endpoint": server.url, "endpoint_model": "m", "concurrency": 2}
         settings |= {"writer": "model"} if stage == CHAINS else {}
         words += [word for key, value in settings.items() for word in ("--set", f"{stage}.{key}={value}")]
     return words
+
+
+def _loading() -> AbstractContextManager[Server]:
+    """A server with one model, which loads adapters."""
+    return serving(names={"m"}, loads="/v1/load_lora_adapter")
 
 
 def start(checkout: Path, words: Sequence[str]) -> subprocess.Popen:
@@ -134,13 +139,13 @@ def start(checkout: Path, words: Sequence[str]) -> subprocess.Popen:
 def prepare(checkout: Path, stages: Sequence[str] = STAGES) -> list[Place]:
     """Run these stages once, undisturbed, and copy the run's folder before and after each."""
     places = []
-    with serving() as server:
+    with _loading() as server:
         for endpoint in (False, True):
             run = checkout / "runs" / f"reference-{'endpoint' if endpoint else 'local'}"
             run.mkdir(parents=True)
             for stage in [stage for stage in stages if stage in ASKING or not endpoint]:
                 # Pairs are made from the local run's trees: the server's invented words give none.
-                if endpoint and stage == ASKING[1]:
+                if endpoint and stage != ASKING[0]:
                     shutil.rmtree(run)
                     shutil.copytree(next(place.before for place in places if place.stage == stage), run)
                 before, after = (checkout / when / f"{stage}-{endpoint}" for when in ("before", "after"))
@@ -230,7 +235,7 @@ class Series:
 
 def one_series(checkout: Path, place: Place, name: str, kills: int, rng: random.Random) -> Outcome:
     """Kill ``kills`` times in a row, then finish. If the stage ends before it is killed, start the series again."""
-    with serving() as server:  # one server per series: it counts the requests of this series only
+    with _loading() as server:  # one server per series: it counts the requests of this series only
         one = Series(checkout, place, name, server)
         while one.outcome.kills < kills:
             # Up to 1.4 times: two series share the machine, so a stage takes longer than it did alone.

@@ -142,6 +142,18 @@ def open_mark(text: str) -> tuple[str, str] | None:
     return min(found, key=lambda one: one[0])[1:] if found else None
 
 
+def unopened_close(response: str) -> str | None:
+    """Return the mark that closes a thinking which a response never opens: the chat template did. None without one."""
+    end = _last_close(response)
+    if end < 0 or _opens(response[:end]) or response.startswith(_PLAIN_OPEN):
+        return None
+    for tag in _TAG_CLOSE.finditer(response):
+        if tag.end() == end:
+            return tag[0]
+    special = [mark for _, marks in _SPECIAL_CLOSE for mark in marks if response[:end].endswith(mark)]
+    return max(special, key=len, default=None)
+
+
 def closing_text(response: str, *, thinking_open: bool = False, thinking_close: str | None = None) -> str | None:
     """Return the text that closes the thinking in which a response ends; None where it ends outside of a thinking.
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import Continuation
+from medrefl_utils.models.generators.budget import Spent
 
 
 class CallLog:
@@ -28,9 +30,12 @@ class CallLog:
         self._places: dict[str, tuple[Path, int]] = {}
         """file and byte offset of each key's line; the replies of a long run are too large for memory"""
         self._broken = False
+        self.spent = Spent()
+        """what the replies cost, those of earlier sessions included; generators with this log add to it"""
         for path in sorted(folder.glob("*.jsonl")) if folder is not None else []:
             for offset, line in _lines(path):
                 self._places[line["key"]] = path, offset
+                self.spent += Spent(**line.get("paid", {}))
         if folder is not None and (own := self._own).exists() and own.stat().st_size:
             with open(own, "rb") as file:
                 file.seek(-1, os.SEEK_END)
@@ -45,9 +50,9 @@ class CallLog:
             file.seek(offset)
             return json.loads(file.readline())
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Return all lines, one per key."""
-        return (line for key in self._places if (line := self.get(key)) is not None)
+    def is_gone(self) -> bool:
+        """Say whether the folder was removed after lines were read from it or written to it."""
+        return bool(self._places) and not self.folder.exists()
 
     def append(self, key: str, line: dict[str, Any]) -> None:
         """Append a line in one write: only the last line of a file can be incomplete.
@@ -80,6 +85,11 @@ class CallLog:
 def call_key(*parts: object) -> str:
     """Return the key of a call: a hash (hex) of the parts, which must be JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def logged_continuation(fields: dict[str, Any]) -> Continuation:
+    """Return a continuation from its fields as a line of the log has them."""
+    return Continuation(**fields | {"token_ids": tuple(fields["token_ids"]), "logprobs": tuple(fields["logprobs"])})
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,9 +1,10 @@
-"""Use a model behind any OpenAI-compatible endpoint: a vLLM or SGLang server, or a hosted model.
+"""Use a model behind any OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, or a hosted model.
 
-One probe finds out what the server can do, and records it: whether it continues a half-written assistant turn (if not,
-the model is asked to go on), whether a stop sequence works there, and whether it returns several choices per request
-and log-probabilities. Every reply is appended to a log when it arrives, under a hash of its request. A run that was
-killed pays for no reply twice.
+A probe finds out what the server can do, and records it: whether it continues a half-written assistant turn (if not,
+the model is asked to go on), whether a stop sequence works there, and much else (``servers.features``). What a later
+refusal shows is learned too. A prompt that is refused for its content or length is left out; many in a row end the
+stage. Every reply is appended to a log when it arrives, under a hash of its request. A run that was killed pays for no
+reply twice.
 
 Every request has a seed. Whether equal seeds give equal text depends on the server. A rerun gives the same text here
 because of the log.
@@ -12,40 +13,34 @@ because of the log.
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
-from urllib.parse import urlsplit
-
-import openai
-import tenacity
-from openai.types.chat import ChatCompletion
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Sampling
+from medrefl_utils.core.store import content_hash
 from medrefl_utils.exam import prompts
-from medrefl_utils.exam.prompts import Messages
-from medrefl_utils.exam.steps import SERVER_STOPS, split_into_steps, step_end
+from medrefl_utils.exam.steps import SERVER_STOPS, split_into_steps
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key
-from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Result, Usage
-from medrefl_utils.models.generators.server_features import COUNT, FLAGS, Features, disable_refused, probe_body
+from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
+from medrefl_utils.models.generators.servers.adapters import (
+    ServedAdapter,
+    Weights,
+    loading_route,
+    select_weights,
+)
+from medrefl_utils.models.generators.servers.client import Refused, ServerClient, run_in_loop
+from medrefl_utils.models.generators.servers.features import Features, learn_from, lost_sampling, request_body
+from medrefl_utils.models.generators.servers.probe import COUNT, probe
+from medrefl_utils.models.generators.servers.rate_limits import RateLimits
+from medrefl_utils.models.generators.servers.replies import Reply, Request, continuation, part_of, read_reply
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-
-
-@dataclass(frozen=True)
-class _Request:
-    messages: Messages
-    text: str
-    steps: str | None
-    sampling: Sampling
-    seed: int
-    n: int
+_REFUSED_IN_A_ROW = 10
+"""So many refused prompts without a reply in between end the stage (ours)."""
 
 
 class EndpointGenerator(Generator):
@@ -56,10 +51,12 @@ class EndpointGenerator(Generator):
         url: str,
         model: str,
         *,
+        adapter: ServedAdapter | None = None,
         log: CallLog | None = None,
         concurrency: int = 16,
         retries: int = 6,
         timeout: float = 600.0,
+        limits: RateLimits | None = None,
         budget: Budget | None = None,
         workers: int = 1,
     ):
@@ -68,42 +65,72 @@ class EndpointGenerator(Generator):
         Args:
             url: http(s)://host/v1, without a key.
             model: the model's name on the server.
+            adapter: a LoRA adapter on the server; None: the model itself.
             log: keeps the replies, and returns them in a later run.
             concurrency: maximum number of requests at the same time.
-            retries: how often a request is repeated after a temporary failure (429, 5xx, no connection, an invalid
-                reply). The wait follows the server's Retry-After, or grows.
+            retries: how often a request is repeated after a temporary failure (5xx, no connection, an invalid reply).
+                Waiting for a server that is busy (429, 503) does not count; ``limits`` limits it.
             timeout: of one request [s].
+            limits: requests and tokens per minute, and waiting.
             budget: limits for this run and all that is in the log. Requests that are already sent are completed.
-            workers: number of generators that share the log and the budget.
+            workers: number of generators that share the log, the limits and the budget.
 
         Raises:
             MedReflError: the address is invalid or contains a key, or the model's name is missing.
         """
-        address = urlsplit(url)
-        if address.scheme not in ("http", "https") or not address.hostname or not model:
-            raise MedReflError(
-                f"endpoint {_plain(url)!r}, model {model!r}: expected http(s)://host/v1 and the model's name there"
-            )
-        if address.password or address.username or address.query:
-            raise MedReflError(
-                f"endpoint {_plain(url)!r}: a key or a query in the address would be written into the run: "
-                f"give the bare address, and the key in {KEY_VARIABLE}"
-            )
-        self.url, self.model, self.log = url.rstrip("/"), model, log or CallLog(None)
-        self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
+        self.log, self.concurrency = log or CallLog(None), concurrency
+        limits = (limits or RateLimits()).share(workers)
+        self.client = ServerClient(url, model, retries=retries, timeout=timeout, limits=limits, log=self.log.folder)
+        self.url, self.model, self.adapter = self.client.url, model, adapter
         self.usage = Usage()
-        self.key = f"{self.url} {model}"
+        # With another adapter under the same name, the replies are other ones.
+        self._who = f"{model} {content_hash(adapter.folder)}" if adapter else model
+        self.key = f"{self.url} {self._who}"
         self.budget = (budget or Budget()).share(workers)
-        paid = (Spent(**line["paid"]) for line in self.log.lines() if "paid" in line)
-        self.spent = sum(paid, Spent()).share(workers) if budget else Spent()
+        self._opened_at, self._earlier = self.log.spent, self.log.spent.share(workers)
         self._under_way = Spent()
         """the maximum cost of the requests that are under way"""
+        self._settled = asyncio.Condition()
         self._features: Features | None = None
+        self._weights: Weights | None = None
+        self._refused = 0
+        self._told: set[str] = set()
 
     @property
     def about(self) -> dict[str, Any]:
         """Return what runs the model, for the manifest."""
-        return {"endpoint": self.url, "model": self.model} | (asdict(self._features) if self._features else {})
+        there = {"endpoint": self.url, "model": self.model} | (asdict(self._features) if self._features else {})
+        adapter = {"adapter": self._weights.lora or self._weights.model} if self.adapter and self._weights else {}
+        return there | adapter
+
+    @property
+    def spent(self) -> Spent:
+        """Return the used part of the budget, with that of other generators of this process that share the log."""
+        return self._earlier + (self.log.spent - self._opened_at)
+
+    @property
+    def thinking_open(self) -> bool:
+        """Say whether the chat template opens the thinking; the first use asks the server."""
+        return bool(self.prepare().thinking_close)
+
+    @property
+    def thinking_close(self) -> str | None:
+        """Return the mark that closes the thinking that the chat template opens."""
+        return self.prepare().thinking_close or None
+
+    def prepare(self) -> Features:
+        """Find out what the server can do, and that it has the adapter, if that is not known yet.
+
+        Raises:
+            MedReflError: the server cannot be reached, refuses every form of a request, or lacks the adapter.
+        """
+        if self._features is None:
+            run_in_loop(self._prepared())
+        return self._features
+
+    def check_loading(self) -> None:
+        """Check that the server loads adapters at run time. Raises MedReflError if it does not."""
+        run_in_loop(loading_route(self.client))
 
     def expand(
         self,
@@ -118,11 +145,12 @@ class EndpointGenerator(Generator):
 
         If the server returns several choices, one request serves a prefix, with the seed of its first child; else each
         child has its own request. ``exam.steps.step_end`` ends each step. A stop sequence only saves tokens: where the
-        server stops too early, as after a heading, the same step is requested again without it.
+        server stops too early, as after a heading, the same step is requested again without it. A prefix that the
+        server refuses gets continuations whose ``stop`` is "refused".
         """
         start = time.perf_counter()
         try:
-            return _run(self._expand(prefixes, k, steps, sampling, seeds, progress))
+            return run_in_loop(self._expand(prefixes, k, steps, sampling, seeds, progress))
         finally:
             self.usage.seconds += time.perf_counter() - start
 
@@ -133,7 +161,7 @@ class EndpointGenerator(Generator):
     def cut(self, chain: Continuation, steps: str) -> list[Continuation]:
         """Cut a chain into steps; each gets its share of the tokens by its length."""
         texts = split_into_steps(chain.text, steps) or [chain.text]
-        pieces = [replace(_part(chain, text), stop="boundary") for text in texts]
+        pieces = [replace(part_of(chain, text), stop="boundary") for text in texts]
         return [*pieces[:-1], replace(pieces[-1], stop=chain.stop)]
 
     async def _expand(
@@ -145,100 +173,99 @@ class EndpointGenerator(Generator):
         seeds: Sequence[Sequence[int]],
         progress: Progress | None,
     ) -> list[list[Continuation]]:
-        limit, self._settled = asyncio.Semaphore(self.concurrency), asyncio.Condition()
         failed: list[MedReflError] = []
-        client = openai.AsyncOpenAI(
-            base_url=self.url, api_key=api_key() or "none", max_retries=self.retries, timeout=self.timeout
-        )
-        async with client:
-            if self._features is None:
-                self._features = await self._probed(client)
-            whole = self._features.choices
-            asked = [
-                _Request(p.messages, p.text, steps, sampling, seed, k if whole else 1)
-                for p, row in zip(prefixes, seeds, strict=True)
-                for seed in (row[:1] if whole else row[:k])
-            ]
+        if self._features is None:
+            await self._prepared()
+        limit = asyncio.Semaphore(self.concurrency)
+        whole = self._features.choices
+        asked = [
+            Request(p.messages, p.text, steps, sampling, seed, k if whole else 1)
+            for p, row in zip(prefixes, seeds, strict=True)
+            for seed in (row[:1] if whole else row[:k])
+        ]
 
-            async def one(request: _Request) -> list[Continuation]:
-                async with limit:
-                    if failed:
-                        return []
-                    try:
-                        written = await self._written(client, request)
-                    except MedReflError as error:
-                        failed.append(error)  # no new request starts; those under way are paid for and are completed
-                        return []
-                if progress is not None:
-                    progress(len(written))
-                return written
+        async def one(request: Request) -> list[Continuation]:
+            async with limit:
+                if failed:
+                    return []
+                try:
+                    written = await self._written(request)
+                except MedReflError as error:
+                    failed.append(error)  # no new request starts; those under way are paid for and are completed
+                    return []
+            if progress is not None:
+                progress(len(written))
+            return written
 
-            rows = await asyncio.gather(*(one(request) for request in asked))
+        rows = await asyncio.gather(*(one(request) for request in asked))
         if failed:
             raise failed[0]
         each = 1 if whole else k
         return [[c for row in rows[i : i + each] for c in row] for i in range(0, len(rows), each)]
 
-    async def _written(self, client: openai.AsyncOpenAI, request: _Request) -> list[Continuation]:
+    async def _written(self, request: Request) -> list[Continuation]:
         """Return the continuations of one request; choices that the server left out are requested one by one."""
-        after_prefill = bool(request.text) and self._features.prefill
         stop = SERVER_STOPS[request.steps] if request.steps else None
-        stop = stop if self._features.stop or not after_prefill else None
-        written = await self._replies(client, request, stop)
-        for number in range(len(written), request.n):
-            more = replace(request, n=1, seed=request.seed + number)
-            written += await self._replies(client, more, stop)
-        for number, one in enumerate(written):
-            if one is None:
-                # The server stopped before the step was complete: at a blank line, after a heading, or at the end.
-                again = replace(request, n=1, seed=request.seed + number)
-                [written[number]] = await self._replies(client, again, None)
+        in_turn = bool(request.text) and self._features.prefill
+        stop = stop if self._features.stop_in_turn or not in_turn else None
+        try:
+            written = await self._replies(request, stop)
+            for number in range(len(written), request.n):
+                more = replace(request, n=1, seed=request.seed + number)
+                written += await self._replies(more, stop)
+            for number, one in enumerate(written):
+                if one is None:
+                    # The server stopped before the step was complete: at a blank line, after a heading, or at the end.
+                    again = replace(request, n=1, seed=request.seed + number)
+                    [written[number]] = await self._replies(again, None)
+        except Refused as refused:
+            self._refused += 1
+            if self._refused >= _REFUSED_IN_A_ROW:
+                raise MedReflError(f"{refused}; {self._refused} prompts in a row are refused") from None
+            written = [Continuation("", (), None, "refused", refusal=str(refused))] * request.n
         self.usage.calls += len(written)
         return written
 
-    async def _replies(
-        self, client: openai.AsyncOpenAI, request: _Request, stop: str | None
-    ) -> list[Continuation | None]:
+    async def _replies(self, request: Request, stop: str | None) -> list[Continuation | None]:
         """Return what the server wrote, from the log or now; None for a choice that ``stop`` cut too early."""
-        key = call_key(self.url, self.model, stop, asdict(request))
+        key = call_key(self.url, self._who, stop, asdict(request))
         line = self.log.get(key)
         if line is None:
-            reply = await self._paid_for(client, self._body(request, stop))
-            kept = {"reply": reply.model_dump(mode="json", exclude_unset=True), "paid": asdict(_paid(reply))}
-            self.log.append(key, kept)
+            reply, raw, stop = await self._asked(request, stop)
+            self.log.append(key, {"reply": raw, "stop": stop, "paid": asdict(_paid(reply))})
         else:
-            reply = ChatCompletion.model_validate(line["reply"])
+            reply, stop = read_reply(line["reply"]), line.get("stop", stop)
             self.usage.reused += 1
-        if reply.usage is not None:
-            self.usage.prompt_tokens += reply.usage.prompt_tokens
-            self.usage.completion_tokens += reply.usage.completion_tokens
-        repeats = not (self._features.prefill and self._features.stop)
-        return [_read(reply, choice, request, stop, repeats) for choice in reply.choices[: request.n]]
+        self.usage.prompt_tokens += reply.prompt_tokens
+        self.usage.completion_tokens += reply.completion_tokens
+        chosen = reply.choices[: request.n]
+        return [continuation(reply, choice, request, stop=stop, can=self._features) for choice in chosen]
 
-    def _body(self, request: _Request, stop: str | None) -> dict[str, Any]:
-        can, sampling = self._features, request.sampling
-        messages, extra = list(request.messages), {}
-        if request.text and can.prefill:
-            messages.append({"role": "assistant", "content": request.text})
-            extra = FLAGS if can.flags else {}
-        elif request.text:
-            messages += prompts.go_on(request.text)
-        if sampling.repetition_penalty != 1.0:
-            extra = extra | {"repetition_penalty": sampling.repetition_penalty}
-        return {
-            "messages": messages,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            can.max_name: sampling.max_tokens,
-            **({"n": request.n} if request.n > 1 else {}),
-            **({"stop": [stop]} if stop else {}),
-            **({"seed": request.seed % 2**31} if can.seed else {}),
-            **({"logprobs": True} if can.logprobs else {}),
-            **({"extra_body": extra} if extra else {}),
-        }
+    async def _asked(self, request: Request, stop: str | None) -> tuple[Reply, dict[str, Any], str | None]:
+        """Return the reply to a request, its JSON, and the stop sequence that was sent; learn from refusals."""
+        while True:
+            can = self._features
+            messages, text = list(request.messages), request.text
+            if text and not can.prefill:
+                messages, text = messages + prompts.go_on(text), ""
+            sent = stop if can.stop else None
+            body = request_body(messages, text, request.sampling, can, n=request.n, stop=sent, seed=request.seed)
+            try:
+                reply, raw = await self._paid_for(body)
+            except Refused as refused:
+                if self._features != can:  # another request has learned something meanwhile
+                    continue
+                less = None if refused.about_prompt else learn_from(can, refused.told, refused.parameter)
+                if less is None:
+                    raise
+                self._learn(less)
+                continue
+            self._refused = 0
+            self._warn_of_lost(request.sampling)
+            return reply, raw, sent
 
-    async def _paid_for(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
-        """Return the reply, if the budget has room for its maximum cost."""
+    async def _paid_for(self, body: dict[str, Any]) -> tuple[Reply, dict[str, Any]]:
+        """Return the reply and its JSON, if the budget has room for its maximum cost."""
         n, limit = body.get("n", 1), body.get("max_tokens") or body["max_completion_tokens"]
         # A token has at least one byte of text, and a template adds a few tokens to each message.
         read = sum(len(message["content"].encode()) + 16 for message in body["messages"])
@@ -252,205 +279,47 @@ class EndpointGenerator(Generator):
             self._under_way += most
         paid = Spent()
         try:
-            reply = await self._post(client, body)
+            raw = await self.client.reply(self._weights.body() | body, most.read + most.written)
+            reply = read_reply(raw)
             paid = _paid(reply)
             self.usage.requests += 1
-            return reply
+            return reply, raw
         finally:
+            self.client.give_back(most.read + most.written - paid.read - paid.written)
             async with self._settled:
                 self._under_way -= most
-                self.spent += paid
+                self.log.spent += paid
                 self._settled.notify_all()
 
-    async def _post(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
-        where = f"endpoint {self.url}, model {self.model}"
-        tries = f" ({self.retries + 1} tries)"
-        kept = f"; the replies so far are kept in {self.log.folder}: run the same again" if self.log.folder else ""
-        again = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Garbled),
-            stop=tenacity.stop_after_attempt(self.retries + 1),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=8),
-            reraise=True,
-        )
-        # No causes: a notebook would print them, and they may contain the key.
-        try:
-            return await again(self._whole_reply, client, body)
-        except _Garbled as error:
-            raise MedReflError(f"{where}: {_one_line(error)}{tries}{kept}") from None
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise _Refused(f"{where}: HTTP {error.status_code}: {_one_line(error)}") from None
-        except openai.APIStatusError as error:
-            hint = {401: f"; the key is read from {KEY_VARIABLE}", 403: f"; the key is read from {KEY_VARIABLE}"}
-            may_pass = error.status_code in (408, 409, 429) or error.status_code >= 500
-            ending = tries + kept if may_pass else hint.get(error.status_code, "")
-            raise MedReflError(f"{where}: HTTP {error.status_code}: {_one_line(error)}{ending}") from None
-        except openai.APIConnectionError as error:
-            cause = _one_line(error.__cause__ or error) or _one_line(error)
-            raise MedReflError(f"{where}: no connection{tries}: {cause}{kept}") from None
+    async def _prepared(self) -> None:
+        """Select the weights, and probe the server, or read from the log what an earlier session found out."""
+        self._weights = await select_weights(self.client, self.model, self.adapter)
+        if line := self.log.get(self._probe_key):
+            self._features = Features(**line["features"])
+            return
+        before = self.log.spent
 
-    async def _whole_reply(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> ChatCompletion:
-        """Return one reply. Raises _Garbled for an HTTP 200 without a valid reply."""
-        try:
-            reply = await client.chat.completions.create(model=self.model, **body)
-        except (openai.APIResponseValidationError, ValueError) as error:
-            raise _Garbled(f"the reply is not JSON: {_one_line(error)}") from None
-        if told := getattr(reply, "error", None):
-            raise _Garbled(f"HTTP 200 with an error: {told}")
-        if not isinstance(reply, ChatCompletion) or not reply.choices:
-            shown = reply if isinstance(reply, str) else reply.model_dump_json()
-            raise _Garbled(f"the reply has no choices: {shown}")
-        text = reply.model_dump_json(exclude_unset=True)
-        return reply if (clean := _blotted(text)) == text else ChatCompletion.model_validate_json(clean)
+        async def ask(body: dict[str, Any]) -> Reply:
+            return (await self._paid_for(body))[0]
 
-    async def _probed(self, client: openai.AsyncOpenAI) -> Features:
-        """Ask the server to continue a count; leave out what it refuses, until it replies."""
-        key = call_key(self.url, self.model, "probe", COUNT)
-        if line := self.log.get(key):
-            return Features(**line["features"])
-        can, before = Features(), self.spent
-        while True:
-            try:
-                reply = await self._paid_for(client, probe_body(can, stop=True))
-                break
-            except _Refused as refused:
-                can = disable_refused(can, str(refused))
-                if can is None:
-                    raise
-        text = reply.choices[0].message.content or ""
-        if not text.strip():
-            reply = await self._paid_for(client, probe_body(can, stop=False))
-            text, can = reply.choices[0].message.content or "", replace(can, stop=False)
-        logprobs = reply.choices[0].logprobs
-        can = replace(
-            can,
-            prefill=text.strip().startswith("5"),
-            choices=can.choices and len(reply.choices) == 2,
-            logprobs=can.logprobs and bool(logprobs and logprobs.content),
-        )
-        self.log.append(key, {"features": asdict(can), "paid": asdict(self.spent - before)})
-        return can
+        features = await probe(ask, self.client, self._weights.model)
+        self._learn(features, self.log.spent - before)
+
+    def _learn(self, features: Features, paid: Spent | None = None) -> None:
+        self._features = features
+        self.log.append(self._probe_key, {"features": asdict(features), "paid": asdict(paid or Spent())})
+
+    def _warn_of_lost(self, sampling: Sampling) -> None:
+        """Warn once about each setting that the server does not heed."""
+        for lost in lost_sampling(sampling, self._features):
+            if lost not in self._told:
+                self._told.add(lost)
+                warnings.warn(f"{self.client.where}: the server does not accept {lost}; its own is used", stacklevel=2)
+
+    @property
+    def _probe_key(self) -> str:
+        return call_key(self.url, self._who, "features", COUNT)
 
 
-class _Refused(MedReflError):
-    """A request that the server will never accept as it is."""
-
-
-class _Garbled(Exception):
-    """An invalid reply; another try may succeed."""
-
-
-def _read(
-    reply: ChatCompletion, choice: Any, request: _Request, stop: str | None, repeats: bool
-) -> Continuation | None:
-    """Return a choice as a continuation; None where ``stop`` cut it before its step was complete.
-
-    ``repeats``: the reply to a turn that ends with a line end may repeat that line end.
-    """
-    text = choice.message.content or ""
-    content = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
-    share = len(text) / max(1, sum(len(other.message.content or "") for other in reply.choices))
-    whole = Continuation(
-        text,
-        (),
-        sum(token.logprob for token in content) if content else None,
-        "length" if choice.finish_reason == "length" else "end",
-        len(content) or round(share * reply.usage.completion_tokens if reply.usage else 0),
-    )
-    if request.text:
-        whole = replace(whole, text=_joined(request, text, repeats))
-    if request.steps is None:
-        return whole
-    end = step_end(whole.text, request.steps)
-    if end is not None:
-        return replace(_part(whole, whole.text[:end]), stop="boundary")
-    if stop is None or choice.finish_reason != "stop" or not _may_be_stopped(choice, stop):
-        return whole
-    if step_end(whole.text + stop, request.steps) is None:
-        return None
-    return replace(whole, text=whole.text + stop, stop="boundary")
-
-
-def _may_be_stopped(choice: Any, stop: str) -> bool:
-    """Say whether ``stop`` may have ended a choice; vLLM and SGLang tell it apart from the model's end of turn."""
-    extra = choice.model_extra or {}
-    reason = extra.get("stop_reason", extra.get("matched_stop", "unknown"))
-    return isinstance(reason, str) and (reason in (stop, "unknown") or "stop" in reason.lower())
-
-
-def _joined(request: _Request, text: str, repeats: bool) -> str:
-    """Return a reply as it continues the turn so far."""
-    if request.text.endswith(prompts.STEP_BOUNDARY):
-        # A template that strips the turn, or a model that was asked to go on, repeats the line end.
-        return text.lstrip(prompts.STEP_BOUNDARY) if repeats else text
-    # A sentence ends before the space that follows it; some servers strip that space.
-    last = request.text[-1:]
-    return (
-        f" {text}"
-        if request.steps == "sentence" and last.isascii() and not last.isspace() and text[:1].isalnum()
-        else text
-    )
-
-
-def _part(whole: Continuation, text: str) -> Continuation:
-    """Return a part of a continuation with its share of the tokens, by length; its log-probability is not known."""
-    if text == whole.text:
-        return whole
-    return replace(whole, text=text, logprob=None, n_tokens=max(1, round(whole.n_tokens * len(text) / len(whole.text))))
-
-
-def api_key() -> str:
-    """Return the API key from the environment, or from the file in OPENAI_API_KEY_FILE."""
-    if file := os.environ.get(f"{KEY_VARIABLE}_FILE"):
-        try:
-            return Path(file).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise MedReflError(f"{KEY_VARIABLE}_FILE names {file}, which cannot be read: {error}") from None
-    return os.environ.get(KEY_VARIABLE, "")
-
-
-def _paid(reply: ChatCompletion) -> Spent:
-    usage = reply.usage
-    return Spent(len(reply.choices), usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
-
-
-def _plain(url: str) -> str:
-    """Return an address without anything that may be a key."""
-    address = urlsplit(url)
-    return f"{address.scheme}://{address.hostname}{address.path}" if address.hostname else url.split("?")[0]
-
-
-def _blotted(text: str) -> str:
-    """Return the text without the key, which some servers repeat."""
-    key = api_key()
-    return text.replace(key, "[key]") if len(key) > 3 else text
-
-
-def _one_line(error: BaseException) -> str:
-    return _blotted(" ".join(str(error).split()))[:300]
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the coroutine's result, from a thread of its own: Jupyter already runs an event loop. Ctrl-C ends it."""
-    outcome: dict[str, Any] = {}
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-
-    def go() -> None:
-        try:
-            outcome["result"] = loop.run_until_complete(task)
-        except BaseException as error:
-            outcome["error"] = error
-        finally:
-            loop.close()
-
-    thread = threading.Thread(target=go, daemon=True)
-    thread.start()
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
+def _paid(reply: Reply) -> Spent:
+    return Spent(len(reply.choices), reply.prompt_tokens, reply.completion_tokens)

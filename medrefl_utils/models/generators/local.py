@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.models.chat_templates import open_thinking, render_prompt
 from medrefl_utils.models.generators import shared_prefix, token_cutting
 from medrefl_utils.models.generators.budget import Budget, Spent
-from medrefl_utils.models.generators.call_log import CallLog, call_key
+from medrefl_utils.models.generators.call_log import CallLog, call_key, logged_continuation
 from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
 from medrefl_utils.models.generators.shared_prefix import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
 from medrefl_utils.models.generators.token_cutting import StepCutter, text_after, vocabulary
@@ -187,7 +186,7 @@ class LocalGenerator(Generator):
         """Return what ``_written`` returns, or the same from the log, where a batch is one entry."""
         key = log.folder and call_key(self.key, _code(), ids, k, steps, asdict(sampling), seeds)
         if line := key and log.get(key):
-            written, seconds = [_continuation(one) for one in line["written"]], line["seconds"]
+            written, seconds = [logged_continuation(one) for one in line["written"]], line["seconds"]
             self.usage.reused += 1
         else:
             read = sum(len(row) for row in ids if row not in kept)
@@ -442,10 +441,6 @@ def _code() -> str:
     """Return a hash of the code that writes: a change of the code invalidates the log."""
     modules = (sys.modules[__name__], shared_prefix, token_cutting, exam_steps)
     return call_key(*(inspect.getsource(module) for module in modules))
-
-
-def _continuation(kept: dict[str, Any]) -> Continuation:
-    return Continuation(**kept | {"token_ids": tuple(kept["token_ids"]), "logprobs": tuple(kept["logprobs"])})
 
 
 def _bytes(layers: Layers) -> int:

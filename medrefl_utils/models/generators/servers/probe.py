@@ -1,0 +1,114 @@
+"""Find out what a server accepts, with a small request that asks for all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from medrefl_utils.core.records import Sampling
+from medrefl_utils.exam.answers.thinking import open_mark, unopened_close
+from medrefl_utils.exam.prompts import Messages
+from medrefl_utils.models.generators.servers.client import Refused, ServerClient
+from medrefl_utils.models.generators.servers.features import Features, learn_from, request_body
+from medrefl_utils.models.generators.servers.replies import Reply
+
+COUNT: Messages = [{"role": "user", "content": "Write the numbers from 1 to 20, one on each line and nothing else."}]
+COUNTED = "1\n2\n3\n4\n"
+"""The turn so far: a server that continues it answers "5"."""
+_YES: Messages = [{"role": "user", "content": "Reply with the word yes and nothing else."}]
+_TOKENS = (6, 256, 2048)
+"""Maximum numbers of tokens to try: a reasoning model may use many before its first visible one."""
+_REFUSALS = 30
+
+Ask = Callable[[dict[str, Any]], Awaitable[Reply]]
+"""Sends a request's JSON and returns the reply."""
+
+
+async def probe(ask: Ask, client: ServerClient, model: str) -> Features:
+    """Return what a server accepts.
+
+    Raises:
+        Refused: it accepts no form of the request.
+    """
+    can, choices = await _continue_count(ask, Features())
+    return replace(can, choices=choices, thinking_close=await _opened_thinking(ask, can, client, model))
+
+
+async def _continue_count(ask: Ask, can: Features) -> tuple[Features, bool]:
+    """Let the server continue a count; return what it accepts, and whether it returned two choices."""
+    size, stop = 0, "\n"
+    for _ in range(_REFUSALS):
+        text = COUNTED if can.prefill else ""
+        sampling = Sampling(1.0, 1.0, _TOKENS[size])
+        try:
+            reply = await ask(request_body(COUNT, text, sampling, can, n=2, stop=stop, seed=0))
+        except Refused as refused:
+            if _is_cut(refused.told) and size + 1 < len(_TOKENS):
+                size += 1
+                continue
+            if (less := learn_from(can, refused.told, refused.parameter, guess=True)) is None:
+                raise
+            can = less
+            continue
+        first = reply.choices[0]
+        if not first.text.strip() and size + 1 < len(_TOKENS) and (first.finish == "length" or first.thinking):
+            size += 1
+        elif not first.text.strip() and stop:
+            stop, can = None, replace(can, stop_in_turn=False)
+        else:
+            break
+    return (
+        replace(
+            can,
+            prefill=can.prefill and first.text.removeprefix(COUNTED).strip().startswith("5"),
+            repeats_turn=can.prefill and first.text.startswith(COUNTED),
+            logprobs=can.logprobs and first.logprob is not None,
+        ),
+        can.choices and len(reply.choices) == 2,
+    )
+
+
+async def _opened_thinking(ask: Ask, can: Features, client: ServerClient, model: str) -> str:
+    """Return the mark that closes the thinking that the chat template opens, "" where a reply begins outside of one.
+
+    llama.cpp renders a prompt on request, and vLLM tokenizes and detokenizes one. If that prompt opens no thinking,
+    neither does another. Otherwise a short reply is read: it has a closing mark without an opening one, unless the
+    server separates the thinking.
+    """
+    rendered = await _rendered(client, model)
+    mark = None if rendered is None else open_mark(rendered.rpartition(_YES[0]["content"])[2])
+    if rendered is not None and mark is None:
+        return ""
+    for size in _TOKENS[1:]:
+        try:
+            reply = await ask(request_body(_YES, "", Sampling(1.0, 1.0, size), can, n=1, stop=None, seed=0))
+        except Refused:
+            return ""
+        first = reply.choices[0]
+        if first.thinking or open_mark(first.text[:40]):
+            return ""
+        if mark is not None:
+            return mark[1]
+        if first.finish != "length":
+            break
+    return unopened_close(first.text) or ""
+
+
+async def _rendered(client: ServerClient, model: str) -> str | None:
+    """Return the prompt of a message in the server's chat template; None where the server does not show it."""
+    status, shown = await client.ask_route("/apply-template", {"messages": _YES})
+    if status == 200 and isinstance(shown, dict) and isinstance(shown.get("prompt"), str):
+        return shown["prompt"]
+    asked = {"model": model, "messages": _YES, "add_generation_prompt": True}
+    status, shown = await client.ask_route("/tokenize", asked)
+    tokens = shown.get("tokens") if status == 200 and isinstance(shown, dict) else None
+    if not isinstance(tokens, list):
+        return None
+    status, shown = await client.ask_route("/detokenize", {"model": model, "tokens": tokens})
+    return shown.get("prompt") if status == 200 and isinstance(shown, dict) else None
+
+
+def _is_cut(told: str) -> bool:
+    """Say whether a refusal means that the tokens did not suffice for a visible one (reasoning models)."""
+    return "output limit" in told or "could not finish" in told.lower()
