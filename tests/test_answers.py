@@ -323,6 +323,27 @@ def test_own_cases(by: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert wrong == []
 
 
+HELD_OUT = Path(__file__).parent / "data/answer_heldout.jsonl"
+
+
+def test_held_out_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    """Responses written before their author read the rules. No rule was written or changed for any of them.
+
+    They measure what the rules make of responses that nobody has tuned them to. To keep it so, add no rule for a case
+    of this file: write a new case of that kind into ``answer_cases.jsonl`` instead.
+    """
+    cases = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
+    read_as = Counter(
+        "as expected" if (letter := read(case)) == case["expected"] else "none" if letter is None else "a wrong letter"
+        for case in cases
+    )
+    with capsys.disabled():
+        print(f"\nheld-out cases, {len(cases)}:", *(f"{name} {n / len(cases):.1%}" for name, n in read_as.items()))
+    assert len(cases) == 110
+    assert read_as["as expected"] >= 87
+    assert read_as["a wrong letter"] <= 4
+
+
 def test_cases_of_bug_reports(shared_data: Path) -> None:
     """Each of the published half is read as expected."""
     path = shared_data / "cases" / "answers.jsonl"

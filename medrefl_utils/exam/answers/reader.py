@@ -31,7 +31,9 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import LETTERS, Answer
 from medrefl_utils.exam.answers import hints
 from medrefl_utils.exam.answers.hints import Found
+from medrefl_utils.exam.answers.json_objects import json_answers
 from medrefl_utils.exam.answers.languages import Rules, active, foreign
+from medrefl_utils.exam.answers.mentions import by_text
 from medrefl_utils.exam.answers.options import Options, prepare
 from medrefl_utils.exam.answers.retractions import doubts, find_retraction
 from medrefl_utils.exam.answers.statements import (
@@ -42,7 +44,6 @@ from medrefl_utils.exam.answers.statements import (
     UNREADABLE,
     Statement,
     english,
-    json_answers,
 )
 from medrefl_utils.exam.answers.text import clause_begin, lower, plain, sentence_end, straight
 from medrefl_utils.exam.answers.thinking import split_thinking
@@ -325,7 +326,7 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
         found = hints.marked(text, low, letters, options) or hints.pointed(text, low, letters, options)
         if found and found.letter not in wrong:
             return found, "label" if found.letter else "several"
-    return hints.by_text(text, reading.languages, options)
+    return by_text(text, reading.languages, options)
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""Find explicit statements of an answer: JSON keys, boxes, "Answer: B", "the answer is B", "I choose B", "答案是B".
+"""Find explicit statements of an answer in English: boxes, "Answer: B", "the answer is B", "I choose B".
 
 Each statement has a stance. ``asserted``: it says what the answer is. ``denied``: it says what the answer is not.
 ``supposed``: it is under a condition, in a question, or an opinion that is only reported. ``doubtful``: a "may be", or
@@ -180,15 +180,6 @@ _PASSED = re.compile(
     r"other than|no longer|"
     r"nor|neither)|n['’]t)\b[^.,;:]{0,60}"
 )
-# --- JSON ---
-_KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
-_KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
-_KEY_WORDS = _KEY_CORE | frozenset(
-    "good new revised updated corrected final correct best right my the selected chosen model predicted idx index text "
-    "key id your is".split()
-)
-_FINAL_KEYS = frozenset(("good", "final", "correct", "new", "revised", "updated", "corrected"))
 
 
 def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
@@ -218,81 +209,6 @@ def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
             if len(near) == 1:
                 return Value(near.pop(), None, end)
     return None
-
-
-def json_answers(text: str, options: Options) -> tuple[Statement | None, int, int, list[Statement]]:
-    """Return the answer of a JSON object, the span of that object, and what keys such as ``wrong_answer`` deny."""
-    found: list[tuple[bool, Statement]] = []
-    denied: list[Statement] = []
-    first = -1
-    for key in _KEY.finditer(text):
-        words = {word.lower() for word in _KEY_WORD.findall(key[1])}
-        if not words & _KEY_CORE:
-            continue
-        value = _json_value(text, key.end(), options)
-        if not words <= _KEY_WORDS:
-            if value:
-                denied.append(Statement(key.start(), value.end, value.letter, None, "json", DENIED, True))
-            continue
-        first = key.start() if first < 0 else first
-        if value is None:
-            statement = Statement(key.start(), key.end(), "", None, "json", UNREADABLE, True)
-        else:
-            statement = Statement(key.start(), value.end, value.letter, value.written, "json", ASSERTED, True)
-        found.append((bool(words & _FINAL_KEYS), statement))
-    if not found:
-        return None, -1, -1, denied
-    readable = [pair for pair in found if pair[1].stance == ASSERTED] or found
-    final = [statement for is_final, statement in readable if is_final] or [statement for _, statement in readable]
-    begin = text.rfind("{", 0, first)
-    end = text.rfind("}") + 1
-    chosen = _meant(final[-1], text, max(begin, 0), options)
-    if begin < 0:
-        return chosen, first, chosen.end, []
-    return chosen, begin, end if end > chosen.end else len(text), []
-
-
-_TURNS = re.compile(
-    r"n['’]t\b|\b(?:not|but|however|wait|although|though|while|whereas|instead|rather|first|initially|tempt\w*|if|"
-    r"unless|seems?|"
-    r"actually|mistake|wrong|incorrect|would|could|might|may be)\b"
-)
-
-
-_TURNING = tuple(
-    (
-        "n't|not|but|however|wait|though|while|whereas|instead|rather|first|initially|tempt|if|unless|seem|actually|"
-        "mistake|"
-        "wrong|incorrect|would|could|might|may be"
-    ).split("|")
-)
-
-
-def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statement:
-    """Return the answer of a JSON object, where its bare letter and the reason before it are one statement.
-
-    Where that reason names one option by its text, another one, without any turn of thought, and the letter's own text
-    occurs nowhere, the text is what the model meant.
-    """
-    reason = text[begin : answer.at]
-    if answer.stance != ASSERTED or answer.written != answer.letter or not reason.strip(' {\n"'):
-        return answer
-    if holds(low := lower(reason), _TURNING) and _TURNS.search(low):
-        return answer
-    named = options.named_in(reason)
-    if len(named) != 1 or named[0] == answer.letter:
-        return answer
-    if answer.letter in options.named_in(text) or any(reason[at] == named[0] for at in options.alone_in(reason)):
-        return answer
-    return answer._replace(letter=named[0])
-
-
-def _json_value(text: str, at: int, options: Options) -> Value | None:
-    value = options.value_at(text, at)
-    if value:
-        return value
-    string = re.compile(r"\s{0,4}[\[{\"'“\s]{0,6}([^\"”\n]{0,200})").match(text, at)
-    return prose(text, string.start(1), string.end(1), options) if string and string[1].strip() else None
 
 
 def _boxed(text: str, at: int, options: Options) -> Statement | None:

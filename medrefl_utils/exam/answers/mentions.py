@@ -1,0 +1,152 @@
+"""Read an answer that is only an option's text: "She needs vitamin D.", "Thus, B lymphocytes are the cause."
+
+A sentence counts if it chooses. What it rejects, refuses or only mentions does not (``refusals``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from medrefl_utils.exam.answers.hints import CHOOSES, Found, is_complete
+from medrefl_utils.exam.answers.languages import Rules
+from medrefl_utils.exam.answers.options import Options
+from medrefl_utils.exam.answers.refusals import has_cue, is_review, is_undecided, without_refusals
+from medrefl_utils.exam.answers.text import IF, NOT, SENTENCE_END, lower
+
+_PASSED_CLAUSE = re.compile(
+    rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}|"
+    r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}",
+    re.IGNORECASE,
+)
+# A sentence that begins with an option and goes on with a verb describes it ("Ibuprofen is an NSAID").
+_SUBJECT = re.compile(r"\W{0,6}(?:(?:step\s?)?\d{1,2}\s?[:.)]\s?)?\W{0,4}(?:the\s|an?\s)?", re.IGNORECASE)
+_DESCRIBED = re.compile(r"[\"')*\]]{0,4}\s(?!(?:because|since|given|as|for|due|explains|fits|matches|accounts)\b)[a-z]")
+_WENT_WRONG = re.compile(r"\b(?:went wrong|wrongly|by mistake|mistakenly)\b")
+_REGRETS = re.compile(r"\b(?:wrong|mistake|error|overlook\w*|incorrect\w*)\b")
+_BEFORE_NOT = re.compile(
+    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|contraindicated|harmful|excluded|eliminated|"
+    r"unlikely|incorrect|wrong|"
+    r"out\b(?! of))\b|"
+    r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|"
+    r"are not)\b",
+    re.IGNORECASE,
+)
+_NEGATES = re.compile(
+    r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out|contraindicated|harmful)\b"
+)
+
+
+def _backwards(final: str) -> Iterator[str]:
+    """Yield the sentences, last one first. Those near the end are found first, since they usually decide."""
+    near = SENTENCE_END.search(final, max(0, len(final) - 500))
+    if near is None or len(final) < 1_000:
+        yield from reversed(list(_sentences(final)))
+        return
+    yield from reversed(list(_sentences(final[near.end() :])))
+    yield from reversed(list(_sentences(final[: near.end()])))
+
+
+def _sentences(final: str) -> Iterator[str]:
+    begin = 0
+    for end in SENTENCE_END.finditer(final):
+        yield final[begin : end.end()]
+        begin = end.end()
+    yield final[begin:]
+
+
+def _negated(clause: re.Match[str]) -> str:
+    """Return "not", which rejects what follows, or a comma where "and" begins a new clause."""
+    return ", " if clause.string.startswith(" and ", clause.end()) and _WHOLE_VERDICT.search(clause[0]) else " not "
+
+
+_WHOLE_VERDICT = re.compile(
+    r"(?:contraindicated|harmful|excluded|eliminated|ruled out|incorrect|wrong|out)\Z", re.IGNORECASE
+)
+
+
+def _kept(sentence: str) -> str:
+    """Return a sentence without what it rejects; "" for a question, a hypothetical and a denial."""
+    stripped = sentence.rstrip()
+    low = lower(stripped)
+    if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low) or is_review(low, 0):
+        return ""
+    if _NEGATES.search(low):
+        sentence = _BEFORE_NOT.sub(_negated, sentence)
+    return _PASSED_CLAUSE.sub(" ", sentence)
+
+
+def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
+    """Yield the sentences that choose, without what they reject; last one first."""
+    for sentence in _backwards(final):
+        low = lower(sentence)
+        if CHOOSES.search(low) or any(
+            rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)
+            for rules in languages
+        ):
+            yield _kept(sentence)
+
+
+_SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
+_ENDS_WITH = re.compile(r"(?:=|\bis)\s?(?=[$\d.−-]+[\s.!*$%]*\Z)")
+_SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
+
+
+def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found, str] | None:
+    """Return the one option that the last choosing sentence names, else the only option that a complete text names.
+
+    Reads no option that is a number or as short as one, and nothing where several are named or the text is truncated.
+    """
+    short = {letter for option, letter in options.texts if _SHORT.fullmatch(option)}
+    last = text.rstrip().rpartition("\n")[2].rpartition(". ")[2]
+    if (options.every or options.no_one) and (said := set(options.named_in(last)) & {options.every, options.no_one}):
+        return Found(said.pop()), "text"
+
+    def named(sentence: str) -> list[str]:
+        return [letter for letter in options.named_in(sentence) if letter not in short]
+
+    if any(rules.language.code == "tr" for rules in languages):
+        text = _SUFFIX.sub(r"\1", text)
+    for sentence in _choosing(text, languages):
+        if named(sentence) and len(letters := named(without_refusals(sentence, options))) == 1:
+            return Found(letters[0]), "text"
+    kept = list(map(_kept, _sentences(text))) if len(text) < 12_001 else []
+    everywhere = named(" ".join(kept))
+    everywhere = everywhere and named(" ".join(without_refusals(sentence, options) for sentence in kept))
+    if everywhere and is_undecided(text, options) and not _whole(text, everywhere[0], options):
+        return None
+    if everywhere:
+        settled = len(everywhere) == 1 and is_complete(text) and _is_settled(text, options)
+        return (Found(everywhere[0]), "text") if settled else None
+    if ends := _ENDS_WITH.search(text[-60:]):
+        value = options.value_at(text[-60:], ends.end())
+        if value and value.letter and not text[-60:][value.end :].strip(" .!*$\n"):
+            return Found(value.letter), "text"
+    if len(text) < 40 and (letters := options.named_in(text)):
+        whole = _whole(text, letters[0], options) and options.named_in(without_refusals(text, options))
+        return (Found(letters[0]), "text") if len(letters) == 1 and whole else None
+    single = [text] if len(text) < 60 and len(text.split()) < 5 else []
+    for sentence in [*single, *(without_refusals(kept, options) for kept in islice(_choosing(text, languages), 5))]:
+        if len(near := options.nearly(sentence[-400:])) == 1:
+            return Found(near.pop()), "misspelled"
+    return None
+
+
+def _whole(text: str, letter: str, options: Options) -> bool:
+    """Say whether a short option opens the text: "yes", "No. The trial showed no effect."."""
+    named = options.text_at(text, 0)
+    return named is not None and named[0] == letter and text[named[1] : named[1] + 1] in ("", ".", ",", "!", "\n", ";")
+
+
+def _is_settled(text: str, options: Options) -> bool:
+    """Say whether a text does more than describe the option that it names ("Ibuprofen is an NSAID")."""
+    for sentence in (without_refusals(_kept(sentence), options) for sentence in _sentences(text)):
+        if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
+            continue
+        subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
+        if not has_cue(sentence):
+            continue
+        if subject is None or not _DESCRIBED.match(sentence, subject[1]):
+            return True
+    return False
