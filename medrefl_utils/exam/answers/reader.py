@@ -36,6 +36,7 @@ from medrefl_utils.exam.answers.languages import Rules, active, foreign
 from medrefl_utils.exam.answers.mentions import by_text
 from medrefl_utils.exam.answers.options import Options, prepare
 from medrefl_utils.exam.answers.retractions import doubts, find_retraction
+from medrefl_utils.exam.answers.reviews import may_review, review
 from medrefl_utils.exam.answers.statements import (
     ASSERTED,
     DENIED,
@@ -323,10 +324,27 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
         right, wrong = verdicts(text, low, letters, reading.languages, options)
         if right:
             return Found(right, right), "verdict"
+        if read := _reviewed(reading):
+            return read
         found = hints.marked(text, low, letters, options) or hints.pointed(text, low, letters, options)
         if found and found.letter not in wrong:
             return found, "label" if found.letter else "several"
+    elif read := _reviewed(reading):
+        return read
     return by_text(text, reading.languages, options)
+
+
+def _reviewed(reading: _Reading) -> tuple[Found, str] | None:
+    """Return the answer of a text that reviews the options one by one: what follows the review, or what it leaves."""
+    if not may_review(reading.text):
+        return None
+    found = review(reading.text, reading.low, reading.options)
+    if found is None:
+        return None
+    later = _hinted(reading.after(found.end)) if reading.text[found.end :].strip() else None
+    if found.letter is None or later is None or later[0].letter == found.letter:
+        return later or ((Found(found.letter), "verdict") if found.letter else None)
+    return later if later[1] in ("label", "lone", "stated", "verdict") else (Found(""), "none")
 
 
 @lru_cache(maxsize=4096)
