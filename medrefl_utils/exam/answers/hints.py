@@ -21,12 +21,13 @@ _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|co
 CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
     r"closest|safest|preferred|leaving|therefore|thus|so,|hence|the right (?:drug|choice|answer|option|one|"
-    r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|consistent with)\b"
+    r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|consistent with|"
+    r"(?:revis|chang|switch|amend|updat)\w{1,3} (?:(?:it|this|that|my \w+) )?to)\b|\bthen[.!]*\s*\Z"
 )
 _CHOICE_WORDS = tuple(
     (
         "answer|most |more |best|correct|the right |closest|safest|preferred|leaving|therefore|thus|so,|hence|"
-        "cho|would be|should be|is likely|suggest|indicate|consistent with"
+        "cho|would be|should be|is likely|suggest|indicate|consistent with|revis|chang|switch|amend|updat"
     ).split("|")
 )
 _CHOSEN = re.compile(
@@ -55,7 +56,8 @@ _IS_CHOSEN = re.compile(
 _POINTED = re.compile(
     r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
     r"left with|toward|towards|guess:|pick:|leaves|leaving|final:|it['’]s|it is|"
-    r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
+    r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so|"
+    r"should have (?:been|chosen|picked|selected|said|answered)|i have (?:chosen|picked|selected))|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(
@@ -211,6 +213,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
     """Return the last letter that a sentence points at: "Hence C.", "It must be D"."""
     for at in reversed(letters):
         begin = clause_begin(low, at)
+        begin = max(begin, low.rfind("; ", begin, at) + 2) if low.find("; ", begin, at) >= 0 else begin
         if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(NOT, low[begin:at]):
             return Found(text[at], text[at])
         if not _POINT_ENDS.match(text, at + 1):

@@ -14,9 +14,30 @@ from medrefl_utils.exam.answers.text import holds, lower
 _KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
 _KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
-_KEY_WORDS = _KEY_CORE | frozenset(
-    "good new revised updated corrected final correct best right my the selected chosen model predicted idx index text "
-    "key id your is".split()
+# Keys that may also hold a text: they count only where an option stands there, and no key of the others occurs.
+_KEY_ALSO = frozenset(
+    (
+        "ans",
+        "final",
+        "pred",
+        "selection",
+        "conclusion",
+        "verdict",
+        "result",
+        "guess",
+        "pick",
+        "decision",
+        "label",
+        "output",
+    )
+)
+_KEY_WORDS = (
+    _KEY_CORE
+    | _KEY_ALSO
+    | frozenset(
+        "good new revised updated corrected final correct best right my the selected chosen model predicted idx index "
+        "text key id your is".split()
+    )
 )
 _FINAL_KEYS = frozenset(("good", "final", "correct", "new", "revised", "updated", "corrected"))
 
@@ -25,10 +46,14 @@ def json_answers(text: str, options: Options) -> tuple[Statement | None, int, in
     """Return the answer of a JSON object, the span of that object, and what keys such as ``wrong_answer`` deny."""
     found: list[tuple[bool, Statement]] = []
     denied: list[Statement] = []
+    also: list[tuple[bool, Statement]] = []
     first = -1
     for key in _KEY.finditer(text):
         words = {word.lower() for word in _KEY_WORD.findall(key[1])}
         if not words & _KEY_CORE:
+            if words & _KEY_ALSO and words <= _KEY_WORDS and (value := options.value_at(text, key.end())):
+                statement = Statement(key.start(), value.end, value.letter, value.written, "json", ASSERTED, True)
+                also.append((bool(words & _FINAL_KEYS), statement))
             continue
         value = _json_value(text, key.end(), options)
         if not words <= _KEY_WORDS:
@@ -41,6 +66,10 @@ def json_answers(text: str, options: Options) -> tuple[Statement | None, int, in
         else:
             statement = Statement(key.start(), value.end, value.letter, value.written, "json", ASSERTED, True)
         found.append((bool(words & _FINAL_KEYS), statement))
+    if not found and also:
+        found, first = also, also[0][1].at
+    if not found and (likely := _most_likely(text, options)):
+        found, first = [(True, likely)], likely.at
     if not found:
         return None, -1, -1, denied
     readable = [pair for pair in found if pair[1].stance == ASSERTED] or found
@@ -51,6 +80,26 @@ def json_answers(text: str, options: Options) -> tuple[Statement | None, int, in
     if begin < 0:
         return chosen, first, chosen.end, []
     return chosen, begin, end if end > chosen.end else len(text), []
+
+
+_SHARE = re.compile(r"[\"']([A-Z])[\"'](?:\s?:\s?)[\"']?(\d{0,3}\.?\d{1,4})\s?(%?)[\"']?(?=\s?[,}])")
+
+
+def _most_likely(text: str, options: Options) -> Statement | None:
+    """Return the option with the highest share in an object such as {"A": 0.1, "B": 0.9}, whose shares add up to 1."""
+    shares = {share[1]: share for share in _SHARE.finditer(text) if share[1] in options.letters}
+    values = {letter: float(share[2]) / (100 if share[3] else 1) for letter, share in shares.items()}
+    if (
+        len(values) < 2
+        or len(values) < len(options.letters) - 1
+        or not 0.95 <= sum(values.values()) <= 1.05
+        or 1 in values.values()
+    ):
+        return None
+    best = max(values, key=values.__getitem__)
+    if sum(value == values[best] for value in values.values()) > 1:
+        return None
+    return Statement(shares[best].start(), shares[best].end(), best, best, "json", ASSERTED, True)
 
 
 _TURNS = re.compile(

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from medrefl_utils.exam.answers.opinions import is_foreign_opinion
+from medrefl_utils.exam.answers.opinions import contrast_end, is_foreign_opinion
 from medrefl_utils.exam.answers.options import Options
 from medrefl_utils.exam.answers.statements import ASKED, ASSERTED, DENIED, SUPPOSED, UNREADABLE, Statement, prose
 from medrefl_utils.exam.answers.text import clause_begin, sentence_end
@@ -46,6 +46,8 @@ def rules_of(language: Language) -> Rules:
     """Return the patterns of a language's row, compiled on first use."""
     spaced = language.code in _SPACED
     begin, end = (r"(?<![^\W_])", r"(?![^\W_])") if spaced else ("", "")
+    if language.code == "hi":  # Python counts vowel signs as no part of a word
+        begin, end = rf"{begin}(?<![\u0900-\u0963])", rf"{end}(?![\u0900-\u0963])"
 
     def word(alternatives: str) -> str:
         return rf"{begin}(?:{alternatives}){end}"
@@ -126,7 +128,7 @@ def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
     """Say whether a sentence is hypothetical. A language with a mood for it needs more than the conjunction."""
     if rules.mood:
         return rules.mood.search(low[begin : sentence_end(low, at)]) is not None
-    return rules.condition.search(low, begin, at) is not None
+    return rules.condition.search(low, contrast_end(low, begin, at), at) is not None
 
 
 _LATIN_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) < "\u0250"]
@@ -201,7 +203,7 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
     if judged and (judged["wrong"] or judged["no"] or judged["cross"]):
         return Statement(cue.start(), value.end, value.letter, None, "stated", DENIED)
     stance = ASSERTED
-    stop = sentence_end(low, value.end) if rules.language.code in _NOT_BEHIND else cue.start()
+    stop = sentence_end(low, value.end) if rules.language.code in _NOT_BEHIND else cue.end()
     if is_hypothetical(low, begin, cue.start(), rules) or ASKED.match(low, value.end):
         stance = SUPPOSED
     elif is_foreign_opinion(low, begin, cue.start(), stop):

@@ -17,12 +17,24 @@ from medrefl_utils.exam.answers.text import IF, NOT, SENTENCE_END, lower
 
 _PASSED_CLAUSE = re.compile(
     rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}|"
-    r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}",
+    r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}|"
+    r",\s(?:whereas|unlike|in contrast to|as opposed to)\b[^.;]{0,120}",
     re.IGNORECASE,
 )
 # A sentence that begins with an option and goes on with a verb describes it ("Ibuprofen is an NSAID").
 _SUBJECT = re.compile(r"\W{0,6}(?:(?:step\s?)?\d{1,2}\s?[:.)]\s?)?\W{0,4}(?:the\s|an?\s)?", re.IGNORECASE)
-_DESCRIBED = re.compile(r"[\"')*\]]{0,4}\s(?!(?:because|since|given|as|for|due|explains|fits|matches|accounts)\b)[a-z]")
+_DESCRIBED = re.compile(
+    r"[\"')*\]]{0,4}\s(?!(?:because|since|given|as|for|due|explains|fits|matches|accounts)\b|then\b|"
+    r"(?:is|would be|remains|seems)\s(?:(?:therefore|thus|clearly|now|then|also|best|most|"
+    r"strongly)\s)?(?:the\s)?(?:indicated|"
+    r"recommended|needed|required|warranted|preferred|called for)\b(?!\s(?:in|for|if|when|against|only)\b(?! (?:this|"
+    r"him|her|"
+    r"these|here)\b))|"
+    r"(?:is|would be|remains|seems)\s(?:the\s)?(?:most\s\w+\b|best\b|right\b|correct\b|(?:treatment|drug|test|"
+    r"study) of choice\b|"
+    r"next step\b|diagnosis\b|answer\b|cause\b|culprit\b|what\b)|(?:should|must|needs to|has to|ought to)\sbe\s"
+    r"(?!considered|excluded|ruled|kept|avoided|suspected|checked|discussed|borne|noted|remembered))[a-z]"
+)
 _WENT_WRONG = re.compile(r"\b(?:went wrong|wrongly|by mistake|mistakenly)\b")
 _REGRETS = re.compile(r"\b(?:wrong|mistake|error|overlook\w*|incorrect\w*)\b")
 _BEFORE_NOT = re.compile(
@@ -81,13 +93,19 @@ def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
     """Yield the sentences that choose, without what they reject; last one first."""
     for sentence in _backwards(final):
         low = lower(sentence)
-        if CHOOSES.search(low) or any(
-            rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)
-            for rules in languages
+        if (
+            CHOOSES.search(low)
+            or (len(low) < 60 and _DOES.fullmatch(low))
+            or any(
+                rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)
+                for rules in languages
+            )
         ):
             yield _kept(sentence)
 
 
+# "Carvedilol does.", after what the others do not do.
+_DOES = re.compile(r"[\w ,'-]{3,40}\s(?:do|does|did|is|are|would|will|can|has|should)[.!*]*\s*")
 _SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
 _ENDS_WITH = re.compile(r"(?:=|\bis)\s?(?=[$\d.−-]+[\s.!*$%]*\Z)")
 _SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")

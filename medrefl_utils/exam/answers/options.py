@@ -81,6 +81,14 @@ _NO_ONE = re.compile(
 _ALL = re.compile(r"all(?=[.!\s*]*(?:\Z|\n))", re.I)
 _PHRASE_ENDS = re.compile(r"\s*(?:[.!,;:)*\"'\n}\]]|\Z|\s(?:are|is|apply|applies|were)\b)")
 _BOTH = re.compile(r"(?:both\s)?\(?([A-Z])\)?(?:\s?(?:,|and|&|\+)\s?\(?([A-Z])\)?)+(?:\s(?:only|are correct))?", re.I)
+_ALL_TWO = re.compile(r"both(?: of (?:the above|these|them))?", re.I)
+_ORDER = re.compile(
+    r"(?:Perform|Obtain|Order|Start|Give|Administer|Begin|Initiate|Prescribe|Add|Recommend|Do|Schedule|Request|Arrange|"
+    r"Insert|Place)\s(?:an?\s|the\s)?([^,;]+)",
+    re.I,
+)
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_SMALL_NUMBER = re.compile(r"(?<![\w.,/-])(?:[1-9]|1[0-2])(?=\s[a-z])")
 _BRACKETED = re.compile(r"[\s*_\"']{0,3}[(\[]\s?(?:[Oo]ption\s|[Cc]hoice\s)?([A-Z])[)\]]")
 _UNSPACED = re.compile(r"[\u0600-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -213,7 +221,7 @@ class Options:
         return None if species and species[1] in EPITHETS else at + 1
 
     def one_at(self, text: str, at: int) -> Value | None:
-        """Return the single option at a position. Where letter and exact text disagree, the text counts."""
+        """Return the single option at a position. Where letter and exact text disagree on a line, the text counts."""
         if named := self.text_at(text, at):
             letter = _BRACKETED.match(text, named[1])
             if letter and letter[1] in self.letters:
@@ -228,7 +236,8 @@ class Options:
         if named is None or (
             named[0] != written
             and (
-                _OWN_CLAUSE.match(text, named[1])
+                "\n" in text[end:closed]
+                or _OWN_CLAUSE.match(text, named[1])
                 or TAKEN_BACK.match(text, named[1])
                 or (text[end : end + 1] == "." and (own := _BRACKETED.match(text, named[1])) and own[1] == named[0])
             )
@@ -331,12 +340,20 @@ def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
 
 
 def _aliases(text: str) -> Iterator[str]:
-    """Return a text's other names: without and inside its brackets, a species with its genus as an initial."""
+    """Return a text's other names.
+
+    Without the verb of an order ("Obtain a chest X-ray"), with a number in words, without and inside its brackets,
+    a species with its genus as an initial.
+    """
+    if (order := _ORDER.fullmatch(text.strip())) and len(order[1]) > 3:
+        yield order[1]
+    if (number := _SMALL_NUMBER.search(text)) and len(text.split()) > 1:
+        yield f"{text[: number.start()]}{_NUMBER_WORDS[int(number[0])]}{text[number.end() :]}"
     inside = re.fullmatch(r"\s*([^()]{3,})\(([^()]{3,})\)\s*", text)
     if inside:
         yield from (part.strip() for part in inside.groups())
     species = re.fullmatch(r"\s*([A-Z])[a-z]{3,} ([a-z]{3,})\s*", text)
-    if re.fullmatch(r"both(?: of (?:the above|these|them))?", text.strip().rstrip("."), re.I):
+    if _ALL_TWO.fullmatch(text.strip().rstrip(".")):
         yield "both"
     if species and species[2] in EPITHETS:
         yield f"{species[1]}. {species[2]}"
@@ -387,10 +404,12 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         if raw[letter][-1:].isalnum() and raw[letter].upper() not in options:
             exact[raw[letter][0]] = (*exact.get(raw[letter][0], ()), (raw[letter], letter))
     joint = {said: letter for letter, text in items if (said := _joint_letters(text, options))}
-    for letter, text in items:  # "Metformin and insulin", where both are options
+    for number, (letter, text) in enumerate(items):  # "Metformin and insulin", where both are options
         parts = [owners.get(fold(part), set()) for part in re.split(r",\s*(?:and\s)?|\s(?:and|&|\+)\s", text)]
         if len(parts) > 1 and all(len(part) == 1 for part in parts):
             joint.setdefault(frozenset().union(*parts), letter)
+        if number == 2 and _ALL_TWO.fullmatch(text.strip().rstrip(".")):
+            joint.setdefault(frozenset(letter for letter, _ in items[:2]), letter)
     letters = "".join(options)
     every = next((letter for letter, text in items if _EVERY.fullmatch(text.strip().rstrip("."))), "")
     no_one = next((letter for letter, text in items if _NO_ONE.fullmatch(text.strip().rstrip("."))), "")

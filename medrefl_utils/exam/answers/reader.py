@@ -46,7 +46,7 @@ from medrefl_utils.exam.answers.statements import (
     Statement,
     english,
 )
-from medrefl_utils.exam.answers.text import clause_begin, lower, plain, sentence_end, straight
+from medrefl_utils.exam.answers.text import IF, clause_begin, holds, lower, plain, sentence_end, straight
 from medrefl_utils.exam.answers.thinking import split_thinking
 from medrefl_utils.exam.answers.verdicts import verdicts
 
@@ -198,7 +198,15 @@ _LIMITS = re.compile(
 _OWN_DENIED = re.compile(
     r"[^.!?\n]{0,40}?\b(?:contraindicated|wrong|incorrect|ruled out|out\b|excluded|unlikely|not (?:appropriate|"
     r"suitable|right|"
-    r"correct|safe|an option|possible|indicated)|inappropriate|unsafe|dangerous|cannot be|can['’]t be)"
+    r"correct|safe|an option|possible|indicated)|inappropriate|unsafe|dangerous|cannot be|can['’]t be|"
+    r"(?:would|does|could|can|will|do)(?: ?not|n['’]t) (?:\w+ )?(?:settle|explain|fit|meet|satisfy|account|address|"
+    r"match|"
+    r"answer|be (?:right|correct|the)|work|apply|suffice|make sense|hold))"
+)
+# "Option D is also correct", after another answer: the response chooses two.
+_EQUALLY = re.compile(
+    r"(?P<letter>[A-Z])[\"'*)\]]{0,3}\s(?:is|are)\s(?:also|equally|just as|likewise|as well)\s(?:an?\s)?"
+    r"(?:correct|right|true|acceptable|valid|plausible|appropriate)\b(?!\s(?:if|when|in|for|but|for)\b)"
 )
 
 
@@ -207,9 +215,14 @@ def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
 
     A clear later answer replaces the stated one. Where the text only denies the stated option, there is none.
     """
-    rest = (
-        rest if len(rest.text) < 1_500 else _Reading(rest.text[:1_500], rest.low[:1_500], rest.languages, rest.options)
-    )
+    if len(rest.text) >= 1_500:
+        rest = _Reading(rest.text[:1_500], rest.low[:1_500], rest.languages, rest.options)
+    for other in (
+        _EQUALLY.finditer(rest.text) if holds(rest.low, (" also ", " equally ", " just as ", " as well ")) else ()
+    ):
+        sentence = rest.low[clause_begin(rest.low, other.start()) : other.start()]
+        if other["letter"] in rest.options.letters and other["letter"] != found.letter and not IF.search(sentence):
+            return Found(""), "several"
     if rule == "json":
         rest = rest.after(rest.text.find("}") + 1)
     starts = (re.match(r"\W{0,5}", rest.low), *_SENTENCE_START.finditer(rest.low))

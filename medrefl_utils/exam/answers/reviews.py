@@ -30,7 +30,8 @@ _STOP = r"(?=\W{0,3}(?:\Z|\n|[.,;:!)|])|\s(?:as|at|because|since|by|with|in|for|
 _VERDICT = re.compile(
     r"(?P<against>[✗✘❌✖×]|\b(?:no|incorrect|wrong|false|unlikely|excluded|eliminated|inconsistent|implausible|"
     r"contra-?indicated|(?:ruled|rules it|is|are) out|less (?:likely|consistent|probable|suitable|appropriate)|"
-    rf"(?:not|no|never|hardly|neither|nor)\s(?:\w+\s){{0,2}}?(?:{_JUDGED})){_STOP}|n['’]t\s(?:\w+\s){{0,2}}?(?:{_JUDGED})\b)|"
+    rf"(?:not|no|never|hardly|neither|nor)\s(?:\w+\s){{0,2}}?(?:{_JUDGED})){_STOP}|"
+    rf"n['’]t\s(?:\w+\s){{0,2}}?(?:{_JUDGED})\b)|"
     r"(?P<pro>[✓✔✅☑]|\b(?:yes|correct|true|right(?= answer| choice| option|\W{0,3}(?:\Z|\n|[.,;!]))|fits|matches|"
     r"consistent|(?:most|more|very|highly) (?:likely|probable|plausible|consistent|appropriate|suitable)|"
     r"best (?:choice|option|answer|fit|match|explanation|candidate)|(?:fits?|matches|explains(?: it| this)?) best|"

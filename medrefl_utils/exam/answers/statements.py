@@ -38,6 +38,7 @@ class Statement(NamedTuple):
 _CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with", "prefer")
 _BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
 _BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)?[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
+_NOT_BOXED = re.compile(r"(?:\b(?:not|never|rather than|instead of)|n['’]t)[\s$\\(\[*]{1,8}f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(
     r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?|prefer)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
 )
@@ -218,6 +219,7 @@ def _boxed(text: str, at: int, options: Options) -> Statement | None:
         if other and other.letter != one.letter:
             return Statement(at, other.end, "", None, "boxed", label=True)
     start = OPEN.match(text, at).end()
+    stance = DENIED if _NOT_BOXED.search(lower(text[max(0, at - 40) : at])) else ASSERTED
     if named := options.text_at(text, start):
         rest = text[named[1] : named[1] + 1]
         value = options.value_at(text, start) if rest in "} \n,.)$\\&/" else None
@@ -229,7 +231,7 @@ def _boxed(text: str, at: int, options: Options) -> Statement | None:
         stop = text.find("}", start)
         words = re.search(r"[^\W\d_]{3,}", text[start : stop if stop >= 0 else start + 60])
         return Statement(at, start, "", None, "boxed", UNREADABLE, True) if words else None
-    return Statement(at, value.end, value.letter, value.written, "boxed", label=True)
+    return Statement(at, value.end, value.letter, value.written, "boxed", stance, True)
 
 
 def _value(text: str, low: str, at: int, options: Options) -> Value | None:

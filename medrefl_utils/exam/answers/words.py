@@ -37,7 +37,7 @@ class Language:
 LANGUAGES = (
     Language(
         code="zh",
-        probe=("答", "不是", "选", "選", "正确", "正確", "最", "错误", "不对"),
+        probe=("答", "不是", "选", "選", "正确", "正確", "最", "错误", "不对", "合适", "适合", "恰当", "合理"),
         answer="答案|答复|回答|答",
         option="选项|選項|选择|選擇",
         right="更(?:合适|恰当|适合|合理|符合|正确)|正确|正確|对的|最佳|最好|最合适|最適合|最可能|最恰当|最符合|最有可能|成立|对(?![于比照症应称])",
@@ -67,12 +67,12 @@ LANGUAGES = (
     ),
     Language(
         code="ja",
-        probe=("答", "不是", "正", "選", "最も", "誤", "不適"),
-        answer="答え|答|解答|回答|正解|正答",
+        probe=("答", "不是", "正", "選", "最も", "誤", "適切", "妥当", "適し", "の方が", "のほうが"),
+        answer="答え|答|解答|回答|正解|正答|今回|本症例|本例",
         option="選択肢|番|選択",
-        right="より適切|より妥当|正解|答え(?!は)|正しい|正答|適切|最も適切|最も考えられる|最も可能性|最適",
+        right="より適切|より妥当|より適し|正解|答え(?!は)|正しい|正答|適切|最も適切|最も考えられる|最も可能性|最適",
         wrong="誤り|間違い|不正解|正しくない|正しくありません|不適切|適切ではない|適切でない|当てはまらない|否定的",
-        joins="は|が|を|の|と|です|である|となります|最終的な|最終|正しい|最も|適切な|選択肢|したがって|よって|答え|解答|回答",
+        joins="は|が|を|の方が|のほうが|の|と|です|である|となります|最終的な|最終|正しい|最も|適切な|選択肢|したがって|よって|答え|解答|回答",
         negation="ではありません|ではない|じゃない|ではなく|でなく|はありえない|ではあり",
         but="ではなく|でなく|なく",
         condition="もし|であれば|ならば|場合|仮に|だったら",
@@ -81,7 +81,20 @@ LANGUAGES = (
     ),
     Language(
         code="es",
-        probe=("respuesta", "opci", " es ", " sino ", "seleccion", "elijo", "escojo", "elegir", "sería"),
+        probe=(
+            "respuesta",
+            "opci",
+            " es ",
+            " sino ",
+            "seleccion",
+            "elijo",
+            "escojo",
+            "elegir",
+            "sería",
+            "quedo con",
+            "opto por",
+            "descart",
+        ),
         answer="respuesta|solución",
         option="opción|opcion|alternativa|letra|respuesta|inciso",
         right="correct[ao]|verdader[ao]|mejor|más probable|más adecuad[ao]|más apropiad[ao]|adecuad[ao]|indicad[ao]",
@@ -110,7 +123,8 @@ LANGUAGES = (
         negation="ne|n'|pas|jamais|aucun|ni",
         but="mais|mais plutôt|plutôt",
         condition="si|s'il|supposons|en cas de|dans le cas|était|serait-ce",
-        retraction="attendez|attends|je me suis trompée?|en fait|en réalité|correction|pardon|erreur|non,|plutôt",
+        retraction="attendez|attends|je me suis trompée?|en fait|en réalité|correction|pardon|erreur|non,|"
+        "plutôt(?! que)",
         choose="je choisis|je choisirais|je sélectionne|je retiens|j'opte pour|choisissons|choisir",
     ),
     Language(
@@ -173,10 +187,11 @@ LANGUAGES = (
     ),
     Language(
         code="ru",
-        probe=("ответ", "вариант", "выбира", "верн", "правильн", "неверн", "подходящ", "вероятн"),
+        probe=("ответ", "вариант", "выбира", "верн", "правильн", "неверн", "подход", "вероятн", "лучше"),
         answer="ответ(?:ом|а)?",
         option="вариант(?:ом|а)?|ответ|пункт|буква|опция",
-        right="правильнее|верно|верен|верный|верна|правильн(?:о|ый|ым|ая)|правилен|наиболее вероят\\w+|"
+        right="правильнее|подходит лучше|лучше подходит|подходит больше|предпочтительнее|вероятнее|верно|верен|верный|"
+        "верна|правильн(?:о|ый|ым|ая)|правилен|наиболее вероят\\w+|"
         "наиболее подходящ\\w+|"
         "лучш\\w+|"
         "наиболее уместн\\w+",
@@ -211,7 +226,7 @@ LANGUAGES = (
     ),
     Language(
         code="hi",
-        probe=("उत्तर", "जवाब", "विकल्प", "चुन", "सही", "गलत", "उपयुक्त", "संभाव"),
+        probe=("उत्तर", "जवाब", "विकल्प", "चुन", "सही", "गलत", "उपयुक्त", "संभाव", "बेहतर"),
         answer="उत्तर|जवाब",
         option="विकल्प|उत्तर|अक्षर",
         right="अधिक (?:सही|उपयुक्त)|बेहतर|सही|सटीक|सबसे उपयुक्त|सबसे संभावित|सबसे अधिक संभा\\w*|उचित|सर्वोत्तम",
@@ -225,7 +240,7 @@ LANGUAGES = (
     ),
     Language(
         code="th",
-        probe=("ตอบ", "เลือก", "ถูก", "ผิด", "เฉลย", "ที่สุด"),
+        probe=("ตอบ", "เลือก", "ถูก", "ผิด", "เฉลย", "ที่สุด", "เหมาะ", "กว่า"),
         answer="ข้อที่ถูกต้อง|ข้อที่ถูก|ตัวเลือกที่ถูกต้อง|คำตอบ|เฉลย|ตอบ",
         option="ข้อ|ตัวเลือก|คำตอบ",
         right="เหมาะสมกว่า|ดีกว่า|ถูกต้อง|ถูก|เหมาะสมที่สุด|ที่สุด|ดีที่สุด",
