@@ -56,12 +56,19 @@ _IS_CHOSEN = re.compile(
 _POINTED = re.compile(
     r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
     r"left with|toward|towards|guess:|pick:|leaves|leaving|final:|it['’]s|it is|"
-    r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so|"
+    r"it must be|it has to be|that['’]s|makes it|make it|making it|must be|is|be|remains|hence|therefore|thus|so|"
     r"should have (?:been|chosen|picked|selected|said|answered)|i have (?:chosen|picked|selected))|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(
     r"\s(?:(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)|then[.!]{1,3}\s*(?:\Z|\n))"
+)
+_OPENS_CLAUSE = re.compile(r"(?:\A|\W|\b(?:so|then|thus|hence|therefore|but|only|and|option|choice)\s)[\"'*(]{0,3}\Z")
+_ENDS_ALL = re.compile(r"(?::|→|=>|->|⇒)\s?[\"'*(\[]{0,3}\Z")
+_OTHER_LABEL = re.compile(
+    r"\b(?:second|2nd|third|3rd|initial|first|1st|alternative|other|distractor|runner[- ]up|question|type|grade|group|"
+    r"class|"
+    r"stage|vitamin|hepatitis|factor|consider|next|step|example|note|e\.g)\b"
 )
 _UNSURE = re.compile(r"\b(?:could|might|may|perhaps|possibly|maybe)\b")
 _DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
@@ -214,7 +221,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
     for at in reversed(letters):
         begin = clause_begin(low, at)
         begin = max(begin, low.rfind("; ", begin, at) + 2) if low.find("; ", begin, at) >= 0 else begin
-        if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(NOT, low[begin:at]):
+        if _REMAINS.match(low, at + 1) and _OPENS_CLAUSE.search(low[begin:at]) and not re.search(NOT, low[begin:at]):
             return Found(text[at], text[at])
         if not _POINT_ENDS.match(text, at + 1):
             continue
@@ -227,6 +234,9 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             return Found(text[at], text[at])
         points = list(_POINTED.finditer(low, max(0, at - 24), at))
         point = points[-1] if points else None
+        if point is None and not text[at + 1 :].strip(_AROUND) and not _OTHER_LABEL.search(low, begin, at):
+            # "The Heinz bodies changed my mind: B."
+            point = _ENDS_ALL.search(low, max(begin, at - 6), at)
         if point is None or point.end() != at:
             continue
         if _DEPENDS.search(low[begin : at + 40]) or _UNSURE.search(low, begin, at):

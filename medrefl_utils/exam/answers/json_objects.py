@@ -29,6 +29,7 @@ _KEY_ALSO = frozenset(
         "decision",
         "label",
         "output",
+        "likely",
     )
 )
 _KEY_WORDS = (
@@ -36,7 +37,7 @@ _KEY_WORDS = (
     | _KEY_ALSO
     | frozenset(
         "good new revised updated corrected final correct best right my the selected chosen model predicted idx index "
-        "text key id your is".split()
+        "text key id your is most after reflection review".split()
     )
 )
 _FINAL_KEYS = frozenset(("good", "final", "correct", "new", "revised", "updated", "corrected"))

@@ -131,8 +131,13 @@ def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
     return rules.condition.search(low, contrast_end(low, begin, at), at) is not None
 
 
-_LATIN_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) < "\u0250"]
-_OTHER_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) >= "\u0250"]
+_PROBES = [
+    (probe, row)
+    for row in LANGUAGES
+    for probe in (*row.probe, *(word for word in row.choose.split("|") if re.escape(word).replace("\\ ", " ") == word))
+]
+_LATIN_PROBES = [(probe, row) for probe, row in _PROBES if max(probe) < "\u0250"]
+_OTHER_PROBES = [(probe, row) for probe, row in _PROBES if max(probe) >= "\u0250"]
 
 
 _NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u0250"]

@@ -107,7 +107,9 @@ def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
 # "Carvedilol does.", after what the others do not do.
 _DOES = re.compile(r"[\w ,'-]{3,40}\s(?:do|does|did|is|are|would|will|can|has|should)[.!*]*\s*")
 _SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
-_ENDS_WITH = re.compile(r"(?:=|\bis)\s?(?=[$\d.−-]+[\s.!*$%]*\Z)")
+_ENDS_WITH = re.compile(
+    r"(?:=|\bis|'s|\bmakes)\s?(?:therefore\s|thus\s|then\s|about\s|approximately\s)?(?=[$\d.−-]+[\s.!*$%]*\Z)"
+)
 _SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
 
 

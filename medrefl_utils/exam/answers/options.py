@@ -87,6 +87,7 @@ _ORDER = re.compile(
     r"Insert|Place)\s(?:an?\s|the\s)?([^,;]+)",
     re.I,
 )
+_PREPOSITION = re.compile(r"([^,;()]+?)\s(?:of|in|with|for|from|by|to)\s")
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _SMALL_NUMBER = re.compile(r"(?<![\w.,/-])(?:[1-9]|1[0-2])(?=\s[a-z])")
 _BRACKETED = re.compile(r"[\s*_\"']{0,3}[(\[]\s?(?:[Oo]ption\s|[Cc]hoice\s)?([A-Z])[)\]]")
@@ -133,6 +134,7 @@ class Options:
     exact: Mapping[str, tuple[tuple[str, str], ...]]  # first character -> (text as given, letter), longest first
     initials: frozenset[str]  # first characters of the texts: most positions need no further look
     unspaced: tuple[tuple[str, str], ...]  # (text of a script without word boundaries, letter), longest first
+    short_names: tuple[tuple[str, str], ...]  # (folded name that counts only where an answer stands, letter)
     joint: Mapping[frozenset[str], str]  # letters -> the option that says them ("Both A and B")
     every: str  # the letter of "All of the above", or ""
     no_one: str  # the letter of "None of the above", or ""
@@ -295,6 +297,11 @@ class Options:
                         break
         return list(dict.fromkeys(named))
 
+    def shortened(self, text: str) -> set[str]:
+        """Return the letters of the options that a text in place of an answer names in short ("A chest X-ray")."""
+        folded = fold(text)
+        return {letter for name, letter in self.short_names if name in folded}
+
     def nearly(self, text: str) -> set[str]:
         """Return the letters of the options (6 characters and more) that a text misspells slightly."""
         words, found = fold(text).split(), set()
@@ -342,11 +349,8 @@ def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
 def _aliases(text: str) -> Iterator[str]:
     """Return a text's other names.
 
-    Without the verb of an order ("Obtain a chest X-ray"), with a number in words, without and inside its brackets,
-    a species with its genus as an initial.
+    With a number in words, without and inside its brackets, a species with its genus as an initial.
     """
-    if (order := _ORDER.fullmatch(text.strip())) and len(order[1]) > 3:
-        yield order[1]
     if (number := _SMALL_NUMBER.search(text)) and len(text.split()) > 1:
         yield f"{text[: number.start()]}{_NUMBER_WORDS[int(number[0])]}{text[number.end() :]}"
     inside = re.fullmatch(r"\s*([^()]{3,})\(([^()]{3,})\)\s*", text)
@@ -359,6 +363,17 @@ def _aliases(text: str) -> Iterator[str]:
         yield f"{species[1]}. {species[2]}"
 
 
+def _short_names(text: str) -> Iterator[str]:
+    """Return names that mean an option only where an answer stands, as they may mean other things elsewhere.
+
+    Without the verb of an order ("Obtain a chest X-ray"), or what follows a preposition ("Biopsy of the lesion").
+    """
+    if order := _ORDER.fullmatch(text.strip()):
+        yield order[1]
+    if (head := _PREPOSITION.match(text.strip())) and len(head[1]) > 4:
+        yield head[1]
+
+
 def _joint_letters(text: str, options: Mapping[str, str]) -> frozenset[str]:
     """Return the letters that an option's text names ("Both A and B", "A, B and C"), or an empty set."""
     text = text.strip().rstrip(".")
@@ -366,6 +381,19 @@ def _joint_letters(text: str, options: Mapping[str, str]) -> frozenset[str]:
         return frozenset()
     named = frozenset(re.findall(r"\b[A-Z]\b", text))
     return named if named <= options.keys() else frozenset()
+
+
+def _unique(items: tuple[tuple[str, str], ...], owners: Mapping[str, set[str]]) -> list[tuple[str, str]]:
+    """Return the short names that only one option has, and that begin no other option's text."""
+    found: dict[str, set[str]] = {}
+    for letter, text in items:
+        for name in _short_names(text):
+            found.setdefault(fold(name), set()).add(letter)
+    return [
+        (name, next(iter(letters)))
+        for name, letters in found.items()
+        if len(letters) == 1 and not any(text.startswith(name) for text, of in owners.items() if of != letters)
+    ]
 
 
 def _initials(named: list[tuple[str, str]], every: str, no_one: str) -> frozenset[str]:
@@ -394,6 +422,7 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
     named.sort(key=lambda option: -len(option[0]))
     raw = {letter: text.strip() for letter, text in items}
     unspaced = [(raw[letter], letter) for text, letter in named if _UNSPACED.search(raw[letter])]
+    short_names = _unique(items, owners)
     by_first: dict[str, list[tuple[list[str], str]]] = {}
     for text, letter in named:
         by_first.setdefault(text.split()[0], []).append((text.split(), letter))
@@ -421,6 +450,7 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         exact=exact,
         initials=_initials(named, every, no_one),
         unspaced=tuple(sorted(unspaced, key=lambda option: -len(option[0]))),
+        short_names=tuple(short_names),
         joint=joint,
         every=every,
         no_one=no_one,

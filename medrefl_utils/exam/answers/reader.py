@@ -36,7 +36,7 @@ from medrefl_utils.exam.answers.languages import Rules, active, foreign
 from medrefl_utils.exam.answers.mentions import by_text
 from medrefl_utils.exam.answers.options import Options, prepare
 from medrefl_utils.exam.answers.retractions import doubts, find_retraction
-from medrefl_utils.exam.answers.reviews import may_review, review
+from medrefl_utils.exam.answers.reviews import eliminated, may_review, review
 from medrefl_utils.exam.answers.statements import (
     ASSERTED,
     DENIED,
@@ -339,6 +339,8 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
             return Found(right, right), "verdict"
         if read := _reviewed(reading):
             return read
+        if len(letters) >= len(options.letters) - 1 > 1 and (left := eliminated(text, low, letters, wrong, options)):
+            return Found(left), "verdict"
         found = hints.marked(text, low, letters, options) or hints.pointed(text, low, letters, options)
         if found and found.letter not in wrong:
             return found, "label" if found.letter else "several"

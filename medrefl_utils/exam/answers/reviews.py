@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from medrefl_utils.exam.answers.hints import is_complete
 from medrefl_utils.exam.answers.options import Options
+from medrefl_utils.exam.answers.text import clause_begin
 
 _HEAD = re.compile(
     r"(?:\A|\n|(?<=[.;?!✓✔✅✗✘❌|])\s)[\s*_\"'(\[>#|•·→-]{0,8}(?:\d{1,2}[.)]\s)?(?P<mark>[✓✔✅☑✗✘❌✖×]?)[\s*_\"'(\[]{0,6}"
@@ -117,3 +118,22 @@ def may_review(text: str) -> bool:
     """Say whether a text has enough signs that follow an item's head: a fast test before ``review``."""
     count = text.count
     return count(":") + count(" -") + count("\n") + count("?") + count(". ") + count(" –") + count(" —") > 2
+
+
+_DENIED_HEAD = re.compile(
+    r"(?:\b(?:not|never|neither|nor|cannot|rules? out|ruled out|ruling out|exclud\w+|eliminat\w+|reject\w*|discard\w*|"
+    r"dismiss\w*|doubt\w*|unlikely to be)\b|n['’]t\b)"
+    r"(?:(?!\b(?:but|so|thus|therefore|hence|because|since|leav\w+|while|whereas|is|are|than)\b)[^.;:!?\n]){0,90}\Z"
+)
+
+
+def eliminated(text: str, low: str, letters: list[int], wrong: set[str], options: Options) -> str | None:
+    """Return the only option that a text does not deny, where it names each of the others and denies it."""
+    denied, open_ = set(wrong), set()
+    for at in letters:
+        if _DENIED_HEAD.search(low, clause_begin(low, at), at):
+            denied.add(text[at])
+        elif text[at] not in wrong and (text[at] != "A" or options.is_letter(text, at)):
+            open_.add(text[at])
+    left = set(options.letters) - (denied - open_)
+    return left.pop() if len(left) == 1 and not left & open_ else None

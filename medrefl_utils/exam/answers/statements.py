@@ -115,7 +115,7 @@ _DENIED_HEAD = re.compile(
 )
 _EARLIER_HEAD = re.compile(
     r"\b(?:first|initial|initially|original|previous|earlier|preliminary|alternative|alternate|other|"
-    r"second(?:[- ]best)?|next[- ]best|"
+    r"second(?:[- ]best)?|2nd|3rd|third|next[- ]best|"
     r"rejected|wrong|incorrect|student'?s?|their|his|another)[\s_-]{1,2}(?:answer|choice)?\s?\Z"
 )
 OTHERS_HEAD = re.compile(
@@ -172,7 +172,7 @@ _POINTER = re.compile(
     r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
-_LAST = re.compile(r"[,;:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
+_LAST = re.compile(r"(?:[,;:–—]\s[\"'(*\[]{0,3}|\s[(\[])([A-Z])[\"')*\].!\s]{0,4}\Z")
 _CALLED_BEST = re.compile(
     r"\b[a-z](?=\s(?:is|would be|seems|fits)\s(?:the\s)?(?:best|correct|right|most|answer|appropriate)\b)"
 )
@@ -206,7 +206,7 @@ def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
     if named:
         return Value(named[0] if len(named) == 1 else options.joined(named), None, end)
     if len(phrase.split()) <= 14:
-        for near in (options.described(kept), options.nearly(kept)):
+        for near in (options.described(kept), options.shortened(kept), options.nearly(kept)):
             if len(near) == 1:
                 return Value(near.pop(), None, end)
     return None

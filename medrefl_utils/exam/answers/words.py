@@ -102,7 +102,7 @@ LANGUAGES = (
         joins="correct[ao]|final|definitiva|más|probable|adecuad[ao]|apropiad[ao]|es|sería|debe ser|debería ser|será|"
         "la|el|a|"
         "los|las|un|una|opción|opcion|alternativa|letra|por lo tanto|por tanto|entonces|pues|claramente|"
-        "a la pregunta|mi|mejor",
+        "a la pregunta|mi|mejor|aquí|en este caso",
         negation="no|tampoco|nunca|jamás",
         but="sino|sino que es|pero",
         condition="si|en caso de|suponiendo|supongamos|hubiera|estuviera|fuera",
@@ -119,7 +119,7 @@ LANGUAGES = (
         joins="correcte?|finale?|définitive|bonne|meilleure|exacte|juste|est|serait|doit être|sera|donc|la|le|les|l'|"
         "un|une|"
         "option|proposition|lettre|réponse|choix|bien|à cette question|à la question|ma|plus|probable|appropriée?|"
-        "c'est",
+        "c'est|ici|dans ce cas",
         negation="ne|n'|pas|jamais|aucun|ni",
         but="mais|mais plutôt|plutôt",
         condition="si|s'il|supposons|en cas de|dans le cas|était|serait-ce",
@@ -140,7 +140,7 @@ LANGUAGES = (
         joins="richtige?|korrekte?|endgültige?|finale|beste|ist|lautet|wäre|muss|sein|also|somit|daher|demnach|"
         "folglich|die|"
         "der|das|den|ein|eine|option|antwort|antwortmöglichkeit|buchstabe|auf die frage|meine|hier|zutreffende?|"
-        "möglichkeit",
+        "möglichkeit|in diesem fall|mich|für",
         negation="nicht|kein\\w*|niemals|nie|weder",
         but="sondern|vielmehr",
         condition="wenn|falls|wäre|angenommen|sofern|hätte",
@@ -158,7 +158,7 @@ LANGUAGES = (
         "indicad[ao]",
         wrong="incorret[ao]|errad[ao]|fals[ao]|não está corret[ao]|descartad[ao]|improvável|pouco provável",
         joins="corret[ao]|certa|final|definitiva|mais|adequad[ao]|provável|é|seria|deve ser|será|está|a|o|as|os|um|uma|"
-        "alternativa|opção|opcao|letra|portanto|então|logo|à pergunta|da questão|minha|melhor",
+        "alternativa|opção|opcao|letra|portanto|então|logo|à pergunta|da questão|minha|melhor|aqui|neste caso",
         negation="não|nunca|jamais|nem",
         but="mas sim|e sim|mas|sim",
         condition="se|caso|supondo|suponha|estivesse|fosse|tivesse",
@@ -177,7 +177,8 @@ LANGUAGES = (
         "da escludere",
         joins="corrett[ao]|esatt[ao]|giust[ao]|finale|definitiva|migliore|più|è|sarebbe|deve essere|dovrebbe essere|"
         "sarà|"
-        "quindi|dunque|pertanto|la|il|lo|l'|un|una|opzione|alternativa|lettera|alla domanda|mia|probabile|indicat[ao]",
+        "quindi|dunque|pertanto|la|il|lo|l'|un|una|opzione|alternativa|lettera|alla domanda|mia|probabile|"
+        "indicat[ao]|qui|in questo caso",
         negation="non|mai|né",
         but="ma|bensì|ma piuttosto",
         condition="se|qualora|nel caso|supponiamo|fosse|avesse",
@@ -200,7 +201,7 @@ LANGUAGES = (
         joins="правильн(?:ый|ым|ая)|верн(?:ый|ым)|окончательный|итоговый|мой|наиболее|вероятный|подходящий|это|есть|"
         "является|"
         "будет|был бы|следовательно|значит|таким образом|вариант(?:ом|а)?|ответ(?:ом)?|под буквой|буква|на вопрос|"
-        "на этот",
+        "на этот|здесь|в данном случае",
         negation="не|нельзя|никогда|ни",
         but="а|но",
         condition="если|предположим|допустим|в случае",
@@ -217,7 +218,7 @@ LANGUAGES = (
         wrong="خاطئة?|خطأ|غير صحيحة?|مستبعدة?|غير مناسبة?|غير محتملة?",
         joins="الصحيحة?|النهائية?|الأفضل|الأنسب|المناسبة?|هي|هو|ستكون|تكون|يكون|الخيار|الحرف|الإجابة|إذن|إذا|لذلك|"
         "بالتالي|"
-        "على السؤال|البديل|رقم|إذًا",
+        "على السؤال|البديل|رقم|إذًا|هنا|في هذه الحالة",
         negation="ليست?|لا|لن|غير|ليس",
         but="بل|وإنما|ولكن|لكن",
         condition="لو|إذا كان\\w*|في حال|لكان\\w*|بفرض|افترض",
@@ -231,10 +232,10 @@ LANGUAGES = (
         option="विकल्प|उत्तर|अक्षर",
         right="अधिक (?:सही|उपयुक्त)|बेहतर|सही|सटीक|सबसे उपयुक्त|सबसे संभावित|सबसे अधिक संभा\\w*|उचित|सर्वोत्तम",
         wrong="गलत|ग़लत|अनुचित|सही नहीं|असंभव|उपयुक्त नहीं",
-        joins="सही|अंतिम|सबसे|उपयुक्त|अच्छा|मेरा|है|होगा|होना चाहिए|विकल्प|इसलिए|अतः|अक्षर|का|यह|उत्तर|प्रश्न|इस",
+        joins="सही|अंतिम|सबसे|उपयुक्त|अच्छा|मेरा|है|होगा|होना चाहिए|विकल्प|इसलिए|अतः|अक्षर|का|यह|उत्तर|प्रश्न|इस|यहाँ|यहां",
         negation="नहीं|न|मत",
         but="बल्कि|लेकिन|परंतु",
-        condition="यदि|अगर|मान ल\\w+|होता|होती",
+        condition="यदि|अगर|मान ल\\w+|होता तो|होती तो|होते तो",
         retraction="नहीं,|गलती|रुकिए|रुको|क्षमा|माफ़|सुधार|वास्तव में|दरअसल",
         choose="चुनता|चुनती|चुनूंगा|चुनूँगा|चुनते|चुनें|चयन करता",
     ),
@@ -245,7 +246,7 @@ LANGUAGES = (
         option="ข้อ|ตัวเลือก|คำตอบ",
         right="เหมาะสมกว่า|ดีกว่า|ถูกต้อง|ถูก|เหมาะสมที่สุด|ที่สุด|ดีที่สุด",
         wrong="ไม่ถูกต้อง|ไม่ถูก|ผิด|ไม่เหมาะสม|ไม่ใช่คำตอบ",
-        joins="ที่ถูกต้องที่สุด|ที่ถูกต้อง|ที่ถูก|ที่เหมาะสมที่สุด|ที่ดีที่สุด|สุดท้าย|คือ|เป็น|จึง|ควร|น่าจะ|ข้อ|ตัวเลือก|ของฉัน|ดังนั้น|เท่ากับ|ได้แก่",
+        joins="ที่ถูกต้องที่สุด|ที่ถูกต้อง|ที่ถูก|ที่เหมาะสมที่สุด|ที่ดีที่สุด|สุดท้าย|คือ|เป็น|จึง|ควร|น่าจะ|ข้อ|ตัวเลือก|ของฉัน|ดังนั้น|เท่ากับ|ได้แก่|ในกรณีนี้",
         negation="ไม่ใช่|ไม่ควร|ไม่ได้|ไม่",
         but="แต่เป็น|แต่",
         condition="ถ้า|หาก|สมมติ|สมมุติ|กรณี",
@@ -262,7 +263,7 @@ LANGUAGES = (
         wrong="sai|không đúng|không chính xác|không phù hợp|loại trừ|bị loại",
         joins="đúng nhất|đúng|chính xác|cuối cùng|phù hợp nhất|tốt nhất|là|sẽ là|phải là|nên là|của tôi|"
         "cho câu hỏi này|"
-        "phương án|lựa chọn|đáp án|câu|ý|chọn|vì vậy|do đó|thì",
+        "phương án|lựa chọn|đáp án|câu|ý|chọn|vì vậy|do đó|thì|ở đây",
         negation="không phải|không|chẳng|chưa",
         but="mà là|mà|nhưng",
         condition="nếu|giả sử|trong trường hợp|khi",
@@ -278,7 +279,7 @@ LANGUAGES = (
         wrong="yanlış(?:tır)?|hatalı(?:dır)?|uygun değil|doğru değil|olası değil|elenir",
         joins="doğru|nihai|en|uygun|olası|iyi|kesin|seçenek|seçeneği|şıkkı|şık|bu nedenle|dolayısıyla|olarak|olmalı|"
         "son|sorunun|"
-        "cevap|yanıt|benim",
+        "cevap|yanıt|benim|burada|bu durumda",
         negation="değil(?:dir)?|olamaz|hayır",
         but="aksine|fakat|ama",
         condition="eğer|olsaydı|olursa|ise|varsayalım",
