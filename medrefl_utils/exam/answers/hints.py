@@ -65,11 +65,15 @@ _REMAINS = re.compile(
 )
 _OPENS_CLAUSE = re.compile(r"(?:\A|\W|\b(?:so|then|thus|hence|therefore|but|only|and|option|choice)\s)[\"'*(]{0,3}\Z")
 _ENDS_ALL = re.compile(r"(?::|→|=>|->|⇒)\s?[\"'*(\[]{0,3}\Z")
-_OTHER_LABEL = re.compile(
+OTHER_LABEL = re.compile(
     r"\b(?:second|2nd|third|3rd|initial|first|1st|alternative|other|distractor|runner[- ]up|question|type|grade|group|"
     r"class|"
     r"stage|vitamin|hepatitis|factor|consider|next|step|example|note|e\.g)\b"
 )
+_GOES_ON_AFTER = re.compile(
+    r"\b(?:the|an?|and|or|of|in|to|is|are|was|with|for|which|that|by|as|but|because|so|from|on|at|be|has|this)\s*\Z"
+)
+_LISTED = re.compile(r"[A-Z](?:\s?[,/|]\s?[A-Z]){2,}\b")
 _UNSURE = re.compile(r"\b(?:could|might|may|perhaps|possibly|maybe)\b")
 _DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
 _CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
@@ -227,14 +231,14 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             continue
         if (
             low[at - 2 : at] in (". ", "! ", "? ")
-            and low[max(0, at - 4) : at - 2].isalnum()
+            and (low[max(0, at - 4) : at - 2].isalnum() or low[at - 3 : at - 2] in (")", '"', "'", "*"))
             and at > 3
             and not text[at + 1 :].strip(" .!*\n")
         ):  # "... only C coats the ulcer. C."
             return Found(text[at], text[at])
         points = list(_POINTED.finditer(low, max(0, at - 24), at))
         point = points[-1] if points else None
-        if point is None and not text[at + 1 :].strip(_AROUND) and not _OTHER_LABEL.search(low, begin, at):
+        if point is None and not text[at + 1 :].strip(_AROUND) and not OTHER_LABEL.search(low, begin, at):
             # "The Heinz bodies changed my mind: B."
             point = _ENDS_ALL.search(low, max(begin, at - 6), at)
         if point is None or point.end() != at:
@@ -258,7 +262,9 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
 
 def is_complete(text: str) -> bool:
     """Say whether a text ends like a finished sentence, or is one short phrase. A truncated text has not chosen yet."""
-    return bool(_ENDED.search(text[-40:])) or (len(text) < 80 and ". " not in text and "\n" not in text.strip())
+    if _ENDED.search(text[-40:]):
+        return True
+    return len(text) < 80 and ". " not in text and "\n" not in text.strip() and not _GOES_ON_AFTER.search(text)
 
 
 def _labels(final: str, low: str, letters: list[int], options: Options) -> Iterator[tuple[Found, bool]]:
@@ -329,6 +335,9 @@ def _labels_of(
     last, last_end, done = "", 0, 0
     for at in (at - begin for at in letters):
         if at < done:  # inside the text of the option before it
+            continue
+        if listed := _LISTED.match(sentence, at):  # "one letter (A, B, C or D)"
+            done = listed.end()
             continue
         head = _NAMED_HEAD.search(sentence, max(done, at - 14), at)
         head = head or _MARK_HEAD.search(sentence, max(done, at - 4), at)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from medrefl_utils.exam.answers.hints import CHOOSES, Found, is_complete
+from medrefl_utils.exam.answers.hints import CHOOSES, OTHER_LABEL, Found, is_complete
 from medrefl_utils.exam.answers.languages import Rules
 from medrefl_utils.exam.answers.options import Options
 from medrefl_utils.exam.answers.refusals import has_cue, is_review, is_undecided, without_refusals
@@ -18,7 +18,13 @@ from medrefl_utils.exam.answers.text import IF, NOT, SENTENCE_END, lower
 _PASSED_CLAUSE = re.compile(
     rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}|"
     r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}|"
-    r",\s(?:whereas|unlike|in contrast to|as opposed to)\b[^.;]{0,120}",
+    r",\s(?:whereas|unlike|in contrast to|as opposed to)\b[^.;]{0,120}|"
+    r"\A\s*(?:while|although|though|unlike|whereas)\b[^,.;]{0,120},|\bif (?:it|this|he|she|there) were\b[^,.;]{0,60}|"
+    # in other languages: "not A but", "B, not A"
+    r"[^。、，,\s]*(?:では|で)なく、?|[^\s,]+(?:이|가) 아니라,?|"
+    r"不是[^，,。]*[，,]?(?=而是)|而不是[^，,。]*|而非[^，,。]*|"
+    r",?\s(?:y no|no|et non|et pas|non|pas|und nicht|nicht|e não|não|e non|а не)\s(?:de\s|por\s|d'|a\s)?"
+    r"(?:un[ae]?\s|el\s|l[ae]\s|l'|d[ei][ernms]\s|eine?\w?\s|um\s|o\s)?[^\s,.;]+(?=[,.;]|\Z)",
     re.IGNORECASE,
 )
 # A sentence that begins with an option and goes on with a verb describes it ("Ibuprofen is an NSAID").
@@ -95,7 +101,7 @@ def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
         low = lower(sentence)
         if (
             CHOOSES.search(low)
-            or (len(low) < 60 and _DOES.fullmatch(low))
+            or (len(low) < 80 and _CHOSEN_SHORTLY.fullmatch(low))
             or any(
                 rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)
                 for rules in languages
@@ -104,12 +110,16 @@ def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
             yield _kept(sentence)
 
 
-# "Carvedilol does.", after what the others do not do.
-_DOES = re.compile(r"[\w ,'-]{3,40}\s(?:do|does|did|is|are|would|will|can|has|should)[.!*]*\s*")
+# "Carvedilol does.", after what the others do not do; "It is carvedilol."; "→ Carvedilol".
+_CHOSEN_SHORTLY = re.compile(
+    r"[\w ,'-]{3,40}\s(?:do|does|did|is|are|would|will|can|has|should)[.!*]*\s*|"
+    r"(?:(?:it|this|that)(?:'s| is| must be)|final:|→|=>|->)\s[\w ,'()-]{3,60}[.!*]*\s*"
+)
 _SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
 _ENDS_WITH = re.compile(
     r"(?:=|\bis|'s|\bmakes)\s?(?:therefore\s|thus\s|then\s|about\s|approximately\s)?(?=[$\d.−-]+[\s.!*$%]*\Z)"
 )
+_TAIL = re.compile(r"[^:→\n]{20,}(?::|→|=>|->)\s{1,2}([^:→\n]{3,60})\Z")
 _SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
 
 
@@ -136,6 +146,10 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
     everywhere = everywhere and named(" ".join(without_refusals(sentence, options) for sentence in kept))
     if everywhere and is_undecided(text, options) and not _whole(text, everywhere[0], options):
         return None
+    if (tail := _TAIL.search(text[-90:])) and (value := options.text_at(tail[1], 0)):
+        whole = not tail[1][value[1] :].strip(" .!*") and not re.search(NOT, lower(tail[0]))
+        if whole and kept and tail[1] in kept[-1] and not OTHER_LABEL.search(lower(tail[0])):
+            return Found(value[0]), "text"
     if everywhere:
         settled = len(everywhere) == 1 and is_complete(text) and _is_settled(text, options)
         return (Found(everywhere[0]), "text") if settled else None

@@ -134,6 +134,7 @@ class Options:
     exact: Mapping[str, tuple[tuple[str, str], ...]]  # first character -> (text as given, letter), longest first
     initials: frozenset[str]  # first characters of the texts: most positions need no further look
     unspaced: tuple[tuple[str, str], ...]  # (text of a script without word boundaries, letter), longest first
+    raw: tuple[tuple[str, str], ...]  # (text as given, letter)
     short_names: tuple[tuple[str, str], ...]  # (folded name that counts only where an answer stands, letter)
     joint: Mapping[frozenset[str], str]  # letters -> the option that says them ("Both A and B")
     every: str  # the letter of "All of the above", or ""
@@ -176,12 +177,15 @@ class Options:
         return None
 
     def alone_in(self, text: str) -> list[int]:
-        """Return the positions of single letters, in order. One search per letter is faster than one for all."""
+        """Return the positions of single letters, in order, without a genus ("E. coli").
+
+        One search per letter is faster than one for all.
+        """
         found = []
         for letter in self.letters:
             at = text.find(letter)
             while at >= 0:
-                if self.alone.match(text, at):
+                if self.alone.match(text, at) and not (text[at + 1 : at + 3] == ". " and _is_genus(text, at)):
                     found.append(at)
                 at = text.find(letter, at + 1)
         found.sort()
@@ -331,6 +335,11 @@ class Options:
         }
 
 
+def _is_genus(text: str, at: int) -> bool:
+    species = _SPECIES.match(text, at + 1)
+    return species is not None and species[1] in EPITHETS
+
+
 @lru_cache(maxsize=64)
 def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
     return {
@@ -450,6 +459,7 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         exact=exact,
         initials=_initials(named, every, no_one),
         unspaced=tuple(sorted(unspaced, key=lambda option: -len(option[0]))),
+        raw=tuple((raw[letter], letter) for letter in known),
         short_names=tuple(short_names),
         joint=joint,
         every=every,

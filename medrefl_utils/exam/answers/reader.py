@@ -337,21 +337,21 @@ def _hinted(reading: _Reading) -> tuple[Found, str] | None:
         right, wrong = verdicts(text, low, letters, reading.languages, options)
         if right:
             return Found(right, right), "verdict"
-        if read := _reviewed(reading):
+        if read := _reviewed(reading, letters):
             return read
-        if len(letters) >= len(options.letters) - 1 > 1 and (left := eliminated(text, low, letters, wrong, options)):
+        if left := eliminated(text, low, letters, wrong, options):
             return Found(left), "verdict"
         found = hints.marked(text, low, letters, options) or hints.pointed(text, low, letters, options)
         if found and found.letter not in wrong:
             return found, "label" if found.letter else "several"
-    elif read := _reviewed(reading):
+    elif read := _reviewed(reading, letters):
         return read
     return by_text(text, reading.languages, options)
 
 
-def _reviewed(reading: _Reading) -> tuple[Found, str] | None:
+def _reviewed(reading: _Reading, letters: list[int]) -> tuple[Found, str] | None:
     """Return the answer of a text that reviews the options one by one: what follows the review, or what it leaves."""
-    if not may_review(reading.text):
+    if not may_review(reading.text, letters, reading.options):
         return None
     found = review(reading.text, reading.low, reading.options)
     if found is None:

@@ -86,7 +86,7 @@ _CUES = re.compile(
     r"result\w*|choose|chosen|pick|opt|prefer\w*|best|most|likely|answer|option|conclu\w*|therefore|thus|hence|so|"
     r"(?:block|inhibit|bind|target|stimulat|activat)\w*|acts?|works?|has|have|lacks?|is|are|would|will|select\w*|"
     r"consider\w*|final|correct|right|mechanism|i think|i believe|only)\b|"
-    r"[=→:]"
+    r"\b(?:se trata|il s'agit|handelt|trata-se|si tratta|est|ist|es|è|é)\b|[=→:]"
 )
 _CONSIDERS = re.compile(
     r"\W{0,6}(?:(?:next|first|now|then|second|third|so|okay),? )?(?:(?:let me|let's|let us|we|i'll|"

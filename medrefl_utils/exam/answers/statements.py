@@ -138,7 +138,8 @@ _CHOOSER = re.compile(
     r"step \d+)?[,:]?\s{0,2}(?:go?)?)\Z"
 )
 _CONDITION = re.compile(
-    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|"
+    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to|must)|"
+    r" (?:i (?:am|was|were) )?(?:forced|pressed))|"
     r"\b(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let['’]s say|unless|provided that|hypothetically|why not|"
     r"when would)\b"
 )
@@ -172,7 +173,7 @@ _POINTER = re.compile(
     r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
-_LAST = re.compile(r"(?:[,;:–—]\s[\"'(*\[]{0,3}|\s[(\[])([A-Z])[\"')*\].!\s]{0,4}\Z")
+_LAST = re.compile(r"(?:(?:(?<!\b[A-Z]),|[;:–—])\s[\"'(*\[]{0,3}|\s[(\[])([A-Z])[\"')*\].!\s]{0,4}\Z")
 _CALLED_BEST = re.compile(
     r"\b[a-z](?=\s(?:is|would be|seems|fits)\s(?:the\s)?(?:best|correct|right|most|answer|appropriate)\b)"
 )

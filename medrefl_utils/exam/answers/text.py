@@ -38,7 +38,10 @@ SENTENCE_END = re.compile(
     r"[\"'”’*]{0,3}\s+(?=[A-Z\"'“‘*{(]))|[。！？।]"
 )
 MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
-IF = re.compile(r"\b(?:if(?! i had to)|were|suppose|unless|when would|why not)\b")
+IF = re.compile(
+    r"\b(?:if(?! (?:i (?:had to|have to|must)|(?:i (?:am|was|were) )?(?:forced|pressed)))|were|suppose|unless|"
+    r"when would|why not)\b"
+)
 
 
 def straight(text: str) -> str:

@@ -320,7 +320,9 @@ GOES_ON = frozenset(
     because since as due for which and or nor not rather given based would will should must but if in from with
     where when by on per to the this that it here has fits explains seems remains represents best although though
     while whereas so then indeed according considering instead over only alone too also can cannot could may might
-    describes matches corresponds appears makes provides being who whose hence therefore thus i we does es porque ya
+    describes matches corresponds appears comes becomes had did makes provides being who whose hence therefore thus
+    i we does
+    es porque ya
     pues por y o no debido sería que est car parce puisque et ou ist weil da denn wählen nehmen und oder richtig
     wäre é pois já e está è perché poiché sarà korrekt correcta correcto correcte exacte corretta corretto так
     потому и или не а верно поскольку это является является, vì là và hoặc do đúng sai mà çünkü ve veya değil şıkkı
