@@ -56,7 +56,8 @@ _IS_CHOSEN = re.compile(
 _POINTED = re.compile(
     r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
     r"left with|toward|towards|guess:|pick:|leaves|leaving|final:|it['’]s|it is|"
-    r"it must be|it has to be|that['’]s|makes it|make it|making it|must be|is|be|remains|hence|therefore|thus|so|"
+    r"it must be|it has to be|that['’]s|makes it|make it|making it|recommend|favou?rs?|must be|is|be|remains|hence|"
+    r"therefore|thus|so|"
     r"should have (?:been|chosen|picked|selected|said|answered)|i have (?:chosen|picked|selected))|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
@@ -108,7 +109,8 @@ _LINE = re.compile(
 )
 _AROUND = " \t\n.!。*_`\"')]}>$\\✅"
 _OPENING = re.compile(
-    r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|"
+    r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):。]|\*{0,2}\.(?![\w.])|\*\*|`|\s(?=\(?(?:not|rather than|"
+    r"instead of|"
     r"because|since)\b)|,\s(?=(?:because|since|given|as|I (?:think|believe|guess))\b))"
 )
 _LINE_LABEL = re.compile(

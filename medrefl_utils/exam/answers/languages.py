@@ -7,13 +7,14 @@ after the option makes it denied. A condition, or an opinion of others, makes it
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
 from medrefl_utils.exam.answers.opinions import contrast_end, is_foreign_opinion
 from medrefl_utils.exam.answers.options import Options
 from medrefl_utils.exam.answers.statements import ASKED, ASSERTED, DENIED, SUPPOSED, UNREADABLE, Statement, prose
-from medrefl_utils.exam.answers.text import clause_begin, sentence_end
+from medrefl_utils.exam.answers.text import clause_begin, holds, sentence_end
 from medrefl_utils.exam.answers.words import LANGUAGES, Language
 
 _SPACED = frozenset(("es", "fr", "de", "pt", "it", "ru", "vi", "tr", "ar", "hi"))
@@ -137,9 +138,22 @@ _PROBES = [
     for probe in (*row.probe, *(word for word in row.choose.split("|") if re.escape(word).replace("\\ ", " ") == word))
 ]
 _LATIN_PROBES = [(probe, row) for probe, row in _PROBES if max(probe) < "\u0250"]
-_OTHER_PROBES = [(probe, row) for probe, row in _PROBES if max(probe) >= "\u0250"]
 
 
+def _signs(probes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return characters of which each probe has one. To look for a character is much faster than to look for a word."""
+    signs: list[str] = []
+    while probes:
+        counts = Counter(sign for probe in probes for sign in set(probe) if sign >= "\u0250")
+        signs.append(counts.most_common(1)[0][0])
+        probes = tuple(probe for probe in probes if signs[-1] not in probe)
+    return tuple(signs)
+
+
+_OTHER_PROBES = {
+    row: tuple(probe for probe, of in _PROBES if of is row and max(probe) >= "\u0250") for row in LANGUAGES
+}
+_OTHER_PROBES = {row: (_signs(probes), probes) for row, probes in _OTHER_PROBES.items() if probes}
 _NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u0250"]
 
 
@@ -151,7 +165,9 @@ def active(low: str) -> list[Rules]:
     else:
         found = [row for probe, row in _LATIN_PROBES if probe in low]
     if not low.isascii():
-        found += [row for probe, row in _OTHER_PROBES if probe in low]
+        for row, (signs, probes) in _OTHER_PROBES.items():
+            if holds(low, signs) and holds(low, probes):
+                found.append(row)
     return [rules_of(row) for row in dict.fromkeys(found)] if found else []
 
 

@@ -115,6 +115,9 @@ _CHOSEN_SHORTLY = re.compile(
     r"[\w ,'-]{3,40}\s(?:do|does|did|is|are|would|will|can|has|should)[.!*]*\s*|"
     r"(?:(?:it|this|that)(?:'s| is| must be)|final:|→|=>|->)\s[\w ,'()-]{3,60}[.!*]*\s*"
 )
+_COUNTERFACTUAL = re.compile(
+    r"\swould be (?!(?:the|most|best|an?|my|indicated|appropriate|preferred|correct|right|better|safer|safest)\b)"
+)
 _SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
 _ENDS_WITH = re.compile(
     r"(?:=|\bis|'s|\bmakes)\s?(?:therefore\s|thus\s|then\s|about\s|approximately\s)?(?=[$\d.−-]+[\s.!*$%]*\Z)"
@@ -139,6 +142,9 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
     if any(rules.language.code == "tr" for rules in languages):
         text = _SUFFIX.sub(r"\1", text)
     for sentence in _choosing(text, languages):
+        subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
+        if subject and _COUNTERFACTUAL.match(sentence, subject[1]):
+            continue
         if named(sentence) and len(letters := named(without_refusals(sentence, options))) == 1:
             return Found(letters[0]), "text"
     kept = list(map(_kept, _sentences(text))) if len(text) < 12_001 else []

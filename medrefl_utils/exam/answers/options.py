@@ -88,6 +88,7 @@ _ORDER = re.compile(
     re.I,
 )
 _PREPOSITION = re.compile(r"([^,;()]+?)\s(?:of|in|with|for|from|by|to)\s")
+_NUMBER_LIST = re.compile(r"(?:[IVX]+|\d)(?:,\s?(?:[IVX]+|\d))*,?\s(?:and|&)\s(?:[IVX]+|\d)(?: only)?")
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _SMALL_NUMBER = re.compile(r"(?<![\w.,/-])(?:[1-9]|1[0-2])(?=\s[a-z])")
 _BRACKETED = re.compile(r"[\s*_\"']{0,3}[(\[]\s?(?:[Oo]ption\s|[Cc]hoice\s)?([A-Z])[)\]]")
@@ -362,6 +363,8 @@ def _aliases(text: str) -> Iterator[str]:
     """
     if (number := _SMALL_NUMBER.search(text)) and len(text.split()) > 1:
         yield f"{text[: number.start()]}{_NUMBER_WORDS[int(number[0])]}{text[number.end() :]}"
+    if _NUMBER_LIST.fullmatch(text.strip()):
+        yield re.sub(r",?\s(?:and|&)\s", ", ", text)
     inside = re.fullmatch(r"\s*([^()]{3,})\(([^()]{3,})\)\s*", text)
     if inside:
         yield from (part.strip() for part in inside.groups())

@@ -47,7 +47,7 @@ from medrefl_utils.exam.answers.statements import (
     english,
 )
 from medrefl_utils.exam.answers.text import IF, clause_begin, holds, lower, plain, sentence_end, straight
-from medrefl_utils.exam.answers.thinking import split_thinking
+from medrefl_utils.exam.answers.thinking import TAG_CLOSE, split_thinking
 from medrefl_utils.exam.answers.verdicts import verdicts
 
 __all__ = ["EXPLICIT", "extract_answer", "split_thinking", "states_answer"]
@@ -203,6 +203,10 @@ _OWN_DENIED = re.compile(
     r"match|"
     r"answer|be (?:right|correct|the)|work|apply|suffice|make sense|hold))"
 )
+_REFUSED_LETTER = re.compile(
+    r"\b(?:it|this|that|the answer) (?:can(?:not|['’]t| not)|could(?:n['’]t| not)) be (?:option )?[(\"']?"
+    r"(?P<letter>[a-z])\b"
+)
 # "Option D is also correct", after another answer: the response chooses two.
 _EQUALLY = re.compile(
     r"(?P<letter>[A-Z])[\"'*)\]]{0,3}\s(?:is|are)\s(?:also|equally|just as|likewise|as well)\s(?:an?\s)?"
@@ -227,16 +231,22 @@ def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
         rest = rest.after(rest.text.find("}") + 1)
     starts = (re.match(r"\W{0,5}", rest.low), *_SENTENCE_START.finditer(rest.low))
     turn = next((start.end() for start in starts if start and _TURN.match(rest.low, start.end())), None)
+    refused = False
+    refusals = _REFUSED_LETTER.finditer(rest.low) if turn is None and holds(rest.low, ("n't be", "not be")) else ()
+    for refusal in refusals:
+        begin = clause_begin(rest.low, refusal.start())
+        if refusal["letter"].upper() == found.letter and not IF.search(rest.low[begin : refusal.end()]):
+            turn, refused = begin, True
     if turn is None:
         return found, rule
     rest = rest.after(turn)
-    denies = _denies(rest, found.letter)
+    denies = refused or _denies(rest, found.letter)
     if not denies and not {rest.text[at] for at in rest.options.alone_in(rest.text)} - {found.letter}:
         return found, rule
     later = _later(rest, denies)
     if later is None:
         wrong = verdicts(rest.text, rest.low, rest.options.alone_in(rest.text), rest.languages, rest.options)[1]
-        return (Found(""), "none") if found.letter in wrong else (found, rule)
+        return (Found(""), "none") if refused or found.letter in wrong else (found, rule)
     places = [at for at in rest.options.alone_in(rest.text) if rest.text[at] == later.letter]
     begin = clause_begin(rest.low, places[-1]) if places else 0
     if not denies and places and _LIMITS.search(rest.low[begin : sentence_end(rest.low, places[-1])]):
@@ -383,7 +393,8 @@ def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]
     thinking, visible = split_thinking(response, thinking_open=thinking_open)
     visible = plain(visible.strip())
     if not visible:
-        yield _within(plain(response)), False, ""
+        closed = list(TAG_CLOSE.finditer(response, max(0, len(response.rstrip()) - 30)))
+        yield _within(plain(response[: closed[-1].start()] if closed else response)), False, ""
         return
     if "#" in visible and (headings := list(_CONCLUSION.finditer(visible))):
         yield _within(visible[headings[-1].start() :]), True, ""

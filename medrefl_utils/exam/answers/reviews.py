@@ -40,7 +40,7 @@ _VERDICT = re.compile(
     r"explains? (?:all|everything|(?:the|this) (?:case|findings|picture|presentation)))\b)"
 )
 _AGAINST = re.compile(
-    r"\b(?:no|not|never|neither|nor|cannot|without|lacks?|lacking|absent|would|unlikely|less|rarely|insufficient|"
+    r"\b(?:no|not|none|never|neither|nor|cannot|without|lacks?|lacking|absent|would|unlikely|less|rarely|insufficient|"
     r"inadequate|contra-?indicated|dangerous|harmful|inappropriate|unnecessary|too|instead|incorrect|wrong|false|"
     r"excluded|eliminated)\b|n['’]t\b|[✗✘❌✖×]"
 )
@@ -82,6 +82,9 @@ def review(text: str, low: str, options: Options) -> Review | None:
     whole = len(items) == len(options.letters)
     if len(pro) == 1:
         return Review(pro[0] if whole or 2 * len(against) >= len(items) - 1 else None, end)
+    if not pro and len(against) == len(items) == len(options.letters) - 1:  # "... Only complete heart block shows it."
+        left = next(iter(set(options.letters) - set(against)))
+        return Review(left if left in options.named_in(text) else None, len(text))
     left = [letter for letter, item in items if letter not in against and len(item.split()) > 3]
     return Review(left[0] if whole and not pro and len(left) == 1 == len(items) - len(against) else None, end)
 
