@@ -13,20 +13,24 @@ from medrefl_utils.exam.answers.hints import CHOOSES, OTHER_LABEL, Found, is_com
 from medrefl_utils.exam.answers.languages import Rules
 from medrefl_utils.exam.answers.options import Options
 from medrefl_utils.exam.answers.refusals import has_cue, is_review, is_undecided, without_refusals
-from medrefl_utils.exam.answers.text import IF, NOT, SENTENCE_END, lower
+from medrefl_utils.exam.answers.text import IF, NOT, SENTENCE_END, holds, lower
 
 _PASSED_CLAUSE = re.compile(
     rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}|"
     r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}|"
     r",\s(?:whereas|unlike|in contrast to|as opposed to)\b[^.;]{0,120}|"
-    r"\A\s*(?:while|although|though|unlike|whereas)\b[^,.;]{0,120},|\bif (?:it|this|he|she|there) were\b[^,.;]{0,60}|"
-    # in other languages: "not A but", "B, not A"
-    r"[^。、，,\s]*(?:では|で)なく、?|[^\s,]+(?:이|가) 아니라,?|"
-    r"不是[^，,。]*[，,]?(?=而是)|而不是[^，,。]*|而非[^，,。]*|"
-    r",?\s(?:y no|no|et non|et pas|non|pas|und nicht|nicht|e não|não|e non|а не)\s(?:de\s|por\s|d'|a\s)?"
-    r"(?:un[ae]?\s|el\s|l[ae]\s|l'|d[ei][ernms]\s|eine?\w?\s|um\s|o\s)?[^\s,.;]+(?=[,.;]|\Z)",
+    r"\A\s*(?:while|although|though|unlike|whereas)\b[^,.;]{0,120},|\bif (?:it|this|he|she|there) were\b[^,.;]{0,60}",
     re.IGNORECASE,
 )
+# The same in other languages: "not A but", "B, not A".
+_PASSED_ABROAD = re.compile(
+    r"[^。、，,\s]{0,40}(?:では|で)なく、?|[^\s,]{1,30}(?:이|가) 아니라,?|"
+    r"不是[^，,。]{0,40}[，,]?(?=而是)|而不是[^，,。]*|而非[^，,。]*|"
+    r",?\s(?:y no|no|et non|et pas|non|pas|und nicht|nicht|e não|não|e non|а не)\s(?:de\s|por\s|d'|a\s)?"
+    r"(?:un[ae]?\s|el\s|l[ae]\s|l'|d[ei][ernms]\s|eine?\w?\s|um\s|o\s)?[^\s,.;]{1,40}(?=[,.;]|\Z)",
+    re.IGNORECASE,
+)
+_NOT_ABROAD = ("なく", "아니라", "不是", "而非", " no ", " non ", " pas ", " nicht ", " não ", " не ")
 # A sentence that begins with an option and goes on with a verb describes it ("Ibuprofen is an NSAID").
 _SUBJECT = re.compile(r"\W{0,6}(?:(?:step\s?)?\d{1,2}\s?[:.)]\s?)?\W{0,4}(?:the\s|an?\s)?", re.IGNORECASE)
 _DESCRIBED = re.compile(
@@ -92,6 +96,8 @@ def _kept(sentence: str) -> str:
         return ""
     if _NEGATES.search(low):
         sentence = _BEFORE_NOT.sub(_negated, sentence)
+    if holds(low, _NOT_ABROAD):
+        sentence = _PASSED_ABROAD.sub(" ", sentence)
     return _PASSED_CLAUSE.sub(" ", sentence)
 
 
