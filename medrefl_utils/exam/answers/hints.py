@@ -22,12 +22,13 @@ CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
     r"closest|safest|preferred|leaving|therefore|thus|so,|hence|the right (?:drug|choice|answer|option|one|"
     r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|consistent with|"
+    r"(?:speaks?|argues?|calls?) for|"
     r"(?:revis|chang|switch|amend|updat)\w{1,3} (?:(?:it|this|that|my \w+) )?to)\b|\bthen[.!]*\s*\Z"
 )
 _CHOICE_WORDS = tuple(
     (
         "answer|most |more |best|correct|the right |closest|safest|preferred|leaving|therefore|thus|so,|hence|"
-        "cho|would be|should be|is likely|suggest|indicate|consistent with|revis|chang|switch|amend|updat"
+        "cho|would be|should be|is likely|suggest|indicate|consistent with| for |revis|chang|switch|amend|updat"
     ).split("|")
 )
 _CHOSEN = re.compile(
@@ -55,14 +56,15 @@ _IS_CHOSEN = re.compile(
 )
 _POINTED = re.compile(
     r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
-    r"left with|toward|towards|guess:|pick:|leaves|leaving|final:|it['’]s|it is|"
+    r"left with|(?:leaves|leaving) (?:us|me|you) with|leaves only|leaving only|toward|towards|guess:|pick:|leaves|"
+    r"leaving|final:|it['’]s|it is|"
     r"it must be|it has to be|that['’]s|makes it|make it|making it|recommend|favou?rs?|must be|is|be|remains|hence|"
     r"therefore|thus|so|"
     r"should have (?:been|chosen|picked|selected|said|answered)|i have (?:chosen|picked|selected))|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(
-    r"\s(?:(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)|then[.!]{1,3}\s*(?:\Z|\n))"
+    r"\s(?:(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)|does[.!]\s*\Z|then[.!]{1,3}\s*(?:\Z|\n))"
 )
 _OPENS_CLAUSE = re.compile(r"(?:\A|\W|\b(?:so|then|thus|hence|therefore|but|only|and|option|choice)\s)[\"'*(]{0,3}\Z")
 _ENDS_ALL = re.compile(r"(?::|→|=>|->|⇒)\s?[\"'*(\[]{0,3}\Z")

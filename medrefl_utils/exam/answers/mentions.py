@@ -16,12 +16,14 @@ from medrefl_utils.exam.answers.refusals import has_cue, is_review, is_undecided
 from medrefl_utils.exam.answers.text import IF, NOT, SENTENCE_END, holds, lower
 
 _PASSED_CLAUSE = re.compile(
-    rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}|"
-    r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}|"
+    rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)(?:(?! but )[^.;:,]){{0,80}}|"
+    r"(?<!\bi )(?<!\bwe )\bwould (?:suggest|indicate|point|favou?r|imply|support)\b[^.;,]{0,60}|"
+    r"\b(?:no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}|"
     r",\s(?:whereas|unlike|in contrast to|as opposed to)\b[^.;]{0,120}|"
     r"\A\s*(?:while|although|though|unlike|whereas)\b[^,.;]{0,120},|\bif (?:it|this|he|she|there) were\b[^,.;]{0,60}",
     re.IGNORECASE,
 )
+_ORDERED_OFF = re.compile(r"\b(?:stop|avoid|hold|discontinue|withhold)\s[^.;:,]{0,40}", re.IGNORECASE)
 # The same in other languages: "not A but", "B, not A".
 _PASSED_ABROAD = re.compile(
     r"[^。、，,\s]{0,40}(?:では|で)なく、?|[^\s,]{1,30}(?:이|가) 아니라,?|"
@@ -45,10 +47,11 @@ _DESCRIBED = re.compile(
     r"next step\b|diagnosis\b|answer\b|cause\b|culprit\b|what\b)|(?:should|must|needs to|has to|ought to)\sbe\s"
     r"(?!considered|excluded|ruled|kept|avoided|suspected|checked|discussed|borne|noted|remembered))[a-z]"
 )
-_WENT_WRONG = re.compile(r"\b(?:went wrong|wrongly|by mistake|mistakenly)\b")
+_WENT_WRONG = re.compile(r"\b(?:went wrong|wrongly|by mistake|mistakenly|(?:wrong|worst) (?:thing|step|move))\b")
 _REGRETS = re.compile(r"\b(?:wrong|mistake|error|overlook\w*|incorrect\w*)\b")
 _BEFORE_NOT = re.compile(
     r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|contraindicated|harmful|excluded|eliminated|"
+    r"dismissed|rejected|"
     r"unlikely|incorrect|wrong|"
     r"out\b(?! of))\b|"
     r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|"
@@ -56,7 +59,8 @@ _BEFORE_NOT = re.compile(
     re.IGNORECASE,
 )
 _NEGATES = re.compile(
-    r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out|contraindicated|harmful)\b"
+    r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|dismissed|rejected|ruled out|out|"
+    r"contraindicated|harmful)\b"
 )
 
 
@@ -88,7 +92,7 @@ _WHOLE_VERDICT = re.compile(
 )
 
 
-def _kept(sentence: str) -> str:
+def _kept(sentence: str, options: Options) -> str:
     """Return a sentence without what it rejects; "" for a question, a hypothetical and a denial."""
     stripped = sentence.rstrip()
     low = lower(stripped)
@@ -98,10 +102,12 @@ def _kept(sentence: str) -> str:
         sentence = _BEFORE_NOT.sub(_negated, sentence)
     if holds(low, _NOT_ABROAD):
         sentence = _PASSED_ABROAD.sub(" ", sentence)
+    if not any(_ORDERED_OFF.match(text) for text, _ in options.raw):  # "Stop metformin" may be an option
+        sentence = _ORDERED_OFF.sub(" ", sentence)
     return _PASSED_CLAUSE.sub(" ", sentence)
 
 
-def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
+def _choosing(final: str, languages: list[Rules], options: Options) -> Iterator[str]:
     """Yield the sentences that choose, without what they reject; last one first."""
     for sentence in _backwards(final):
         low = lower(sentence)
@@ -113,7 +119,7 @@ def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
                 for rules in languages
             )
         ):
-            yield _kept(sentence)
+            yield _kept(sentence, options)
 
 
 # "Carvedilol does.", after what the others do not do; "It is carvedilol."; "→ Carvedilol".
@@ -126,7 +132,7 @@ _COUNTERFACTUAL = re.compile(
 )
 _SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
 _ENDS_WITH = re.compile(
-    r"(?:=|\bis|'s|\bmakes)\s?(?:therefore\s|thus\s|then\s|about\s|approximately\s)?(?=[$\d.−-]+[\s.!*$%]*\Z)"
+    r"(?:=|\bis|'s|\bmakes|\bequals)\s?(?:therefore\s|thus\s|then\s|about\s|approximately\s)?(?=[$\d.−-]+[\s.!*$%]*\Z)"
 )
 _TAIL = re.compile(r"[^:→\n]{20,}(?::|→|=>|->)\s{1,2}([^:→\n]{3,60})\Z")
 _SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
@@ -147,13 +153,13 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
 
     if any(rules.language.code == "tr" for rules in languages):
         text = _SUFFIX.sub(r"\1", text)
-    for sentence in _choosing(text, languages):
+    for sentence in _choosing(text, languages, options):
         subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
         if subject and _COUNTERFACTUAL.match(sentence, subject[1]):
             continue
         if named(sentence) and len(letters := named(without_refusals(sentence, options))) == 1:
             return Found(letters[0]), "text"
-    kept = list(map(_kept, _sentences(text))) if len(text) < 12_001 else []
+    kept = [_kept(sentence, options) for sentence in _sentences(text)] if len(text) < 12_001 else []
     everywhere = named(" ".join(kept))
     everywhere = everywhere and named(" ".join(without_refusals(sentence, options) for sentence in kept))
     if everywhere and is_undecided(text, options) and not _whole(text, everywhere[0], options):
@@ -173,7 +179,10 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
         whole = _whole(text, letters[0], options) and options.named_in(without_refusals(text, options))
         return (Found(letters[0]), "text") if len(letters) == 1 and whole else None
     single = [text] if len(text) < 60 and len(text.split()) < 5 else []
-    for sentence in [*single, *(without_refusals(kept, options) for kept in islice(_choosing(text, languages), 5))]:
+    for sentence in [
+        *single,
+        *(without_refusals(kept, options) for kept in islice(_choosing(text, languages, options), 5)),
+    ]:
         if len(near := options.nearly(sentence[-400:])) == 1:
             return Found(near.pop()), "misspelled"
     return None
@@ -187,7 +196,7 @@ def _whole(text: str, letter: str, options: Options) -> bool:
 
 def _is_settled(text: str, options: Options) -> bool:
     """Say whether a text does more than describe the option that it names ("Ibuprofen is an NSAID")."""
-    for sentence in (without_refusals(_kept(sentence), options) for sentence in _sentences(text)):
+    for sentence in (without_refusals(_kept(sentence, options), options) for sentence in _sentences(text)):
         if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
             continue
         subject = options.text_at(sentence, _SUBJECT.match(sentence).end())

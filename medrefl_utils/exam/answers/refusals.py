@@ -45,7 +45,7 @@ _MENTIONS = re.compile(
     r"(?:his|her|their|the patient's) (?:\w+ )?(?:mother|father|brother|sister|son|daughter|parents?|family|"
     r"uncle|aunt)\b|"
     r"(?:known|well[- ]controlled|underlying|pre-?existing|longstanding|chronic|prior|previous)\b|died of|"
-    r"(?<!which is )(?<!that is )(?<!this is )(?<!best )(?<!should be )(?<!be )(?<!usually )treated (?:for|with)|"
+    r"(?<!is )(?<!are )(?<!be )treated (?:for|with)|(?:patient|he|she|man|woman|who) is (?:\w+ )?treated (?:for|with)|"
     r"(?:symptoms|signs|features) of|(?:dose|effects?|level|toxicity|resistance) of|monitor\w*|reverse[sd]?|while on|"
     r"well controlled|risk of|risks? (?:with|from)|may cause|can cause|could cause)\b"
 )
@@ -77,7 +77,8 @@ _CLAUSES = re.compile(
 )
 # A clause that chooses an option by its text alone has one of these: an order, a need, a diagnosis.
 _CUES = re.compile(
-    r"\b(?:give|giving|gives|given|start|starting|use|using|begin|administer|prescrib\w*|treat(?:ment|ed with|"
+    r"\b(?:give|giving|gives|given|gets?|start\w*|use|using|begin|reverse|speaks for|lies|equals|administer|"
+    r"prescrib\w*|treat(?:ment|ed with|"
     r" with)?|order|"
     r"perform|obtain|get|do|add|initiat\w*|continue|switch|need(?:s|ed)?|requir\w*|receive|should|must|warrant\w*|"
     r"recommend\w*|indicated|therapy|management|next step|this is|it is|it's|that is|here is|these are|diagnos\w*|"

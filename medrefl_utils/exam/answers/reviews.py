@@ -36,7 +36,7 @@ _VERDICT = re.compile(
     r"(?P<pro>[✓✔✅☑]|\b(?:yes|correct|true|right(?= answer| choice| option|\W{0,3}(?:\Z|\n|[.,;!]))|fits|matches|"
     r"consistent|(?:most|more|very|highly) (?:likely|probable|plausible|consistent|appropriate|suitable)|"
     r"best (?:choice|option|answer|fit|match|explanation|candidate)|(?:fits?|matches|explains(?: it| this)?) best|"
-    r"the best\b(?=\W{0,3}(?:\Z|\n|[.,;!]))|must be the answer|"
+    r"the best\b(?=\W{0,3}(?:\Z|\n|[.,;!]))|must be the answer|as described|"
     r"explains? (?:all|everything|(?:the|this) (?:case|findings|picture|presentation)))\b)"
 )
 _AGAINST = re.compile(
