@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from medrefl_utils.exam.answers.opinions import is_opinion
 from medrefl_utils.exam.answers.options import OPEN, Options
 from medrefl_utils.exam.answers.refusals import is_review
 from medrefl_utils.exam.answers.text import IF, MARK_TAIL, NOT, PASSED, SENTENCE_END, clause_begin, holds, lower
@@ -55,7 +56,8 @@ _IS_CHOSEN = re.compile(
     r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|safest|superior)\b"
 )
 _POINTED = re.compile(
-    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
+    r"(?:\b(?:say|then|finally|ultimately|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|"
+    r"i think|i believe|i guess|"
     r"left with|(?:leaves|leaving) (?:us|me|you) with|leaves only|leaving only|toward|towards|guess:|pick:|leaves|"
     r"leaving|final:|it['’]s|it is|"
     r"it must be|it has to be|that['’]s|makes it|make it|making it|recommend|favou?rs?|must be|is|be|remains|hence|"
@@ -78,9 +80,9 @@ _GOES_ON_AFTER = re.compile(
 )
 _LISTED = re.compile(r"[A-Z](?:\s?[,/|]\s?[A-Z]){2,}\b")
 _UNSURE = re.compile(r"\b(?:could|might|may|perhaps|possibly|maybe)\b")
-_DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
+_DEPENDS = re.compile(r"\bdepends\b|(?<!proven )\botherwise\b")
 _CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
-_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z)|\sas\sthe\s)")
+_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z)|\sas\sthe\s|\suntil\sproven\b)")
 _BLANKS = " \n\"'“‘*([#>-•"
 # "Option B is for hyperglycemia" is a sentence about B and chooses nothing.
 _GOES_ON = re.compile(r"[\"'”’*)\]]{0,4}\s\(?[a-z]")
@@ -256,6 +258,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             or _WRONG_HEAD.search(low, begin, at)
             or _OTHERS_SAY.search(low, begin, at)
             or _THOUGHT.search(low, begin, at)
+            or is_opinion(low[begin:at])
             or IF.search(low[begin:at])
         ):
             return None

@@ -16,7 +16,7 @@ from medrefl_utils.exam.answers.refusals import has_cue, is_review, is_undecided
 from medrefl_utils.exam.answers.text import IF, NOT, SENTENCE_END, holds, lower
 
 _PASSED_CLAUSE = re.compile(
-    rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)(?:(?! but )[^.;:,]){{0,80}}|"
+    rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b):?(?:(?! but )[^.;:,]){{0,80}}|"
     r"(?<!\bi )(?<!\bwe )\bwould (?:suggest|indicate|point|favou?r|imply|support)\b[^.;,]{0,60}|"
     r"\b(?:no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}|"
     r",\s(?:whereas|unlike|in contrast to|as opposed to)\b[^.;]{0,120}|"

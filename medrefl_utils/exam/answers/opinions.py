@@ -13,7 +13,7 @@ from medrefl_utils.exam.answers.text import holds
 _OPINION_WORDS = tuple(
     "initial|at first|first|original|thought|believed|felt|inclined|tempted|might|may |could|would|say|said|think|"
     "argue|claim|believe|suggest|seem|appear|guess|choose|chose|pick|select|answered|for the time|for now|"
-    "for the moment|'s ".split("|")
+    "for the moment|'s |favo|prefer|recommend".split("|")
 )
 _PEOPLE = (
     r"(?:one|you|some|someone|somebody|many|most|students?|people|others?|they|he|she|residents?|attending|interns?|"
@@ -32,7 +32,8 @@ _OPINION_HEAD = re.compile(
     r"(?:gut|instinct)\b[^.;:!?\n]{0,12}\bwas\b|"
     r"(?:may|might|could|would|can) (?:\w+\s)?(?:seem|appear|look)\b|(?:at first|on first) (?:glance|sight|look)\b|"
     rf"{_PEOPLE}\b[^.,;:!?\n]{{0,25}}\b(?:says?|said|thinks?|thought|argues?|argued|claims?|claimed|believes?|believed|"
-    r"suggests?|suggested|chooses?|chose|picks?|picked|selects?|selected|answers?|answered|assumes?|assumed|conclude|"
+    r"suggests?|suggested|favou?rs?|prefers?|recommends?|chooses?|chose|picks?|picked|selects?|selected|answers?|"
+    r"answered|assumes?|assumed|conclude|"
     r"guess(?:ed)?|insists?|insisted)\b|"
     r"for (?:now|the moment|the time being)\b"
     r")(?:(?!\b(?:so|thus|therefore|hence|but|however|because|since|and|then)\b|[.;:!?\n]).){0,40}\Z|"

@@ -8,6 +8,7 @@ where a number only begins like an option ("2.5", "10,000", "L4-L5").
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -395,12 +396,21 @@ def _joint_letters(text: str, options: Mapping[str, str]) -> frozenset[str]:
     return named if named <= options.keys() else frozenset()
 
 
+def _common(rows: list[list[str]]) -> int:
+    """Return how many words all texts begin with; 0 for two texts, which may begin alike by chance."""
+    return len(os.path.commonprefix(rows)) if len(rows) > 2 else 0
+
+
 def _unique(items: tuple[tuple[str, str], ...], owners: Mapping[str, set[str]]) -> list[tuple[str, str]]:
     """Return the short names that only one option has, and that begin no other option's text."""
     found: dict[str, set[str]] = {}
-    for letter, text in items:
-        for name in _short_names(text):
-            found.setdefault(fold(name), set()).add(letter)
+    words = [fold(text).split() for _, text in items]
+    first, last = _common(words), _common([row[::-1] for row in words])
+    for (letter, text), row in zip(items, words, strict=True):
+        parts = (row[first:], row[: len(row) - last], row[first : len(row) - last])
+        for name in (*_short_names(text), *(" ".join(part) for part in parts if part != row)):
+            if len(name) > 1 and not _DIGIT.search(name):
+                found.setdefault(fold(name), set()).add(letter)
     return [
         (name, next(iter(letters)))
         for name, letters in found.items()

@@ -83,8 +83,7 @@ def review(text: str, low: str, options: Options) -> Review | None:
     if len(pro) == 1:
         return Review(pro[0] if whole or 2 * len(against) >= len(items) - 1 else None, end)
     if not pro and len(against) == len(items) == len(options.letters) - 1:  # "... Only complete heart block shows it."
-        left = next(iter(set(options.letters) - set(against)))
-        return Review(left if left in options.named_in(text) else None, len(text))
+        return Review(next(iter(set(options.letters) - set(against))), len(text))
     left = [letter for letter, item in items if letter not in against and len(item.split()) > 3]
     return Review(left[0] if whole and not pro and len(left) == 1 == len(items) - len(against) else None, end)
 
@@ -98,12 +97,20 @@ def _heads(text: str, options: Options) -> list[tuple[int, int, str]]:
         if named and _TEXT_ENDS.match(text, named[1]):
             if not heads or heads[-1][2] != named[0] or at - heads[-1][1] > 4:  # "A. Aspirin" is one head
                 heads.append((head.start(), named[1], named[0]))
-        elif (end := options.letter_at(text, at)) and text[at].isupper() and _LETTER_ENDS.match(text, end):
+        elif (end := _letter_end(text, at, options)) and _LETTER_ENDS.match(text, end):
             heads.append((head.start(), end, text[at]))
     repeated = len(heads) // 2
     if [letter for *_, letter in heads[:repeated]] == [letter for *_, letter in heads[repeated:]]:
         return heads[repeated:]
     return heads
+
+
+def _letter_end(text: str, at: int, options: Options) -> int | None:
+    """Return where the capital that begins an item ends. A verb of any kind may follow it: "C needs a scar"."""
+    if not text[at].isupper():
+        return None
+    verb = text[at] not in "AEI" and options.alone.match(text, at) and text[at + 1 : at + 2] == " "
+    return at + 1 if verb else options.letter_at(text, at)
 
 
 def _last_end(text: str, at: int) -> int:

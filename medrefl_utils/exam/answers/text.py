@@ -40,7 +40,7 @@ SENTENCE_END = re.compile(
 MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
 IF = re.compile(
     r"\b(?:if(?! (?:i (?:had to|have to|must)|(?:i (?:am|was|were) )?(?:forced|pressed)))|were|suppose|unless|"
-    r"when would|why not)\b"
+    r"when would|why not|let['’]s (?:say|assume|suppose)|assum(?:e|ing)|imagine)\b"
 )
 
 
