@@ -47,14 +47,15 @@ _REFUSED_LETTER = re.compile(
 # "Option D is also correct", after another answer: the response chooses two.
 _EQUALLY = re.compile(
     r"(?P<letter>[A-Z])[\"'*)\]]{0,3}\s(?:is|are)\s(?:also|equally|just as|likewise|as well)\s(?:an?\s)?"
-    r"(?:correct|right|true|acceptable|valid|plausible|appropriate)\b(?!\s(?:if|when|in|for|but|for)\b)"
+    r"(?:correct|right|true|acceptable|valid|plausible|appropriate)\b(?!\s(?:if|when|in|for|but)\b)"
 )
 
 
 def read_on(rest: Reading, found: Found, rule: str) -> tuple[Found, str]:
     """Return the stated answer, unless a later sentence turns away from it ("However, ... D is the answer").
 
-    A clear later answer replaces the stated one. Where the text only denies the stated option, there is none.
+    A clear later answer replaces the stated one. Where the text only denies the stated option, there is none; where it
+    calls another option correct as well, there are several.
     """
     if len(rest.text) >= 1_500:
         rest = Reading(rest.text[:1_500], rest.low[:1_500], rest.languages, rest.options)
