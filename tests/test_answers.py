@@ -305,7 +305,10 @@ def read(case: dict[str, object]) -> str | None:
 
 @pytest.mark.parametrize("by", ["kind", "language"])
 def test_own_cases(by: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Cases written by hand from how models answer; a wrong letter counts worse than none."""
+    """Cases written by hand from how models answer; a wrong letter counts worse than none. The rules are tuned on them.
+
+    Cases that no rule reads stay in the file, so that the shares show what is missing.
+    """
     asked, right, wrong = Counter(), Counter(), []
     for case in CASES:
         letter = read(case)
@@ -318,9 +321,31 @@ def test_own_cases(by: str, capsys: pytest.CaptureFixture[str]) -> None:
         for name, n in sorted(asked.items()):
             print(f"  {name:24} {right[name]:4} of {n:4}  {right[name] / n:.1%}")
     assert asked.total() >= 400
-    assert right.total() / asked.total() >= 0.99
-    assert min(right[name] / n for name, n in asked.items()) >= 0.9
+    assert right.total() / asked.total() >= 0.975
+    assert min(right[name] / n for name, n in asked.items()) >= 0.8
     assert wrong == []
+
+
+HELD_OUT = Path(__file__).parent / "data/answer_heldout.jsonl"
+
+
+def test_held_out_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    """Responses that were not tuned on: written before their author read the rules, and since then only counted.
+
+    They measure what the rules make of a response that they do not know. 79% were read as expected and 4% as a wrong
+    letter before the rules of reviews, eliminations and turns were added, 83% and 3% after. To keep the measure, add
+    no rule for a case of this file: write a new case of its kind into ``answer_cases.jsonl``.
+    """
+    cases = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
+    read_as = Counter(
+        "as expected" if (letter := read(case)) == case["expected"] else "none" if letter is None else "a wrong letter"
+        for case in cases
+    )
+    with capsys.disabled():
+        print(f"\nheld-out cases, {len(cases)}:", *(f"{name} {n / len(cases):.1%}" for name, n in read_as.items()))
+    assert len(cases) == 110
+    assert read_as["as expected"] >= 91
+    assert read_as["a wrong letter"] <= 3
 
 
 def test_cases_of_bug_reports(shared_data: Path) -> None:

@@ -1,9 +1,10 @@
 """The answer reader: which option a response chooses, by rules alone.
 
-``reader`` decides. It asks ``thinking`` for the visible text, ``statements`` and ``languages`` for explicit statements,
-``opinions`` for those that are only reported, ``retractions`` for what is retracted, and ``verdicts``, ``hints`` and
-``refusals`` where nothing is stated. ``options`` reads one position, ``text`` normalises, ``words`` is the table of
-languages. Public names are imported from ``medrefl_utils.exam``.
+``reader`` decides. It asks ``thinking`` for the visible text; ``statements``, ``json_objects`` and ``languages`` for
+explicit statements; ``opinions`` for those that are only reported; ``retractions`` and ``turns`` for what becomes of
+them later. Where nothing is stated, ``implied`` asks ``hints``, ``verdicts``, ``reviews`` and ``mentions``, and
+``refusals`` takes out what is only mentioned. ``options`` reads one position, ``text`` normalises, ``words`` is the
+table of languages. Public names are imported from ``medrefl_utils.exam``.
 """
 
 import lazy_loader

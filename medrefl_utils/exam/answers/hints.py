@@ -1,4 +1,4 @@
-"""Read an answer without an explicit statement: a lone letter, a marked letter, an option's text.
+"""Read a letter without an explicit statement: a lone letter, a label, a marked letter, one that is pointed at.
 
 These rules count only where a text has no explicit statement (``statements``), or after one that was retracted.
 Each rule reads nothing where it would have to choose between two options.
@@ -9,26 +9,27 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import islice
 from typing import NamedTuple
 
-from medrefl_utils.exam.answers.languages import Rules
+from medrefl_utils.exam.answers.opinions import is_opinion
 from medrefl_utils.exam.answers.options import OPEN, Options
-from medrefl_utils.exam.answers.refusals import has_cue, is_review, is_undecided, without_refusals
-from medrefl_utils.exam.answers.text import IF, MARK_TAIL, NOT, PASSED, clause_begin, holds, lower
+from medrefl_utils.exam.answers.refusals import is_review
+from medrefl_utils.exam.answers.text import IF, MARK_TAIL, NOT, PASSED, SENTENCE_END, clause_begin, holds, lower
 from medrefl_utils.exam.answers.verdicts import WRONG
 from medrefl_utils.exam.answers.words import BARE, OTHERS
 
 _MOST = "appropriate|probable|suitable|consistent|accurate|relevant|important|common|plausible|effective|useful|helpful"
-_CHOOSES = re.compile(
+CHOOSES = re.compile(
     rf"\b(?:answer|(?:most|more) (?:likely|probably|closely|directly|significant|expected|{_MOST})|best|correct|"
     r"closest|safest|preferred|leaving|therefore|thus|so,|hence|the right (?:drug|choice|answer|option|one|"
-    r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|consistent with)\b"
+    r"treatment|diagnosis)|choose|chosen|choice|would be|should be|is likely|suggests?|indicates?|consistent with|"
+    r"(?:speaks?|argues?|calls?) for|"
+    r"(?:revis|chang|switch|amend|updat)\w{1,3} (?:(?:it|this|that|my \w+) )?to)\b|\bthen[.!]*\s*\Z"
 )
 _CHOICE_WORDS = tuple(
     (
         "answer|most |more |best|correct|the right |closest|safest|preferred|leaving|therefore|thus|so,|hence|"
-        "cho|would be|should be|is likely|suggest|indicate|consistent with"
+        "cho|would be|should be|is likely|suggest|indicate|consistent with| for |revis|chang|switch|amend|updat"
     ).split("|")
 )
 _CHOSEN = re.compile(
@@ -43,16 +44,6 @@ _TURNS = tuple(
         "hardly|while|though|whereas|wrong|incorrect|tempting|false|but|however"
     ).split("|")
 )
-_PASSED_CLAUSE = re.compile(
-    rf"(?:{NOT}|\b(?:would|should|i'd|to) avoid\b)[^.;:,]{{0,80}}|"
-    r"\b(?:stop|avoid|hold|discontinue|withhold|no|without|maybe|perhaps|possibly)\s[^.;:,]{0,40}",
-    re.IGNORECASE,
-)
-# A sentence that begins with an option and goes on with a verb describes it ("Ibuprofen is an NSAID").
-_SUBJECT = re.compile(r"\W{0,6}(?:(?:step\s?)?\d{1,2}\s?[:.)]\s?)?\W{0,4}(?:the\s|an?\s)?", re.IGNORECASE)
-_DESCRIBED = re.compile(r"[\"')*\]]{0,4}\s(?!(?:because|since|given|as|for|due|explains|fits|matches|accounts)\b)[a-z]")
-_WENT_WRONG = re.compile(r"\b(?:went wrong|wrongly|by mistake|mistakenly)\b")
-_REGRETS = re.compile(r"\b(?:wrong|mistake|error|overlook\w*|incorrect\w*)\b")
 _TAKEN_BACK = re.compile(
     r"[^.,;\n]{0,80}?\s(?:(?:is|are|was|were|would be|seems?|can be|could be|being)\s(?:also\s|a\s|"
     r"therefore\s)?(?:not|incorrect|wrong|"
@@ -60,40 +51,38 @@ _TAKEN_BACK = re.compile(
     r"cannot|can['’]t)\b",
     re.IGNORECASE,
 )
-_BEFORE_NOT = re.compile(
-    r"[^.,;\n]{0,60}?\b(?:is|are|was|were|can be|seems?)\s(?:ruled out|contraindicated|harmful|excluded|eliminated|"
-    r"unlikely|incorrect|wrong|"
-    r"out\b(?! of))\b|"
-    r"[^.;,\n]{0,60}?\s(?:does not|do not|did not|would not|cannot|can't|doesn't|don't|wouldn't|isn't|is not|"
-    r"are not)\b",
-    re.IGNORECASE,
-)
-_NEGATES = re.compile(
-    r"n['’]t\b|\b(?:not|cannot|unlikely|incorrect|wrong|excluded|eliminated|ruled out|out|contraindicated|harmful)\b"
-)
-# A sentence's last character, or the line feeds after one. "is: E. Citalopram" is one sentence, and so is "The answer
-# is:" with the line that follows it.
-_SENTENCE_END = re.compile(
-    r"[.!?\n](?:(?<=[^:\n ]\n)\n*|(?<!\n)(?:(?<!\W[A-Z]\.)|(?<=ption [A-Z]\.)|(?<=hoice [A-Z]\.))"
-    r"[\"'”’*]{0,3}\s+(?=[A-Z\"'“‘*{(]))|[。！？।]"
-)
 _CONNECTED = re.compile(r"(?:^|[,:]\s|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|that|and|making)\s)$")
 _IS_CHOSEN = re.compile(
     r"\s(?:is|would be|seems|remains)\s(?:the\s)?(?:most|best|correct|right|answer|preferred|safest|superior)\b"
 )
 _POINTED = re.compile(
-    r"(?:\b(?:say|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|i think|i believe|i guess|"
-    r"left with|toward|towards|guess:|pick:|leaves|leaving|final:|it['’]s|it is|"
-    r"it must be|it has to be|that['’]s|must be|is|be|remains|hence|therefore|thus|so)|(?<=\n)=>)[,:]?\s"
+    r"(?:\b(?:say|then|finally|ultimately|meant|definitely|clearly|probably|likely|surely|only|now|go for|vote for|"
+    r"i think|i believe|i guess|"
+    r"left with|(?:leaves|leaving) (?:us|me|you) with|leaves only|leaving only|toward|towards|guess:|pick:|leaves|"
+    r"leaving|final:|it['’]s|it is|"
+    r"it must be|it has to be|that['’]s|makes it|make it|making it|recommend|favou?rs?|must be|is|be|remains|hence|"
+    r"therefore|thus|so|"
+    r"should have (?:been|chosen|picked|selected|said|answered)|i have (?:chosen|picked|selected))|(?<=\n)=>)[,:]?\s"
     r"(?:option\s|choice\s)?[\"'“‘*(\[]{0,3}"
 )
 _REMAINS = re.compile(
-    r"\s(?:(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)|then[.!]{1,3}\s*(?:\Z|\n))"
+    r"\s(?:(?:it is|remains|is left|is the only one left)\b[^\w]{0,3}(?:\Z|\s)|does[.!]\s*\Z|then[.!]{1,3}\s*(?:\Z|\n))"
 )
+_OPENS_CLAUSE = re.compile(r"(?:\A|\W|\b(?:so|then|thus|hence|therefore|but|only|and|option|choice)\s)[\"'*(]{0,3}\Z")
+_ENDS_ALL = re.compile(r"(?::|→|=>|->|⇒)\s?[\"'*(\[]{0,3}\Z")
+OTHER_LABEL = re.compile(
+    r"\b(?:second|2nd|third|3rd|initial|first|1st|alternative|other|distractor|runner[- ]up|question|type|grade|group|"
+    r"class|"
+    r"stage|vitamin|hepatitis|factor|consider|next|step|example|note|e\.g)\b"
+)
+_GOES_ON_AFTER = re.compile(
+    r"\b(?:the|an?|and|or|of|in|to|is|are|was|with|for|which|that|by|as|but|because|so|from|on|at|be|has|this)\s*\Z"
+)
+_LISTED = re.compile(r"[A-Z](?:\s?[,/|]\s?[A-Z]){2,}\b")
 _UNSURE = re.compile(r"\b(?:could|might|may|perhaps|possibly|maybe)\b")
-_DEPENDS = re.compile(r"\b(?:depends|otherwise)\b")
+_DEPENDS = re.compile(r"\bdepends\b|(?<!proven )\botherwise\b")
 _CONCLUDES = re.compile(r"(?:so|hence|therefore|thus|leaves|leaving|left with)\b")
-_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z)|\sas\sthe\s)")
+_POINT_ENDS = re.compile(r"[\"'”’*)\]]{0,3}\s{0,2}(?:\Z|\n|[.,;!](?:\s|\Z)|\sas\sthe\s|\suntil\sproven\b)")
 _BLANKS = " \n\"'“‘*([#>-•"
 # "Option B is for hyperglycemia" is a sentence about B and chooses nothing.
 _GOES_ON = re.compile(r"[\"'”’*)\]]{0,4}\s\(?[a-z]")
@@ -124,7 +113,8 @@ _LINE = re.compile(
 )
 _AROUND = " \t\n.!。*_`\"')]}>$\\✅"
 _OPENING = re.compile(
-    r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):]|\*{0,2}\.(?!\w)|\*\*|`|\s(?=\(?(?:not|rather than|instead of|"
+    r"[\s*_\"'(\[:>#✅✔`-]{0,8}([A-Za-z])(?:\*{0,2}[):。]|\*{0,2}\.(?![\w.])|\*\*|`|\s(?=\(?(?:not|rather than|"
+    r"instead of|"
     r"because|since)\b)|,\s(?=(?:because|since|given|as|I (?:think|believe|guess))\b))"
 )
 _LINE_LABEL = re.compile(
@@ -240,19 +230,23 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
     """Return the last letter that a sentence points at: "Hence C.", "It must be D"."""
     for at in reversed(letters):
         begin = clause_begin(low, at)
-        if _REMAINS.match(low, at + 1) and len(low[begin:at].split()) < 4 and not re.search(NOT, low[begin:at]):
+        begin = max(begin, low.rfind("; ", begin, at) + 2) if low.find("; ", begin, at) >= 0 else begin
+        if _REMAINS.match(low, at + 1) and _OPENS_CLAUSE.search(low[begin:at]) and not re.search(NOT, low[begin:at]):
             return Found(text[at], text[at])
         if not _POINT_ENDS.match(text, at + 1):
             continue
         if (
             low[at - 2 : at] in (". ", "! ", "? ")
-            and low[max(0, at - 4) : at - 2].isalnum()
+            and (low[max(0, at - 4) : at - 2].isalnum() or low[at - 3 : at - 2] in (")", '"', "'", "*"))
             and at > 3
             and not text[at + 1 :].strip(" .!*\n")
         ):  # "... only C coats the ulcer. C."
             return Found(text[at], text[at])
         points = list(_POINTED.finditer(low, max(0, at - 24), at))
         point = points[-1] if points else None
+        if point is None and not text[at + 1 :].strip(_AROUND) and not OTHER_LABEL.search(low, begin, at):
+            # "The Heinz bodies changed my mind: B."
+            point = _ENDS_ALL.search(low, max(begin, at - 6), at)
         if point is None or point.end() != at:
             continue
         if _DEPENDS.search(low[begin : at + 40]) or _UNSURE.search(low, begin, at):
@@ -264,6 +258,7 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
             or _WRONG_HEAD.search(low, begin, at)
             or _OTHERS_SAY.search(low, begin, at)
             or _THOUGHT.search(low, begin, at)
+            or is_opinion(low[begin:at])
             or IF.search(low[begin:at])
         ):
             return None
@@ -274,7 +269,9 @@ def pointed(text: str, low: str, letters: list[int], options: Options) -> Found 
 
 def is_complete(text: str) -> bool:
     """Say whether a text ends like a finished sentence, or is one short phrase. A truncated text has not chosen yet."""
-    return bool(_ENDED.search(text[-40:])) or (len(text) < 80 and ". " not in text and "\n" not in text.strip())
+    if _ENDED.search(text[-40:]):
+        return True
+    return len(text) < 80 and ". " not in text and "\n" not in text.strip() and not _GOES_ON_AFTER.search(text)
 
 
 def _labels(final: str, low: str, letters: list[int], options: Options) -> Iterator[tuple[Found, bool]]:
@@ -312,11 +309,11 @@ def _sentence_at(final: str, at: int) -> tuple[int, int]:
         )
         if place < 0:
             break
-        end = _SENTENCE_END.match(final, place)
+        end = SENTENCE_END.match(final, place)
         if end and end.end() <= at:
             begin = end.end()
             break
-    end = _SENTENCE_END.search(final, at, at + 4_000)
+    end = SENTENCE_END.search(final, at, at + 4_000)
     return begin, end.end() if end else min(len(final), at + 4_000)
 
 
@@ -324,7 +321,7 @@ def _chooses_from(low: str, begin: int, stop: int) -> int:
     """Return where a sentence begins to choose, its end if it does not. A search per word is faster."""
     first = stop
     for word in _CHOICE_WORDS:
-        if begin <= (at := low.find(word, begin, first)) and (cue := _CHOOSES.match(low, at)):
+        if begin <= (at := low.find(word, begin, first)) and (cue := CHOOSES.match(low, at)):
             first = cue.start()
     return first
 
@@ -345,6 +342,9 @@ def _labels_of(
     last, last_end, done = "", 0, 0
     for at in (at - begin for at in letters):
         if at < done:  # inside the text of the option before it
+            continue
+        if listed := _LISTED.match(sentence, at):  # "one letter (A, B, C or D)"
+            done = listed.end()
             continue
         head = _NAMED_HEAD.search(sentence, max(done, at - 14), at)
         head = head or _MARK_HEAD.search(sentence, max(done, at - 4), at)
@@ -379,121 +379,7 @@ def _labels_of(
         last, last_end = letter, done
 
 
-def _backwards(final: str) -> Iterator[str]:
-    """Yield the sentences, last one first. Those near the end are found first, since they usually decide."""
-    near = _SENTENCE_END.search(final, max(0, len(final) - 500))
-    if near is None or len(final) < 1_000:
-        yield from reversed(list(_sentences(final)))
-        return
-    yield from reversed(list(_sentences(final[near.end() :])))
-    yield from reversed(list(_sentences(final[: near.end()])))
-
-
-def _sentences(final: str) -> Iterator[str]:
-    begin = 0
-    for end in _SENTENCE_END.finditer(final):
-        yield final[begin : end.end()]
-        begin = end.end()
-    yield final[begin:]
-
-
-def _negated(clause: re.Match[str]) -> str:
-    """Return "not", which rejects what follows, or a comma where "and" begins a new clause."""
-    return ", " if clause.string.startswith(" and ", clause.end()) and _WHOLE_VERDICT.search(clause[0]) else " not "
-
-
-_WHOLE_VERDICT = re.compile(
-    r"(?:contraindicated|harmful|excluded|eliminated|ruled out|incorrect|wrong|out)\Z", re.IGNORECASE
-)
-
-
-def _kept(sentence: str) -> str:
-    """Return a sentence without what it rejects; "" for a question, a hypothetical and a denial."""
-    stripped = sentence.rstrip()
-    low = lower(stripped)
-    if stripped.endswith(("?", "？")) or IF.match(low) or _WENT_WRONG.search(low) or is_review(low, 0):
-        return ""
-    if _NEGATES.search(low):
-        sentence = _BEFORE_NOT.sub(_negated, sentence)
-    return _PASSED_CLAUSE.sub(" ", sentence)
-
-
-def _choosing(final: str, languages: list[Rules]) -> Iterator[str]:
-    """Yield the sentences that choose, without what they reject; last one first."""
-    for sentence in _backwards(final):
-        low = lower(sentence)
-        if _CHOOSES.search(low) or any(
-            rules.chooses.search(low) and not rules.condition.search(low) and not rules.negation.search(low)
-            for rules in languages
-        ):
-            yield _kept(sentence)
-
-
-_SHORT = re.compile(r" (?:[a-z]{1,2}|[\d.,%/-]+|[ivx]+) ")
-_ENDS_WITH = re.compile(r"(?:=|\bis)\s?(?=[$\d.−-]+[\s.!*$%]*\Z)")
-_SUFFIX = re.compile(r"(\w{4,})(?:'?[dt][ıiuü]r)\b")
-
-
-def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found, str] | None:
-    """Return the one option that the last choosing sentence names, else the only option that a complete text names.
-
-    Reads no option that is a number or as short as one, and nothing where several are named or the text is truncated.
-    """
-    short = {letter for option, letter in options.texts if _SHORT.fullmatch(option)}
-    last = text.rstrip().rpartition("\n")[2].rpartition(". ")[2]
-    if (options.every or options.no_one) and (said := set(options.named_in(last)) & {options.every, options.no_one}):
-        return Found(said.pop()), "text"
-
-    def named(sentence: str) -> list[str]:
-        return [letter for letter in options.named_in(sentence) if letter not in short]
-
-    if any(rules.language.code == "tr" for rules in languages):
-        text = _SUFFIX.sub(r"\1", text)
-    for sentence in _choosing(text, languages):
-        if named(sentence) and len(letters := named(without_refusals(sentence, options))) == 1:
-            return Found(letters[0]), "text"
-    kept = list(map(_kept, _sentences(text))) if len(text) < 12_001 else []
-    everywhere = named(" ".join(kept))
-    everywhere = everywhere and named(" ".join(without_refusals(sentence, options) for sentence in kept))
-    if everywhere and is_undecided(text, options) and not _whole(text, everywhere[0], options):
-        return None
-    if everywhere:
-        settled = len(everywhere) == 1 and is_complete(text) and _is_settled(text, options)
-        return (Found(everywhere[0]), "text") if settled else None
-    if ends := _ENDS_WITH.search(text[-60:]):
-        value = options.value_at(text[-60:], ends.end())
-        if value and value.letter and not text[-60:][value.end :].strip(" .!*$\n"):
-            return Found(value.letter), "text"
-    if len(text) < 40 and (letters := options.named_in(text)):
-        whole = _whole(text, letters[0], options) and options.named_in(without_refusals(text, options))
-        return (Found(letters[0]), "text") if len(letters) == 1 and whole else None
-    single = [text] if len(text) < 60 and len(text.split()) < 5 else []
-    for sentence in [*single, *(without_refusals(kept, options) for kept in islice(_choosing(text, languages), 5))]:
-        if len(near := options.nearly(sentence[-400:])) == 1:
-            return Found(near.pop()), "misspelled"
-    return None
-
-
-def _whole(text: str, letter: str, options: Options) -> bool:
-    """Say whether a short option opens the text: "yes", "No. The trial showed no effect."."""
-    named = options.text_at(text, 0)
-    return named is not None and named[0] == letter and text[named[1] : named[1] + 1] in ("", ".", ",", "!", "\n", ";")
-
-
 def denied_around(text: str, low: str, head: int, end: int) -> bool:
     """Say whether the words before or after a letter deny it: "not A", "A is wrong"."""
     begin = clause_begin(low, head)
     return bool(re.search(rf"{NOT}[^.;:,]{{0,30}}\Z", low[begin:head])) or bool(_TAKEN_BACK.match(text, end))
-
-
-def _is_settled(text: str, options: Options) -> bool:
-    """Say whether a text does more than describe the option that it names ("Ibuprofen is an NSAID")."""
-    for sentence in (without_refusals(_kept(sentence), options) for sentence in _sentences(text)):
-        if not options.named_in(sentence) or _REGRETS.search(lower(sentence)):
-            continue
-        subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
-        if not has_cue(sentence):
-            continue
-        if subject is None or not _DESCRIBED.match(sentence, subject[1]):
-            return True
-    return False

@@ -7,13 +7,14 @@ after the option makes it denied. A condition, or an opinion of others, makes it
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from medrefl_utils.exam.answers.opinions import is_foreign_opinion
+from medrefl_utils.exam.answers.opinions import contrast_end, is_foreign_opinion
 from medrefl_utils.exam.answers.options import Options
 from medrefl_utils.exam.answers.statements import ASKED, ASSERTED, DENIED, SUPPOSED, UNREADABLE, Statement, prose
-from medrefl_utils.exam.answers.text import clause_begin, sentence_end
+from medrefl_utils.exam.answers.text import clause_begin, holds, sentence_end
 from medrefl_utils.exam.answers.words import LANGUAGES, Language
 
 _SPACED = frozenset(("es", "fr", "de", "pt", "it", "ru", "vi", "tr", "ar", "hi"))
@@ -46,6 +47,8 @@ def rules_of(language: Language) -> Rules:
     """Return the patterns of a language's row, compiled on first use."""
     spaced = language.code in _SPACED
     begin, end = (r"(?<![^\W_])", r"(?![^\W_])") if spaced else ("", "")
+    if language.code == "hi":  # Python counts vowel signs as no part of a word
+        begin, end = rf"{begin}(?<![\u0900-\u0963])", rf"{end}(?![\u0900-\u0963])"
 
     def word(alternatives: str) -> str:
         return rf"{begin}(?:{alternatives}){end}"
@@ -101,7 +104,7 @@ def rules_of(language: Language) -> Rules:
 # Words that begin the second half of "not A but C", where they have no other use.
 # Then "it is" before an option, whose letter is masked.
 _CONTRAST = {
-    "zh": "而是",
+    "zh": "而(?:应该|应当|应|可能|更可能|很可能)?是",
     "es": r"\bsino\b|\bes (?:la )?(?=\0)",
     "fr": r"\bc'est (?:la |l'option |la réponse )?(?=\0)",
     "de": r"\bsondern\b|\bes ist (?=\0)",
@@ -126,13 +129,31 @@ def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
     """Say whether a sentence is hypothetical. A language with a mood for it needs more than the conjunction."""
     if rules.mood:
         return rules.mood.search(low[begin : sentence_end(low, at)]) is not None
-    return rules.condition.search(low, begin, at) is not None
+    return rules.condition.search(low, contrast_end(low, begin, at), at) is not None
 
 
-_LATIN_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) < "\u0250"]
-_OTHER_PROBES = [(probe, row) for row in LANGUAGES for probe in row.probe if max(probe) >= "\u0250"]
+_PROBES = [
+    (probe, row)
+    for row in LANGUAGES
+    for probe in (*row.probe, *(word for word in row.choose.split("|") if re.escape(word).replace("\\ ", " ") == word))
+]
+_LATIN_PROBES = [(probe, row) for probe, row in _PROBES if max(probe) < "\u0250"]
 
 
+def _signs(probes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return characters of which each probe has one. To look for a character is much faster than to look for a word."""
+    signs: list[str] = []
+    while probes:
+        counts = Counter(sign for probe in probes for sign in set(probe) if sign >= "\u0250")
+        signs.append(counts.most_common(1)[0][0])
+        probes = tuple(probe for probe in probes if signs[-1] not in probe)
+    return tuple(signs)
+
+
+_OTHER_PROBES = {
+    row: tuple(probe for probe, of in _PROBES if of is row and max(probe) >= "\u0250") for row in LANGUAGES
+}
+_OTHER_PROBES = {row: (_signs(probes), probes) for row, probes in _OTHER_PROBES.items() if probes}
 _NOUNS = [(row.probe[0], row) for row in LANGUAGES if max(row.probe[0]) < "\u0250"]
 
 
@@ -144,7 +165,9 @@ def active(low: str) -> list[Rules]:
     else:
         found = [row for probe, row in _LATIN_PROBES if probe in low]
     if not low.isascii():
-        found += [row for probe, row in _OTHER_PROBES if probe in low]
+        for row, (signs, probes) in _OTHER_PROBES.items():
+            if holds(low, signs) and holds(low, probes):
+                found.append(row)
     return [rules_of(row) for row in dict.fromkeys(found)] if found else []
 
 
@@ -201,7 +224,7 @@ def _foreign_at(text: str, low: str, cue: re.Match[str], rules: Rules, options: 
     if judged and (judged["wrong"] or judged["no"] or judged["cross"]):
         return Statement(cue.start(), value.end, value.letter, None, "stated", DENIED)
     stance = ASSERTED
-    stop = sentence_end(low, value.end) if rules.language.code in _NOT_BEHIND else cue.start()
+    stop = sentence_end(low, value.end) if rules.language.code in _NOT_BEHIND else cue.end()
     if is_hypothetical(low, begin, cue.start(), rules) or ASKED.match(low, value.end):
         stance = SUPPOSED
     elif is_foreign_opinion(low, begin, cue.start(), stop):

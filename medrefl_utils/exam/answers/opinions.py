@@ -13,7 +13,7 @@ from medrefl_utils.exam.answers.text import holds
 _OPINION_WORDS = tuple(
     "initial|at first|first|original|thought|believed|felt|inclined|tempted|might|may |could|would|say|said|think|"
     "argue|claim|believe|suggest|seem|appear|guess|choose|chose|pick|select|answered|for the time|for now|"
-    "for the moment|'s ".split("|")
+    "for the moment|'s |favo|prefer|recommend".split("|")
 )
 _PEOPLE = (
     r"(?:one|you|some|someone|somebody|many|most|students?|people|others?|they|he|she|residents?|attending|interns?|"
@@ -32,7 +32,8 @@ _OPINION_HEAD = re.compile(
     r"(?:gut|instinct)\b[^.;:!?\n]{0,12}\bwas\b|"
     r"(?:may|might|could|would|can) (?:\w+\s)?(?:seem|appear|look)\b|(?:at first|on first) (?:glance|sight|look)\b|"
     rf"{_PEOPLE}\b[^.,;:!?\n]{{0,25}}\b(?:says?|said|thinks?|thought|argues?|argued|claims?|claimed|believes?|believed|"
-    r"suggests?|suggested|chooses?|chose|picks?|picked|selects?|selected|answers?|answered|assumes?|assumed|conclude|"
+    r"suggests?|suggested|favou?rs?|prefers?|recommends?|chooses?|chose|picks?|picked|selects?|selected|answers?|"
+    r"answered|assumes?|assumed|conclude|"
     r"guess(?:ed)?|insists?|insisted)\b|"
     r"for (?:now|the moment|the time being)\b"
     r")(?:(?!\b(?:so|thus|therefore|hence|but|however|because|since|and|then)\b|[.;:!?\n]).){0,40}\Z|"
@@ -79,12 +80,30 @@ _PAST_OPINION = re.compile(
     r"je croyais|j'ai (?:d'abord )?(?:pensé|cru)|dachte|glaubte|я думал|я думала|я считал)\b|ظننت)[^.;:!?。\n]{0,40}\Z"
 )
 
+_CONTRAST = (
+    r"但是|但|然而|不过|지만|ですが|ましたが|でしたが|しかし|"
+    r"\b(?:pero|aber|jedoch|но|mais|mas|ma|ama|fakat|ancak|nhưng)\b|لكن|लेकिन|แต่"
+)
+_CONTRASTED = re.compile(_CONTRAST)
 _BUT = re.compile(
-    r"但是|但|然而|不过|지만|ですが|ましたが|でしたが|しかし|\b(?:pero|aber|jedoch|но|mais|mas|ma|ama|fakat|nhưng)\b|لكن|लेकिन|แต่|[;；:]|因此|所以|故|따라서|したがって|よって|इसलिए|لذلك|"
+    _CONTRAST + r"|[;；:]|因此|所以|故|따라서|したがって|よって|इसलिए|لذلك|"
     r"ดังนั้น|\b(?:por lo que|por eso|por tanto|por lo tanto|daher|deshalb|also|somit|donc|quindi|pertanto|"
     r"portanto|logo|поэтому|"
-    r"следовательно|значит|bu nedenle|dolayısıyla|vì vậy|do đó)\b"
+    r"следовательно|значит|bu nedenle|dolayısıyla|vì vậy|do đó)\b|"
+    # later in time
+    r"后来|後來|之后|现在|最终|最后|发现|今は|後で|結局|나중|결국|이제|"
+    r"\b(?:después|luego|ahora|finalmente|al final|ensuite|puis|après|finalement|maintenant|dann|danach|nun|jetzt|"
+    r"schließlich|am ende|depois|agora|por fim|poi|dopo|adesso|infine|alla fine|потом|затем|теперь|в итоге|"
+    r"в конце концов|sonra|şimdi|sonunda|sau đó|bây giờ|cuối cùng)\b|ثم|لاحقا|الآن|في النهاية|बाद में|फिर|अंत में|"
+    r"ต่อมา|ภายหลัง|ตอนนี้|สุดท้าย"
 )
+
+
+def contrast_end(low: str, begin: int, at: int) -> int:
+    """Return where the last word of contrast in a part of a text ends ("but"), or where the part begins."""
+    for but in _CONTRASTED.finditer(low, begin, at):
+        begin = but.end()
+    return begin
 
 
 def is_opinion(head: str) -> bool:

@@ -8,6 +8,7 @@ where a number only begins like an option ("2.5", "10,000", "L4-L5").
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,6 +82,16 @@ _NO_ONE = re.compile(
 _ALL = re.compile(r"all(?=[.!\s*]*(?:\Z|\n))", re.I)
 _PHRASE_ENDS = re.compile(r"\s*(?:[.!,;:)*\"'\n}\]]|\Z|\s(?:are|is|apply|applies|were)\b)")
 _BOTH = re.compile(r"(?:both\s)?\(?([A-Z])\)?(?:\s?(?:,|and|&|\+)\s?\(?([A-Z])\)?)+(?:\s(?:only|are correct))?", re.I)
+_ALL_TWO = re.compile(r"both(?: of (?:the above|these|them))?", re.I)
+_ORDER = re.compile(
+    r"(?:Perform|Obtain|Order|Start|Give|Administer|Begin|Initiate|Prescribe|Add|Recommend|Do|Schedule|Request|Arrange|"
+    r"Insert|Place)\s(?:an?\s|the\s)?([^,;]+)",
+    re.I,
+)
+_PREPOSITION = re.compile(r"([^,;()]+?)\s(?:of|in|with|for|from|by|to)\s")
+_NUMBER_LIST = re.compile(r"(?:[IVX]+|\d)(?:,\s?(?:[IVX]+|\d))*,?\s(?:and|&)\s(?:[IVX]+|\d)(?: only)?")
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_SMALL_NUMBER = re.compile(r"(?<![\w.,/-])(?:[1-9]|1[0-2])(?=\s[a-z])")
 _BRACKETED = re.compile(r"[\s*_\"']{0,3}[(\[]\s?(?:[Oo]ption\s|[Cc]hoice\s)?([A-Z])[)\]]")
 _UNSPACED = re.compile(r"[\u0600-\u06ff\u0900-\u0dff\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -125,6 +136,8 @@ class Options:
     exact: Mapping[str, tuple[tuple[str, str], ...]]  # first character -> (text as given, letter), longest first
     initials: frozenset[str]  # first characters of the texts: most positions need no further look
     unspaced: tuple[tuple[str, str], ...]  # (text of a script without word boundaries, letter), longest first
+    raw: tuple[tuple[str, str], ...]  # (text as given, letter)
+    short_names: tuple[tuple[str, str], ...]  # (folded name that counts only where an answer stands, letter)
     joint: Mapping[frozenset[str], str]  # letters -> the option that says them ("Both A and B")
     every: str  # the letter of "All of the above", or ""
     no_one: str  # the letter of "None of the above", or ""
@@ -166,12 +179,15 @@ class Options:
         return None
 
     def alone_in(self, text: str) -> list[int]:
-        """Return the positions of single letters, in order. One search per letter is faster than one for all."""
+        """Return the positions of single letters, in order, without a genus ("E. coli").
+
+        One search per letter is faster than one for all.
+        """
         found = []
         for letter in self.letters:
             at = text.find(letter)
             while at >= 0:
-                if self.alone.match(text, at):
+                if self.alone.match(text, at) and not (text[at + 1 : at + 3] == ". " and _is_genus(text, at)):
                     found.append(at)
                 at = text.find(letter, at + 1)
         found.sort()
@@ -213,7 +229,7 @@ class Options:
         return None if species and species[1] in EPITHETS else at + 1
 
     def one_at(self, text: str, at: int) -> Value | None:
-        """Return the single option at a position. Where letter and exact text disagree, the text counts."""
+        """Return the single option at a position. Where letter and exact text disagree on a line, the text counts."""
         if named := self.text_at(text, at):
             letter = _BRACKETED.match(text, named[1])
             if letter and letter[1] in self.letters:
@@ -228,7 +244,8 @@ class Options:
         if named is None or (
             named[0] != written
             and (
-                _OWN_CLAUSE.match(text, named[1])
+                "\n" in text[end:closed]
+                or _OWN_CLAUSE.match(text, named[1])
                 or TAKEN_BACK.match(text, named[1])
                 or (text[end : end + 1] == "." and (own := _BRACKETED.match(text, named[1])) and own[1] == named[0])
             )
@@ -286,6 +303,11 @@ class Options:
                         break
         return list(dict.fromkeys(named))
 
+    def shortened(self, text: str) -> set[str]:
+        """Return the letters of the options that a text in place of an answer names in short ("A chest X-ray")."""
+        folded = fold(text)
+        return {letter for name, letter in self.short_names if name in folded}
+
     def nearly(self, text: str) -> set[str]:
         """Return the letters of the options (6 characters and more) that a text misspells slightly."""
         words, found = fold(text).split(), set()
@@ -315,6 +337,11 @@ class Options:
         }
 
 
+def _is_genus(text: str, at: int) -> bool:
+    species = _SPECIES.match(text, at + 1)
+    return species is not None and species[1] in EPITHETS
+
+
 @lru_cache(maxsize=64)
 def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
     return {
@@ -331,15 +358,33 @@ def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
 
 
 def _aliases(text: str) -> Iterator[str]:
-    """Return a text's other names: without and inside its brackets, a species with its genus as an initial."""
+    """Return a text's other names.
+
+    With a number in words, without and inside its brackets, a species with its genus as an initial.
+    """
+    if (number := _SMALL_NUMBER.search(text)) and len(text.split()) > 1:
+        yield f"{text[: number.start()]}{_NUMBER_WORDS[int(number[0])]}{text[number.end() :]}"
+    if _NUMBER_LIST.fullmatch(text.strip()):
+        yield re.sub(r",?\s(?:and|&)\s", ", ", text)
     inside = re.fullmatch(r"\s*([^()]{3,})\(([^()]{3,})\)\s*", text)
     if inside:
         yield from (part.strip() for part in inside.groups())
     species = re.fullmatch(r"\s*([A-Z])[a-z]{3,} ([a-z]{3,})\s*", text)
-    if re.fullmatch(r"both(?: of (?:the above|these|them))?", text.strip().rstrip("."), re.I):
+    if _ALL_TWO.fullmatch(text.strip().rstrip(".")):
         yield "both"
     if species and species[2] in EPITHETS:
         yield f"{species[1]}. {species[2]}"
+
+
+def _short_names(text: str) -> Iterator[str]:
+    """Return names that mean an option only where an answer stands, as they may mean other things elsewhere.
+
+    Without the verb of an order ("Obtain a chest X-ray"), or what follows a preposition ("Biopsy of the lesion").
+    """
+    if order := _ORDER.fullmatch(text.strip()):
+        yield order[1]
+    if (head := _PREPOSITION.match(text.strip())) and len(head[1]) > 4:
+        yield head[1]
 
 
 def _joint_letters(text: str, options: Mapping[str, str]) -> frozenset[str]:
@@ -349,6 +394,28 @@ def _joint_letters(text: str, options: Mapping[str, str]) -> frozenset[str]:
         return frozenset()
     named = frozenset(re.findall(r"\b[A-Z]\b", text))
     return named if named <= options.keys() else frozenset()
+
+
+def _common(rows: list[list[str]]) -> int:
+    """Return how many words all texts begin with; 0 for two texts, which may begin alike by chance."""
+    return len(os.path.commonprefix(rows)) if len(rows) > 2 else 0
+
+
+def _unique(items: tuple[tuple[str, str], ...], owners: Mapping[str, set[str]]) -> list[tuple[str, str]]:
+    """Return the short names that only one option has, and that begin no other option's text."""
+    found: dict[str, set[str]] = {}
+    words = [fold(text).split() for _, text in items]
+    first, last = _common(words), _common([row[::-1] for row in words])
+    for (letter, text), row in zip(items, words, strict=True):
+        parts = (row[first:], row[: len(row) - last], row[first : len(row) - last])
+        for name in (*_short_names(text), *(" ".join(part) for part in parts if part != row)):
+            if len(name) > 1 and not _DIGIT.search(name):
+                found.setdefault(fold(name), set()).add(letter)
+    return [
+        (name, next(iter(letters)))
+        for name, letters in found.items()
+        if len(letters) == 1 and not any(text.startswith(name) for text, of in owners.items() if of != letters)
+    ]
 
 
 def _initials(named: list[tuple[str, str]], every: str, no_one: str) -> frozenset[str]:
@@ -377,6 +444,7 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
     named.sort(key=lambda option: -len(option[0]))
     raw = {letter: text.strip() for letter, text in items}
     unspaced = [(raw[letter], letter) for text, letter in named if _UNSPACED.search(raw[letter])]
+    short_names = _unique(items, owners)
     by_first: dict[str, list[tuple[list[str], str]]] = {}
     for text, letter in named:
         by_first.setdefault(text.split()[0], []).append((text.split(), letter))
@@ -387,10 +455,12 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         if raw[letter][-1:].isalnum() and raw[letter].upper() not in options:
             exact[raw[letter][0]] = (*exact.get(raw[letter][0], ()), (raw[letter], letter))
     joint = {said: letter for letter, text in items if (said := _joint_letters(text, options))}
-    for letter, text in items:  # "Metformin and insulin", where both are options
+    for number, (letter, text) in enumerate(items):  # "Metformin and insulin", where both are options
         parts = [owners.get(fold(part), set()) for part in re.split(r",\s*(?:and\s)?|\s(?:and|&|\+)\s", text)]
         if len(parts) > 1 and all(len(part) == 1 for part in parts):
             joint.setdefault(frozenset().union(*parts), letter)
+        if number == 2 and _ALL_TWO.fullmatch(text.strip().rstrip(".")):
+            joint.setdefault(frozenset(letter for letter, _ in items[:2]), letter)
     letters = "".join(options)
     every = next((letter for letter, text in items if _EVERY.fullmatch(text.strip().rstrip("."))), "")
     no_one = next((letter for letter, text in items if _NO_ONE.fullmatch(text.strip().rstrip("."))), "")
@@ -402,6 +472,8 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         exact=exact,
         initials=_initials(named, every, no_one),
         unspaced=tuple(sorted(unspaced, key=lambda option: -len(option[0]))),
+        raw=tuple((raw[letter], letter) for letter in known),
+        short_names=tuple(short_names),
         joint=joint,
         every=every,
         no_one=no_one,

@@ -8,12 +8,12 @@ No answer is better than a wrong one: a response that names no option clearly, o
 3. Read the last explicit statement: ``json``, ``boxed``, ``stated`` (``statements``). Denials, hypotheticals,
    earlier opinions and answers of others do not count (``opinions``). A statement that no rule can read ends the
    search: nothing before it is read.
-4. Look for a retraction after it ("wait, that's wrong"), or a turn ("However, ... D is the answer"): then the answer
-   is what follows, or none.
-5. Without an explicit statement, read in this order (``hints``, ``verdicts``): a ``lone`` letter, a
-   ``verdict`` ("A is wrong. B is right."), a ``label`` (a marked letter in a sentence that chooses), an option's
-   ``text``, a ``misspelled`` text. A text that is truncated in mid-sentence, or that only describes, refuses or
-   mentions an option (``refusals``), chooses none.
+4. Look for a retraction after it ("wait, that's wrong"), or a turn ("However, ... D is the answer", ``turns``): then
+   the answer is what follows, or none.
+5. Without an explicit statement, read in this order (``implied``): a ``lone`` letter, a ``verdict`` ("A is wrong. B is
+   right.", a review of all options, an elimination), a ``label`` (a marked letter in a sentence that chooses), an
+   option's ``text``, a ``misspelled`` text. A text that is truncated in mid-sentence, or that only describes, refuses
+   or mentions an option (``refusals``), chooses none.
 
 ``several``: the answer names two options, and no option says both. ``none``: no rule reads an answer.
 """
@@ -25,15 +25,16 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from heapq import merge
 from itertools import islice
-from typing import NamedTuple
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import LETTERS, Answer
 from medrefl_utils.exam.answers import hints
 from medrefl_utils.exam.answers.hints import Found
+from medrefl_utils.exam.answers.implied import Reading, read_correction, read_implied
+from medrefl_utils.exam.answers.json_objects import json_answers
 from medrefl_utils.exam.answers.languages import Rules, active, foreign
 from medrefl_utils.exam.answers.options import Options, prepare
-from medrefl_utils.exam.answers.retractions import doubts, find_retraction
+from medrefl_utils.exam.answers.retractions import find_retraction
 from medrefl_utils.exam.answers.statements import (
     ASSERTED,
     DENIED,
@@ -42,11 +43,10 @@ from medrefl_utils.exam.answers.statements import (
     UNREADABLE,
     Statement,
     english,
-    json_answers,
 )
-from medrefl_utils.exam.answers.text import clause_begin, lower, plain, sentence_end, straight
-from medrefl_utils.exam.answers.thinking import split_thinking
-from medrefl_utils.exam.answers.verdicts import verdicts
+from medrefl_utils.exam.answers.text import clause_begin, lower, plain, straight
+from medrefl_utils.exam.answers.thinking import TAG_CLOSE, split_thinking
+from medrefl_utils.exam.answers.turns import read_on
 
 __all__ = ["EXPLICIT", "extract_answer", "split_thinking", "states_answer"]
 
@@ -96,29 +96,7 @@ def _statements(text: str, low: str, languages: list[Rules], options: Options) -
         yield structured
 
 
-_CORRECTED = re.compile(
-    r"(?:\b(?:no|nope|wait|actually|be|been|make that|make it|is|it['’]s|that['’]s|meant|mean|so|rather|"
-    r"correction|instead|therefore|thus|"
-    r"hence|with|choose|answer|say|"
-    r"sorry|oops|thought|reflection|now|edit|update|to|leaves|leaving)\b[\s,.:;!—–-]{1,4}|:\s)(?:the answer is |"
-    r"i meant |it['’]s |it is |option |choice |letter )?[\"'“‘*(\[]{0,3}"
-)
-
-
-class _Reading(NamedTuple):
-    """A text to read, in lower case too, with its languages and options."""
-
-    text: str
-    low: str
-    languages: list[Rules]
-    options: Options
-
-    def after(self, at: int) -> _Reading:
-        """Return the rest of the text from a position."""
-        return _Reading(self.text[at:], self.low[at:], self.languages, self.options)
-
-
-def _read(reading: _Reading, visible: bool, final_only: bool) -> tuple[Found, str] | None:
+def _read(reading: Reading, visible: bool, final_only: bool) -> tuple[Found, str] | None:
     """Return (letter, rule) of a text; None where no rule reads one. ``visible`` is False inside a thinking."""
     doubtful: Statement | None = None
     denied: set[str] = set()
@@ -145,11 +123,11 @@ def _read(reading: _Reading, visible: bool, final_only: bool) -> tuple[Found, st
         if doubtful.letter in supposed | denied or len(maybe) > 1:
             return Found(""), "none"
         return Found(doubtful.letter, doubtful.written), "stated"
-    hinted = _hinted(reading) if visible else None
+    hinted = read_implied(reading) if visible else None
     return (Found(""), "none") if hinted and hinted[0].letter in denied | supposed else hinted
 
 
-def _checked(reading: _Reading, statement: Statement, visible: bool) -> tuple[Found, str]:
+def _checked(reading: Reading, statement: Statement, visible: bool) -> tuple[Found, str]:
     """Return a statement's answer, or what a later retraction leaves; for several options, the one settled on later."""
     rest = reading.after(statement.end)
     found = Found(statement.letter, statement.written)
@@ -158,174 +136,17 @@ def _checked(reading: _Reading, statement: Statement, visible: bool) -> tuple[Fo
         return (settled, "label") if settled else (found, "several")
     retraction, strong = find_retraction(rest.low, rest.languages)
     if retraction < 0:
-        return _turned(rest, found, statement.rule)
-    corrected = _corrected(rest.after(retraction))
+        return read_on(rest, found, statement.rule)
+    corrected = read_correction(rest.after(retraction))
     if corrected is None and strong:
         return Found(""), "none"
-    if corrected is None and (turned := _turned(rest, found, statement.rule))[0] != found:
+    if corrected is None and (turned := read_on(rest, found, statement.rule))[0] != found:
         return turned
     if corrected is None:
         named = {rest.text[at] for at in rest.options.alone_in(rest.text[: retraction + 400]) if at >= retraction}
         named |= set(rest.options.named_in(rest.text[retraction : retraction + 400]))
         return (found, statement.rule) if named <= {found.letter} else (Found(""), "none")
     return corrected, statement.rule
-
-
-# Words with which a response turns away from the answer that it stated, and words that limit a claim to another case.
-_SENTENCE_START = re.compile(r"[.!?…\n。]\W{0,5}")
-_TURN = re.compile(
-    r"(?:but\b|oh\b,|however\b|yet\b|hmm|upon\b|(?:on|after|with) (?:further |"
-    r"closer |second |more |"
-    r"careful |a )?(?:reflection|review\w*|reconsider\w*|inspection|consideration|look|thought|thinking|checking)|"
-    r"(?:re-?)?(?:looking|check|checking|thinking|considering|examining|reviewing)\b|(?:self|double)[- ]?check\w*|"
-    r"let me|let's|i should|i need|reflection\b|review\b|note\b|verification\b|但|仔细|再(?:想|看|次)|bei (?:genauerer|"
-    r"näherer)|pensándolo|"
-    r"となると|しかし|よく考え|ただ|그러나|하지만|다시|然而|不过|sin embargo|cependant|toutefois|allerdings|jedoch|"
-    r"no entanto|porém|tuttavia|ripensandoci|pensando (?:melhor|bene)|однако|à la réflexion|tuy nhiên|ancak|"
-    r"لكن|ومع ذلك|लेकिन|हालांकि|อย่างไรก็ตาม|แต่)"
-)
-_LIMITS = re.compile(
-    r"\b(?:if|unless|were|could|might|may|also|without|later|long[- ]term|in case|other than|otherwise|why|"
-    r"often|usually|"
-    r"normally|second|alternative|tempting|common|another|additional|some|many|most (?:students|people)|"
-    r"students?|people|only)\b|"
-    r"\bwould\b[^.!?\n]{0,60}\b(?:in|for|with)\b|\b(?:than|others?|otros?|otras?|anderen?|autres?|outr[ao]s?|"
-    r"altr[ie]|других|largo plazo|longo prazo|long terme|langfristig)\b|"
-    r"其他|长期|他の|다른|長期"
-)
-_OWN_DENIED = re.compile(
-    r"[^.!?\n]{0,40}?\b(?:contraindicated|wrong|incorrect|ruled out|out\b|excluded|unlikely|not (?:appropriate|"
-    r"suitable|right|"
-    r"correct|safe|an option|possible|indicated)|inappropriate|unsafe|dangerous|cannot be|can['’]t be)"
-)
-
-
-def _turned(rest: _Reading, found: Found, rule: str) -> tuple[Found, str]:
-    """Return the stated answer, unless a later sentence turns away from it ("However, ... D is the answer").
-
-    A clear later answer replaces the stated one. Where the text only denies the stated option, there is none.
-    """
-    rest = (
-        rest if len(rest.text) < 1_500 else _Reading(rest.text[:1_500], rest.low[:1_500], rest.languages, rest.options)
-    )
-    if rule == "json":
-        rest = rest.after(rest.text.find("}") + 1)
-    starts = (re.match(r"\W{0,5}", rest.low), *_SENTENCE_START.finditer(rest.low))
-    turn = next((start.end() for start in starts if start and _TURN.match(rest.low, start.end())), None)
-    if turn is None:
-        return found, rule
-    rest = rest.after(turn)
-    denies = _denies(rest, found.letter)
-    if not denies and not {rest.text[at] for at in rest.options.alone_in(rest.text)} - {found.letter}:
-        return found, rule
-    later = _later(rest, denies)
-    if later is None:
-        wrong = verdicts(rest.text, rest.low, rest.options.alone_in(rest.text), rest.languages, rest.options)[1]
-        return (Found(""), "none") if found.letter in wrong else (found, rule)
-    places = [at for at in rest.options.alone_in(rest.text) if rest.text[at] == later.letter]
-    begin = clause_begin(rest.low, places[-1]) if places else 0
-    if not denies and places and _LIMITS.search(rest.low[begin : sentence_end(rest.low, places[-1])]):
-        return found, rule
-    return (found, rule) if later.letter == found.letter else (later, rule)
-
-
-def _later(rest: _Reading, denies: bool) -> Found | None:
-    """Return the option that a later part of a response settles on; by its text alone only if the first is denied."""
-    text, low, options = rest.text, rest.low, rest.options
-    hinted = _hinted(rest)
-    if hinted and hinted[0].letter and (denies or hinted[1] in ("verdict", "stated", "lone")):
-        return hinted[0]
-    letters = options.alone_in(text)
-    wrong = verdicts(text, low, letters, rest.languages, options)[1]
-    found = hints.chosen(text, low, letters, options) or hints.pointed(text, low, letters, options)
-    if found is None and rest.languages:
-        found = _pointed_at(rest)
-    return found if found and found.letter and found.letter not in wrong else None
-
-
-def _denies(rest: _Reading, letter: str) -> bool:
-    """Say whether a text calls an option wrong, by its letter or its text."""
-    for at in rest.options.alone_in(rest.text):
-        if rest.text[at] == letter and _OWN_DENIED.match(rest.low, at + 1):
-            return True
-    return any(
-        _OWN_DENIED.search(clause) and letter in rest.options.named_in(clause)
-        for clause in re.split(r"[.;!?\n]|, ", rest.low)
-    )
-
-
-def _corrected(rest: _Reading) -> Found | None:
-    """Return what replaces a retracted answer: a letter that the retraction points at, or what the rules read."""
-    if found := _pointed_at(rest):
-        return found
-    hinted = _hinted(rest)
-    if hinted and hinted[0].letter:
-        return hinted[0]
-    return _sole(rest) if rest.languages else None
-
-
-def _sole(rest: _Reading) -> Found | None:
-    """Return the only letter of a short correction in another language than English: "いや、違います。Cです"."""
-    near = rest.text[:80]
-    letters = rest.options.alone_in(near)
-    if len(letters) != 1 or any(
-        rules.negation.search(rest.low, letters[0], letters[0] + 12) for rules in rest.languages
-    ):
-        return None
-    at = letters[0]
-    if len(near[at + 1 :].strip(" .!。*")) > 4 or hints.denied_around(rest.text, rest.low, at, at + 1):
-        return None
-    return Found(near[at], near[at])
-
-
-def _pointed_at(rest: _Reading) -> Found | None:
-    """Return the letter that a retraction points at: "no, C", "I meant B", "it should be C"."""
-    options, found = rest.options, None
-    for pattern in [_CORRECTED, *(rules.joins for rules in rest.languages)]:
-        for pointer in pattern.finditer(rest.low):
-            begin = pointer.end()
-            while begin > pointer.start() and rest.text[begin - 1] in "([\"'*":
-                begin -= 1
-            if options.letter_at(rest.text, pointer.end()) is None:
-                continue
-            if hints.denied_around(rest.text, rest.low, pointer.start(), pointer.end() + 1):
-                continue
-            value = options.value_at(rest.text, pointer.end())
-            found = Found(value.letter, value.written) if value else found
-    return found
-
-
-_LAST_POINT = re.compile(
-    r"(?:\A|[\n.!]\s{0,3})(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore)[,:]?\s(?:it['’]s |"
-    r"it is )?[\"'*(\[]{0,3}([A-Z])[)\]\"'*.!\s]{0,4}\Z"
-)
-
-
-def _hinted(reading: _Reading) -> tuple[Found, str] | None:
-    """Return the answer of a text without an explicit statement."""
-    text, low, options = reading.text, reading.low, reading.options
-    at, strong = find_retraction(low, reading.languages) if reading.languages or doubts(low) else (-1, False)
-    if at > 0:
-        corrected = _pointed_at(reading.after(at))
-        if corrected or strong:
-            return (corrected, "label") if corrected else _hinted(reading.after(at + 1))
-    letters = options.alone_in(text)
-    if found := hints.lone(text, letters, options):
-        return found, "lone"
-    if (last := _LAST_POINT.search(text, max(0, len(text) - 40))) and options.letter_at(text, last.start(1)):
-        return Found(last[1], last[1]), "label"
-    if (":" in text or low.startswith("ans")) and (found := hints.labelled(text, options)):
-        return found, "stated"
-    if len(letters) == 1 and not reading.languages and (found := hints.chosen(text, low, letters, options)):
-        return found, "label"
-    if letters:
-        right, wrong = verdicts(text, low, letters, reading.languages, options)
-        if right:
-            return Found(right, right), "verdict"
-        found = hints.marked(text, low, letters, options) or hints.pointed(text, low, letters, options)
-        if found and found.letter not in wrong:
-            return found, "label" if found.letter else "several"
-    return hints.by_text(text, reading.languages, options)
 
 
 @lru_cache(maxsize=4096)
@@ -349,7 +170,8 @@ def _texts(response: str, thinking_open: bool) -> Iterator[tuple[str, bool, str]
     thinking, visible = split_thinking(response, thinking_open=thinking_open)
     visible = plain(visible.strip())
     if not visible:
-        yield _within(plain(response)), False, ""
+        closed = list(TAG_CLOSE.finditer(response, max(0, len(response.rstrip()) - 30)))
+        yield _within(plain(response[: closed[-1].start()] if closed else response)), False, ""
         return
     if "#" in visible and (headings := list(_CONCLUSION.finditer(visible))):
         yield _within(visible[headings[-1].start() :]), True, ""
@@ -367,14 +189,14 @@ _NEXT_TURN = re.compile(
 )
 
 
-def _own_part(reading: _Reading, visible: bool) -> _Reading:
+def _own_part(reading: Reading, visible: bool) -> Reading:
     """Return the text before a question that the model invents after its answer; the whole text without one."""
     low = reading.low
     marks = [mark.start() for mark in islice(_NEXT_QUESTION.finditer(low), 20)]
     if "<|" in low or "[inst]" in low or "<start_of" in low:
         marks += [mark.start() for mark in islice(_NEXT_TURN.finditer(low), 20)]
     for at in sorted(marks):
-        part = _Reading(reading.text[:at], low[:at], active(low[:at]), reading.options)
+        part = Reading(reading.text[:at], low[:at], active(low[:at]), reading.options)
         read = _read(part, visible, not visible)
         if read and read[0].letter and read[1] in _OWN_RULES:
             return part
@@ -411,7 +233,7 @@ def extract_answer(response: str, options: Mapping[str, str], *, thinking_open: 
         return Answer(None, "none")
     for text, visible, before in _texts(response, thinking_open):
         low = lower(text)
-        reading = _Reading(text, low, active(low), prepared)
+        reading = Reading(text, low, active(low), prepared)
         read = _read(_own_part(reading, visible), visible, not visible)
         if read is None:
             continue

@@ -16,8 +16,10 @@ _WORDS = tuple(
     "allerg|intoler|history|tak| on |receiv|took|using|already|currently|medication|caus|trigger|induced|precip|risk|"
     "given|prescribed|started|treated|no |not|n't|evita|suspend|nimmt|toma|assume|prend|alerg|contra|kontra|"
     "vermei|vermie|prohib|abgesetzt|"
-    "absetzen|proib|sospend|tempt|mother|father|brother|sister|son|daughter|parent|family|uncle|aunt|known|control|underl|preex|"
-    "pre-ex|standing|chronic|prior|previous|died|symptom|sign|feature|dose|effect|level|toxic|resist|monitor|revers|while|"
+    "absetzen|proib|sospend|tempt|mother|father|brother|sister|son|daughter|parent|family|uncle|aunt|known|control|"
+    "underl|preex|"
+    "pre-ex|standing|chronic|prior|previous|died|symptom|sign|feature|dose|effect|level|toxic|resist|monitor|revers|"
+    "while|"
     "against|pelig|dangere|perig|peric".split("|")
 )
 # A refusal or a warning: the clause chooses nothing, also where it has a word of choice ("is the wrong choice").
@@ -43,7 +45,7 @@ _MENTIONS = re.compile(
     r"(?:his|her|their|the patient's) (?:\w+ )?(?:mother|father|brother|sister|son|daughter|parents?|family|"
     r"uncle|aunt)\b|"
     r"(?:known|well[- ]controlled|underlying|pre-?existing|longstanding|chronic|prior|previous)\b|died of|"
-    r"treated (?:for|with)|"
+    r"(?<!is )(?<!are )(?<!be )treated (?:for|with)|(?:patient|he|she|man|woman|who) is (?:\w+ )?treated (?:for|with)|"
     r"(?:symptoms|signs|features) of|(?:dose|effects?|level|toxicity|resistance) of|monitor\w*|reverse[sd]?|while on|"
     r"well controlled|risk of|risks? (?:with|from)|may cause|can cause|could cause)\b"
 )
@@ -69,20 +71,23 @@ _OTHER_REFUSES = re.compile(
     r"تجنب|ممنوع|موانع|निषिद्ध|बचना|बचें|tránh|chống chỉ định|ngừng|dị ứng|หลีกเลี่ยง|ห้าม|แพ้|kontrendike|kaçın|alerji"
 )
 _CLAUSES = re.compile(
-    r"(?<=[^\d][,;:])\s?|(?<=[、,;])(?=[^\d\s])|\s(?=(?:so|therefore|thus|hence|but|because|since|whereas|while|although|"
+    r"(?<=[^\d][,;:])\s?|(?<=[、,;])(?=[^\d\s])|\s(?=(?:so|therefore|thus|hence|but|because|since|whereas|while|"
+    r"although|"
     r"which makes|due to|y|et|und|mais|pero|aber|но|а)\b)"
 )
 # A clause that chooses an option by its text alone has one of these: an order, a need, a diagnosis.
 _CUES = re.compile(
-    r"\b(?:give|giving|gives|given|start|starting|use|using|begin|administer|prescrib\w*|treat(?:ment|ed with|"
+    r"\b(?:give|giving|gives|given|gets?|start\w*|use|using|begin|reverse|speaks for|lies|equals|administer|"
+    r"prescrib\w*|treat(?:ment|ed with|"
     r" with)?|order|"
     r"perform|obtain|get|do|add|initiat\w*|continue|switch|need(?:s|ed)?|requir\w*|receive|should|must|warrant\w*|"
     r"recommend\w*|indicated|therapy|management|next step|this is|it is|it's|that is|here is|these are|diagnos\w*|"
     r"suggest\w*|point(?:s|ed|ing)? (?:to|at|toward)|consistent|classic|typical|characteristic|compatible|due to|"
     r"caused by|cause|because of|explain\w*|fit(?:s|ting)?|match\w*|show\w*|indicat\w*|reveal\w*|calls for|lead\w* to|"
     r"result\w*|choose|chosen|pick|opt|prefer\w*|best|most|likely|answer|option|conclu\w*|therefore|thus|hence|so|"
-    r"has|have|lacks?|is|are|would|will|select\w*|consider\w*|final|correct|right|mechanism|i think|i believe|only)\b|"
-    r"[=→:]"
+    r"(?:block|inhibit|bind|target|stimulat|activat)\w*|acts?|works?|has|have|lacks?|is|are|would|will|select\w*|"
+    r"consider\w*|final|correct|right|mechanism|i think|i believe|only)\b|"
+    r"\b(?:se trata|il s'agit|handelt|trata-se|si tratta|est|ist|es|è|é)\b|[=→:]"
 )
 _CONSIDERS = re.compile(
     r"\W{0,6}(?:(?:next|first|now|then|second|third|so|okay),? )?(?:(?:let me|let's|let us|we|i'll|"

@@ -1,4 +1,4 @@
-"""Find explicit statements of an answer: JSON keys, boxes, "Answer: B", "the answer is B", "I choose B", "答案是B".
+"""Find explicit statements of an answer in English: boxes, "Answer: B", "the answer is B", "I choose B".
 
 Each statement has a stance. ``asserted``: it says what the answer is. ``denied``: it says what the answer is not.
 ``supposed``: it is under a condition, in a question, or an opinion that is only reported. ``doubtful``: a "may be", or
@@ -38,6 +38,7 @@ class Statement(NamedTuple):
 _CUES = ("answer", "option", "choice", "box", "choos", "select", "pick", "o with", "ing with", "prefer")
 _BOX = re.compile(r"(?<=\\)box(?:ed)?\s?\{|(?<=\\f)box\s?\{")
 _BOX_BEFORE = re.compile(r"\\boxed\{([^{}]{1,40})\}[$\s]{0,4}(?:and|or|,|&|/)?[$\s]{0,4}\\f?box(?:ed)?\s?\{\Z")
+_NOT_BOXED = re.compile(r"(?:\b(?:not|never|rather than|instead of)|n['’]t)[\s$\\(\[*]{1,8}f?box(?:ed)?\s?\{\Z")
 _CHOOSE = re.compile(
     r"(?:(?<!\w)(?:choos(?:e|ing)|select(?:ing)?|pick(?:ing)?|prefer)|(?<=\bg)o with|(?<=\bgo)ing with)\b(?!ed)"
 )
@@ -114,7 +115,7 @@ _DENIED_HEAD = re.compile(
 )
 _EARLIER_HEAD = re.compile(
     r"\b(?:first|initial|initially|original|previous|earlier|preliminary|alternative|alternate|other|"
-    r"second(?:[- ]best)?|next[- ]best|"
+    r"second(?:[- ]best)?|2nd|3rd|third|next[- ]best|"
     r"rejected|wrong|incorrect|student'?s?|their|his|another)[\s_-]{1,2}(?:answer|choice)?\s?\Z"
 )
 OTHERS_HEAD = re.compile(
@@ -137,7 +138,8 @@ _CHOOSER = re.compile(
     r"step \d+)?[,:]?\s{0,2}(?:go?)?)\Z"
 )
 _CONDITION = re.compile(
-    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to))|"
+    r"\bif\b(?! (?:we|you|i|one) (?:look|consider|think|compare|review|go|take|had to|have to|must)|"
+    r" (?:i (?:am|was|were) )?(?:forced|pressed))|"
     r"\b(?:suppos(?:e|ing)|assum(?:e|ing)|imagine|let['’]s say|unless|provided that|hypothetically|why not|"
     r"when would)\b"
 )
@@ -171,7 +173,7 @@ _POINTER = re.compile(
     r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )
-_LAST = re.compile(r"[,;:–—]\s[\"'(*\[]{0,3}([A-Z])[\"')*\].!\s]{0,4}\Z")
+_LAST = re.compile(r"(?:(?:(?<!\b[A-Z]),|[;:–—])\s[\"'(*\[]{0,3}|\s[(\[])([A-Z])[\"')*\].!\s]{0,4}\Z")
 _CALLED_BEST = re.compile(
     r"\b[a-z](?=\s(?:is|would be|seems|fits)\s(?:the\s)?(?:best|correct|right|most|answer|appropriate)\b)"
 )
@@ -180,15 +182,6 @@ _PASSED = re.compile(
     r"other than|no longer|"
     r"nor|neither)|n['’]t)\b[^.,;:]{0,60}"
 )
-# --- JSON ---
-_KEY = re.compile(r"[\"'“]([A-Za-z][\w \-]{1,30})[\"'”]\s{0,4}[:=]")
-_KEY_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_KEY_CORE = frozenset(("answer", "answers", "choice", "option", "letter", "prediction"))
-_KEY_WORDS = _KEY_CORE | frozenset(
-    "good new revised updated corrected final correct best right my the selected chosen model predicted idx index text "
-    "key id your is".split()
-)
-_FINAL_KEYS = frozenset(("good", "final", "correct", "new", "revised", "updated", "corrected"))
 
 
 def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
@@ -214,85 +207,10 @@ def prose(text: str, begin: int, end: int, options: Options) -> Value | None:
     if named:
         return Value(named[0] if len(named) == 1 else options.joined(named), None, end)
     if len(phrase.split()) <= 14:
-        for near in (options.described(kept), options.nearly(kept)):
+        for near in (options.described(kept), options.shortened(kept), options.nearly(kept)):
             if len(near) == 1:
                 return Value(near.pop(), None, end)
     return None
-
-
-def json_answers(text: str, options: Options) -> tuple[Statement | None, int, int, list[Statement]]:
-    """Return the answer of a JSON object, the span of that object, and what keys such as ``wrong_answer`` deny."""
-    found: list[tuple[bool, Statement]] = []
-    denied: list[Statement] = []
-    first = -1
-    for key in _KEY.finditer(text):
-        words = {word.lower() for word in _KEY_WORD.findall(key[1])}
-        if not words & _KEY_CORE:
-            continue
-        value = _json_value(text, key.end(), options)
-        if not words <= _KEY_WORDS:
-            if value:
-                denied.append(Statement(key.start(), value.end, value.letter, None, "json", DENIED, True))
-            continue
-        first = key.start() if first < 0 else first
-        if value is None:
-            statement = Statement(key.start(), key.end(), "", None, "json", UNREADABLE, True)
-        else:
-            statement = Statement(key.start(), value.end, value.letter, value.written, "json", ASSERTED, True)
-        found.append((bool(words & _FINAL_KEYS), statement))
-    if not found:
-        return None, -1, -1, denied
-    readable = [pair for pair in found if pair[1].stance == ASSERTED] or found
-    final = [statement for is_final, statement in readable if is_final] or [statement for _, statement in readable]
-    begin = text.rfind("{", 0, first)
-    end = text.rfind("}") + 1
-    chosen = _meant(final[-1], text, max(begin, 0), options)
-    if begin < 0:
-        return chosen, first, chosen.end, []
-    return chosen, begin, end if end > chosen.end else len(text), []
-
-
-_TURNS = re.compile(
-    r"n['’]t\b|\b(?:not|but|however|wait|although|though|while|whereas|instead|rather|first|initially|tempt\w*|if|"
-    r"unless|seems?|"
-    r"actually|mistake|wrong|incorrect|would|could|might|may be)\b"
-)
-
-
-_TURNING = tuple(
-    (
-        "n't|not|but|however|wait|though|while|whereas|instead|rather|first|initially|tempt|if|unless|seem|actually|"
-        "mistake|"
-        "wrong|incorrect|would|could|might|may be"
-    ).split("|")
-)
-
-
-def _meant(answer: Statement, text: str, begin: int, options: Options) -> Statement:
-    """Return the answer of a JSON object, where its bare letter and the reason before it are one statement.
-
-    Where that reason names one option by its text, another one, without any turn of thought, and the letter's own text
-    occurs nowhere, the text is what the model meant.
-    """
-    reason = text[begin : answer.at]
-    if answer.stance != ASSERTED or answer.written != answer.letter or not reason.strip(' {\n"'):
-        return answer
-    if holds(low := lower(reason), _TURNING) and _TURNS.search(low):
-        return answer
-    named = options.named_in(reason)
-    if len(named) != 1 or named[0] == answer.letter:
-        return answer
-    if answer.letter in options.named_in(text) or any(reason[at] == named[0] for at in options.alone_in(reason)):
-        return answer
-    return answer._replace(letter=named[0])
-
-
-def _json_value(text: str, at: int, options: Options) -> Value | None:
-    value = options.value_at(text, at)
-    if value:
-        return value
-    string = re.compile(r"\s{0,4}[\[{\"'“\s]{0,6}([^\"”\n]{0,200})").match(text, at)
-    return prose(text, string.start(1), string.end(1), options) if string and string[1].strip() else None
 
 
 def _boxed(text: str, at: int, options: Options) -> Statement | None:
@@ -302,6 +220,7 @@ def _boxed(text: str, at: int, options: Options) -> Statement | None:
         if other and other.letter != one.letter:
             return Statement(at, other.end, "", None, "boxed", label=True)
     start = OPEN.match(text, at).end()
+    stance = DENIED if _NOT_BOXED.search(lower(text[max(0, at - 40) : at])) else ASSERTED
     if named := options.text_at(text, start):
         rest = text[named[1] : named[1] + 1]
         value = options.value_at(text, start) if rest in "} \n,.)$\\&/" else None
@@ -313,7 +232,7 @@ def _boxed(text: str, at: int, options: Options) -> Statement | None:
         stop = text.find("}", start)
         words = re.search(r"[^\W\d_]{3,}", text[start : stop if stop >= 0 else start + 60])
         return Statement(at, start, "", None, "boxed", UNREADABLE, True) if words else None
-    return Statement(at, value.end, value.letter, value.written, "boxed", label=True)
+    return Statement(at, value.end, value.letter, value.written, "boxed", stance, True)
 
 
 def _value(text: str, low: str, at: int, options: Options) -> Value | None:

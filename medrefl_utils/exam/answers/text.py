@@ -31,8 +31,17 @@ NOT = (
 PASSED = re.compile(
     rf"{NOT}[^.;:]{{0,60}}$|(?:^|[,;]\s)(?:while|although|though|whereas)\b[^.;:,]{{0,60}}$", re.IGNORECASE
 )
+# A sentence's last character, or the line feeds after one. "is: E. Citalopram" is one sentence, and so is "The answer
+# is:" with the line that follows it.
+SENTENCE_END = re.compile(
+    r"[.!?\n](?:(?<=[^:\n ]\n)\n*|(?<!\n)(?:(?<!\W[A-Z]\.)|(?<=ption [A-Z]\.)|(?<=hoice [A-Z]\.))"
+    r"[\"'”’*]{0,3}\s+(?=[A-Z\"'“‘*{(]))|[。！？।]"
+)
 MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
-IF = re.compile(r"\b(?:if(?! i had to)|were|suppose|unless|when would|why not)\b")
+IF = re.compile(
+    r"\b(?:if(?! (?:i (?:had to|have to|must)|(?:i (?:am|was|were) )?(?:forced|pressed)))|were|suppose|unless|"
+    r"when would|why not|let['’]s (?:say|assume|suppose)|assum(?:e|ing)|imagine)\b"
+)
 
 
 def straight(text: str) -> str:

@@ -15,7 +15,7 @@ _NAMES = (
 )
 # A closing mark is looked for only where its first sign occurs.
 _TAG_OPEN = re.compile(rf"<\|?{_NAMES}\|?>|\[{_NAMES}\]|◁{_NAMES}▷", re.IGNORECASE)
-_TAG_CLOSE = re.compile(rf"<\|?/{_NAMES}\|?>|\[/{_NAMES}\]|◁/{_NAMES}▷", re.IGNORECASE)
+TAG_CLOSE = re.compile(rf"<\|?/{_NAMES}\|?>|\[/{_NAMES}\]|◁/{_NAMES}▷", re.IGNORECASE)
 _FINAL_CHANNEL = "<|end|><|start|>assistant<|channel|>final<|message|>"
 
 MARKS = (
@@ -85,7 +85,7 @@ def _last_close(response: str) -> int:
     """Return where the last mark that closes a thinking ends, -1 without one."""
     end = -1
     if ("<" in response and "/" in response) or "[/" in response or "◁/" in response:
-        for mark in _TAG_CLOSE.finditer(response):
+        for mark in TAG_CLOSE.finditer(response):
             end = mark.end()
     if response.startswith(_PLAIN_OPEN):
         for begun, mark in _PLAIN:

@@ -27,9 +27,13 @@ _RIGHT = re.compile(
     r"likely\b(?=\s*(?:[.;,)\n]|\Z))|"
     r"only (?:option|choice|one|answer) (?:that|which|left)|matches\b|(?<=this one )is\b|(?<=answer)\Z|"
     r"✅|✓|✔|☑|only (?:safe|suitable|correct|appropriate|reasonable|sensible)\b|better\b|safer\b|safest\b|"
-    r"preferable\b|appropriate\b|explains everything"
+    r"preferable\b|comes? closest|appropriate\b|explains everything"
 )
-_IS_ANSWER = re.compile(r"\s?(?:is|was|remains|would be|must be)\s(?:\w+\s){0,2}?(?:answer|choice)\b")
+_IS_ANSWER = re.compile(
+    r"\s?(?:is|was|remains|would be|must be)\s(?:(?!(?:initial|original|previous|earlier|old|former|second|"
+    r"next)\b)\w+\s)"
+    r"{0,2}?(?:answer|choice)\b"
+)
 
 
 def verdicts(

@@ -37,7 +37,7 @@ class Language:
 LANGUAGES = (
     Language(
         code="zh",
-        probe=("答", "不是", "选", "選", "正确", "正確", "最", "错误", "不对"),
+        probe=("答", "不是", "选", "選", "正确", "正確", "最", "错误", "不对", "合适", "适合", "恰当", "合理"),
         answer="答案|答复|回答|答",
         option="选项|選項|选择|選擇",
         right="更(?:合适|恰当|适合|合理|符合|正确)|正确|正確|对的|最佳|最好|最合适|最適合|最可能|最恰当|最符合|最有可能|成立|对(?![于比照症应称])",
@@ -55,7 +55,7 @@ LANGUAGES = (
         probe=("답", "선택", "정답", "올바른", "맞", "옳", "틀", "가장", "적절"),
         answer="정답|최종 답변|최종 답|답변|답안|해답|답",
         option="선택지|보기|선택|옵션|번",
-        right="더 (?:적절|적합|맞)|정답|답(?!은|:)|맞습니다|맞다|옳습니다|옳다|올바른|올바릅니다|"
+        right="더 (?:적절|적합|맞|가능성)|정답|답(?!은|:)|맞습니다|맞다|옳습니다|옳다|올바른|올바릅니다|"
         "적절합니다|가장 적절|가장 적합|가장 가능성|맞아",
         wrong="틀렸|틀립|틀린|오답|옳지 않|맞지 않|적절하지 않|부적절|잘못",
         joins="은|는|이|가|을|를|입니다|올바른|최종|가장|적절한|적합한|바로|따라서|선택지|보기|옵션|답",
@@ -67,12 +67,12 @@ LANGUAGES = (
     ),
     Language(
         code="ja",
-        probe=("答", "不是", "正", "選", "最も", "誤", "不適"),
-        answer="答え|答|解答|回答|正解|正答",
+        probe=("答", "不是", "正", "選", "最も", "誤", "適切", "妥当", "適し", "の方が", "のほうが"),
+        answer="答え|答|解答|回答|正解|正答|今回|本症例|本例",
         option="選択肢|番|選択",
-        right="より適切|より妥当|正解|答え(?!は)|正しい|正答|適切|最も適切|最も考えられる|最も可能性|最適",
+        right="より適切|より妥当|より適し|正解|答え(?!は)|正しい|正答|適切|最も適切|最も考えられる|最も可能性|最適",
         wrong="誤り|間違い|不正解|正しくない|正しくありません|不適切|適切ではない|適切でない|当てはまらない|否定的",
-        joins="は|が|を|の|と|です|である|となります|最終的な|最終|正しい|最も|適切な|選択肢|したがって|よって|答え|解答|回答",
+        joins="は|が|を|の方が|のほうが|の|と|です|である|となります|最終的な|最終|正しい|最も|適切な|選択肢|したがって|よって|答え|解答|回答",
         negation="ではありません|ではない|じゃない|ではなく|でなく|はありえない|ではあり",
         but="ではなく|でなく|なく",
         condition="もし|であれば|ならば|場合|仮に|だったら",
@@ -81,7 +81,20 @@ LANGUAGES = (
     ),
     Language(
         code="es",
-        probe=("respuesta", "opci", " es ", " sino ", "seleccion", "elijo", "escojo", "elegir", "sería"),
+        probe=(
+            "respuesta",
+            "opci",
+            " es ",
+            " sino ",
+            "seleccion",
+            "elijo",
+            "escojo",
+            "elegir",
+            "sería",
+            "quedo con",
+            "opto por",
+            "descart",
+        ),
         answer="respuesta|solución",
         option="opción|opcion|alternativa|letra|respuesta|inciso",
         right="correct[ao]|verdader[ao]|mejor|más probable|más adecuad[ao]|más apropiad[ao]|adecuad[ao]|indicad[ao]",
@@ -89,7 +102,7 @@ LANGUAGES = (
         joins="correct[ao]|final|definitiva|más|probable|adecuad[ao]|apropiad[ao]|es|sería|debe ser|debería ser|será|"
         "la|el|a|"
         "los|las|un|una|opción|opcion|alternativa|letra|por lo tanto|por tanto|entonces|pues|claramente|"
-        "a la pregunta|mi|mejor",
+        "a la pregunta|mi|mejor|aquí|en este caso",
         negation="no|tampoco|nunca|jamás",
         but="sino|sino que es|pero",
         condition="si|en caso de|suponiendo|supongamos|hubiera|estuviera|fuera",
@@ -106,11 +119,12 @@ LANGUAGES = (
         joins="correcte?|finale?|définitive|bonne|meilleure|exacte|juste|est|serait|doit être|sera|donc|la|le|les|l'|"
         "un|une|"
         "option|proposition|lettre|réponse|choix|bien|à cette question|à la question|ma|plus|probable|appropriée?|"
-        "c'est",
+        "c'est|ici|dans ce cas",
         negation="ne|n'|pas|jamais|aucun|ni",
         but="mais|mais plutôt|plutôt",
         condition="si|s'il|supposons|en cas de|dans le cas|était|serait-ce",
-        retraction="attendez|attends|je me suis trompée?|en fait|en réalité|correction|pardon|erreur|non,|plutôt",
+        retraction="attendez|attends|je me suis trompée?|en fait|en réalité|correction|pardon|erreur|non,|"
+        "plutôt(?! que)",
         choose="je choisis|je choisirais|je sélectionne|je retiens|j'opte pour|choisissons|choisir",
     ),
     Language(
@@ -126,7 +140,7 @@ LANGUAGES = (
         joins="richtige?|korrekte?|endgültige?|finale|beste|ist|lautet|wäre|muss|sein|also|somit|daher|demnach|"
         "folglich|die|"
         "der|das|den|ein|eine|option|antwort|antwortmöglichkeit|buchstabe|auf die frage|meine|hier|zutreffende?|"
-        "möglichkeit",
+        "möglichkeit|in diesem fall|mich|für",
         negation="nicht|kein\\w*|niemals|nie|weder",
         but="sondern|vielmehr",
         condition="wenn|falls|wäre|angenommen|sofern|hätte",
@@ -144,7 +158,7 @@ LANGUAGES = (
         "indicad[ao]",
         wrong="incorret[ao]|errad[ao]|fals[ao]|não está corret[ao]|descartad[ao]|improvável|pouco provável",
         joins="corret[ao]|certa|final|definitiva|mais|adequad[ao]|provável|é|seria|deve ser|será|está|a|o|as|os|um|uma|"
-        "alternativa|opção|opcao|letra|portanto|então|logo|à pergunta|da questão|minha|melhor",
+        "alternativa|opção|opcao|letra|portanto|então|logo|à pergunta|da questão|minha|melhor|aqui|neste caso",
         negation="não|nunca|jamais|nem",
         but="mas sim|e sim|mas|sim",
         condition="se|caso|supondo|suponha|estivesse|fosse|tivesse",
@@ -163,7 +177,8 @@ LANGUAGES = (
         "da escludere",
         joins="corrett[ao]|esatt[ao]|giust[ao]|finale|definitiva|migliore|più|è|sarebbe|deve essere|dovrebbe essere|"
         "sarà|"
-        "quindi|dunque|pertanto|la|il|lo|l'|un|una|opzione|alternativa|lettera|alla domanda|mia|probabile|indicat[ao]",
+        "quindi|dunque|pertanto|la|il|lo|l'|un|una|opzione|alternativa|lettera|alla domanda|mia|probabile|"
+        "indicat[ao]|qui|in questo caso",
         negation="non|mai|né",
         but="ma|bensì|ma piuttosto",
         condition="se|qualora|nel caso|supponiamo|fosse|avesse",
@@ -173,10 +188,11 @@ LANGUAGES = (
     ),
     Language(
         code="ru",
-        probe=("ответ", "вариант", "выбира", "верн", "правильн", "неверн", "подходящ", "вероятн"),
+        probe=("ответ", "вариант", "выбира", "верн", "правильн", "неверн", "подход", "вероятн", "лучше"),
         answer="ответ(?:ом|а)?",
         option="вариант(?:ом|а)?|ответ|пункт|буква|опция",
-        right="правильнее|верно|верен|верный|верна|правильн(?:о|ый|ым|ая)|правилен|наиболее вероят\\w+|"
+        right="правильнее|подходит лучше|лучше подходит|подходит больше|предпочтительнее|вероятнее|верно|верен|верный|"
+        "верна|правильн(?:о|ый|ым|ая)|правилен|наиболее вероят\\w+|"
         "наиболее подходящ\\w+|"
         "лучш\\w+|"
         "наиболее уместн\\w+",
@@ -185,7 +201,7 @@ LANGUAGES = (
         joins="правильн(?:ый|ым|ая)|верн(?:ый|ым)|окончательный|итоговый|мой|наиболее|вероятный|подходящий|это|есть|"
         "является|"
         "будет|был бы|следовательно|значит|таким образом|вариант(?:ом|а)?|ответ(?:ом)?|под буквой|буква|на вопрос|"
-        "на этот",
+        "на этот|здесь|в данном случае",
         negation="не|нельзя|никогда|ни",
         but="а|но",
         condition="если|предположим|допустим|в случае",
@@ -202,7 +218,7 @@ LANGUAGES = (
         wrong="خاطئة?|خطأ|غير صحيحة?|مستبعدة?|غير مناسبة?|غير محتملة?",
         joins="الصحيحة?|النهائية?|الأفضل|الأنسب|المناسبة?|هي|هو|ستكون|تكون|يكون|الخيار|الحرف|الإجابة|إذن|إذا|لذلك|"
         "بالتالي|"
-        "على السؤال|البديل|رقم|إذًا",
+        "على السؤال|البديل|رقم|إذًا|هنا|في هذه الحالة",
         negation="ليست?|لا|لن|غير|ليس",
         but="بل|وإنما|ولكن|لكن",
         condition="لو|إذا كان\\w*|في حال|لكان\\w*|بفرض|افترض",
@@ -211,26 +227,26 @@ LANGUAGES = (
     ),
     Language(
         code="hi",
-        probe=("उत्तर", "जवाब", "विकल्प", "चुन", "सही", "गलत", "उपयुक्त", "संभाव"),
+        probe=("उत्तर", "जवाब", "विकल्प", "चुन", "सही", "गलत", "उपयुक्त", "संभाव", "बेहतर"),
         answer="उत्तर|जवाब",
         option="विकल्प|उत्तर|अक्षर",
         right="अधिक (?:सही|उपयुक्त)|बेहतर|सही|सटीक|सबसे उपयुक्त|सबसे संभावित|सबसे अधिक संभा\\w*|उचित|सर्वोत्तम",
         wrong="गलत|ग़लत|अनुचित|सही नहीं|असंभव|उपयुक्त नहीं",
-        joins="सही|अंतिम|सबसे|उपयुक्त|अच्छा|मेरा|है|होगा|होना चाहिए|विकल्प|इसलिए|अतः|अक्षर|का|यह|उत्तर|प्रश्न|इस",
+        joins="सही|अंतिम|सबसे|उपयुक्त|अच्छा|मेरा|है|होगा|होना चाहिए|विकल्प|इसलिए|अतः|अक्षर|का|यह|उत्तर|प्रश्न|इस|यहाँ|यहां",
         negation="नहीं|न|मत",
         but="बल्कि|लेकिन|परंतु",
-        condition="यदि|अगर|मान ल\\w+|होता|होती",
+        condition="यदि|अगर|मान ल\\w+|होता तो|होती तो|होते तो",
         retraction="नहीं,|गलती|रुकिए|रुको|क्षमा|माफ़|सुधार|वास्तव में|दरअसल",
         choose="चुनता|चुनती|चुनूंगा|चुनूँगा|चुनते|चुनें|चयन करता",
     ),
     Language(
         code="th",
-        probe=("ตอบ", "เลือก", "ถูก", "ผิด", "เฉลย", "ที่สุด"),
+        probe=("ตอบ", "เลือก", "ถูก", "ผิด", "เฉลย", "ที่สุด", "เหมาะ", "กว่า"),
         answer="ข้อที่ถูกต้อง|ข้อที่ถูก|ตัวเลือกที่ถูกต้อง|คำตอบ|เฉลย|ตอบ",
         option="ข้อ|ตัวเลือก|คำตอบ",
         right="เหมาะสมกว่า|ดีกว่า|ถูกต้อง|ถูก|เหมาะสมที่สุด|ที่สุด|ดีที่สุด",
         wrong="ไม่ถูกต้อง|ไม่ถูก|ผิด|ไม่เหมาะสม|ไม่ใช่คำตอบ",
-        joins="ที่ถูกต้องที่สุด|ที่ถูกต้อง|ที่ถูก|ที่เหมาะสมที่สุด|ที่ดีที่สุด|สุดท้าย|คือ|เป็น|จึง|ควร|น่าจะ|ข้อ|ตัวเลือก|ของฉัน|ดังนั้น|เท่ากับ|ได้แก่",
+        joins="ที่ถูกต้องที่สุด|ที่ถูกต้อง|ที่ถูก|ที่เหมาะสมที่สุด|ที่ดีที่สุด|สุดท้าย|คือ|เป็น|จึง|ควร|น่าจะ|ข้อ|ตัวเลือก|ของฉัน|ดังนั้น|เท่ากับ|ได้แก่|ในกรณีนี้",
         negation="ไม่ใช่|ไม่ควร|ไม่ได้|ไม่",
         but="แต่เป็น|แต่",
         condition="ถ้า|หาก|สมมติ|สมมุติ|กรณี",
@@ -247,7 +263,7 @@ LANGUAGES = (
         wrong="sai|không đúng|không chính xác|không phù hợp|loại trừ|bị loại",
         joins="đúng nhất|đúng|chính xác|cuối cùng|phù hợp nhất|tốt nhất|là|sẽ là|phải là|nên là|của tôi|"
         "cho câu hỏi này|"
-        "phương án|lựa chọn|đáp án|câu|ý|chọn|vì vậy|do đó|thì",
+        "phương án|lựa chọn|đáp án|câu|ý|chọn|vì vậy|do đó|thì|ở đây",
         negation="không phải|không|chẳng|chưa",
         but="mà là|mà|nhưng",
         condition="nếu|giả sử|trong trường hợp|khi",
@@ -263,7 +279,7 @@ LANGUAGES = (
         wrong="yanlış(?:tır)?|hatalı(?:dır)?|uygun değil|doğru değil|olası değil|elenir",
         joins="doğru|nihai|en|uygun|olası|iyi|kesin|seçenek|seçeneği|şıkkı|şık|bu nedenle|dolayısıyla|olarak|olmalı|"
         "son|sorunun|"
-        "cevap|yanıt|benim",
+        "cevap|yanıt|benim|burada|bu durumda",
         negation="değil(?:dir)?|olamaz|hayır",
         but="aksine|fakat|ama",
         condition="eğer|olsaydı|olursa|ise|varsayalım",
@@ -304,7 +320,9 @@ GOES_ON = frozenset(
     because since as due for which and or nor not rather given based would will should must but if in from with
     where when by on per to the this that it here has fits explains seems remains represents best although though
     while whereas so then indeed according considering instead over only alone too also can cannot could may might
-    describes matches corresponds appears makes provides being who whose hence therefore thus i we does es porque ya
+    describes matches corresponds appears comes becomes had did makes provides being who whose hence therefore thus
+    i we does
+    es porque ya
     pues por y o no debido sería que est car parce puisque et ou ist weil da denn wählen nehmen und oder richtig
     wäre é pois já e está è perché poiché sarà korrekt correcta correcto correcte exacte corretta corretto так
     потому и или не а верно поскольку это является является, vì là và hoặc do đúng sai mà çünkü ve veya değil şıkkı
