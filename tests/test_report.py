@@ -53,6 +53,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self.text += " " if tag == "br" else ""
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
@@ -290,11 +291,11 @@ def test_the_tree_is_nested_details_coloured_by_value(run: RunFiles) -> None:
         False,
         False,
     ]  # the pair's paths stand open
-    badges = [(str(a["style"]).split(";")[0], a["title"]) for a in page.all("span", "v")]
+    badges = [(str(a["style"]).split(";")[0], a["title"]) for a in page.all("code", "v")]
     assert badges[0] == ("background-color:" + to_hex(plots.VALUE_COLOURS(0.5)), "step 0: 2 correct and 2 wrong leaves")
     assert badges[2] == ("background-color:" + plots.RIGHT, "step 3: 2 correct and 0 wrong leaves")
     assert badges[5] == ("background-color:" + plots.WRONG, "step 5: 0 correct and 1 wrong leaves")
-    assert len(page.all("div", "leaf")) == 3
+    assert len(page.all("li", "leaf")) == 3
     for mark in ("+0.33", "A ✓", "B ✗", "? ✗", "×2"):
         assert mark in page.text
     text = " ".join(page.text.split())

@@ -2,8 +2,8 @@
 
 In: a table of pairs and a base model. Out: an adapter folder and its training log (``train_dpo``). ``dpo_loss`` is the
 loss. ``shared_prefix`` computes the common prefix of both sides once. ``reference_cache`` caches the log-probabilities
-of the reference. ``check_training_log`` detects collapse and other failures. ``merge_adapter`` and ``push_to_hub``
-publish the result.
+of the reference. ``check_training_log`` detects collapse and other failures; ``why_nothing_learned`` says when an
+adapter is still its base. ``merge_adapter`` and ``push_to_hub`` publish the result.
 """
 
 import lazy_loader
@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "shared_prefix": ["PairTrainer", "SharedPrefixCollator", "SharedPrefixTrainer"],
         "reference_cache": ["reference_logprobs"],
+        "learned": ["warmup_of", "why_nothing_learned"],
         "health_checks": ["TrainingFinding", "check_training_log"],
         "adapters": ["Agreement", "find_adapter", "merge_adapter", "push_to_hub", "write_model_card"],
     },

@@ -30,7 +30,8 @@ from medrefl_utils.core.schemas import TRAINING
 from medrefl_utils.core.store import read_table, table_key, whole_folder, write_table, write_text
 from medrefl_utils.models.loading import compute_dtype, device, load_model, load_tokenizer, model_key
 from medrefl_utils.models.memory import ModelShape, is_out_of_memory, memory_advice
-from medrefl_utils.training import health_checks, shared_prefix
+from medrefl_utils.training import health_checks, learned, shared_prefix
+from medrefl_utils.training.learned import TRAINED, warmup_of
 from medrefl_utils.training.reference_cache import reference_logprobs
 from medrefl_utils.training.shared_prefix import PairTrainer, SharedPrefixTrainer
 from medrefl_utils.training.token_ids import (
@@ -42,8 +43,6 @@ from medrefl_utils.training.token_ids import (
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TRAINED = "training.parquet"
-"""File in an adapter's folder: the log of its training, with the key of that training."""
 HELD_OUT_EVALUATIONS = 4
 """Number of evaluations of the held-out pairs per training: one per quarter (ours)."""
 
@@ -57,6 +56,7 @@ class DpoSettings:
     lora_alpha: int = 16
     learning_rate: float = 1e-5
     warmup_steps: int = 10
+    """optimizer steps of warm-up; a short training has fewer, see ``learned.warmup_of``"""
     epochs: int = 1
     batch_size: int = 4
     gradient_accumulation: int = 16
@@ -391,7 +391,7 @@ def _dataset(ids: pd.DataFrame) -> Dataset:
 def _key(model: str, dpo: DpoSettings, economy: EfficiencySettings, seed: int, ids: pd.DataFrame) -> str:
     """Return the hash of everything a training depends on; a checkpoint or an adapter is reused under the same key."""
     tokens = ids[["prompt_ids", "chosen_ids", "rejected_ids"]].to_json(orient="values")
-    code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], shared_prefix))
+    code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], shared_prefix, learned))
     parts = [
         model,
         asdict(dpo),
@@ -417,7 +417,7 @@ def _arguments(
         beta=dpo.beta,
         learning_rate=dpo.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=dpo.warmup_steps,
+        warmup_steps=warmup_of(dpo.warmup_steps, steps),
         num_train_epochs=dpo.epochs,
         per_device_train_batch_size=dpo.batch_size,
         per_device_eval_batch_size=dpo.batch_size,
@@ -462,7 +462,7 @@ class _Watch(TrainerCallback):
     """Follow the trainer's log: progress bar, live curves, and findings of ``health_checks``, each kind once."""
 
     def __init__(self, steps: int, dpo: DpoSettings, upkeep: MonitorSettings) -> None:
-        self.dpo, self.upkeep = dpo, upkeep
+        self.dpo, self.upkeep, self.warmup = dpo, upkeep, warmup_of(dpo.warmup_steps, steps)
         self.told: set[str] = set()
         self.stopped: health_checks.TrainingFinding | None = None
         self.bar = tqdm(total=steps, desc="DPO", unit="step")
@@ -485,7 +485,7 @@ class _Watch(TrainerCallback):
             self.upkeep.show(log)
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         for finding in health_checks.check_training_log(
-            log, beta=self.dpo.beta, pairs_per_step=per_step, warmup_steps=self.dpo.warmup_steps
+            log, beta=self.dpo.beta, pairs_per_step=per_step, warmup_steps=self.warmup
         ):
             if finding.kind in self.upkeep.stop_on:
                 self.stopped, control.should_training_stop = finding, True

@@ -5,6 +5,7 @@ In: the tables of a run. Out: what a person looks at.
 - ``plots``: matplotlib figures, such as ``plots.tree`` (a tree coloured by V) and ``plots.training_curves``.
 - ``explore_trees``, ``explore_pairs``, ``explore_responses``: widgets in a live notebook, static HTML elsewhere.
 - ``scores_table``, ``self_correction_table``, ``ablation_table``, ``comparison_table``: tables for a terminal.
+- ``verdicts`` and ``cautions`` say in sentences what a run shows, and why it may show nothing.
 - ``write_report`` writes ``report.html``; ``write_result_tables`` writes the results as CSV and Markdown.
 """
 
@@ -34,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "trained_note",
         ],
         "result_files": ["compare_with_published", "evaluated_model", "published_text", "write_result_tables"],
+        "verdict": ["cautions", "verdicts"],
         "report": ["write_report"],
     },
 )
