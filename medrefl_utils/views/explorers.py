@@ -327,6 +327,7 @@ class PairBrowser(_WithStaticHtml):
         self.table = tables.pairs.assign(length=length, margin=margin).set_index("pair_id", drop=False)
         self.pane.tree = None
         self.kind.options = ["all kinds", *dict.fromkeys(self.table["kind"])]
+        self.kind.value = "all kinds"
         for slider, (low, high) in ((self.margin, _span(margin, 0.1)), (self.length, map(int, _span(length, 1)))):
             with slider.hold_trait_notifications():
                 slider.min, slider.max, slider.value = low, high, (low, high)
@@ -390,6 +391,7 @@ class ResponseBrowser(_WithStaticHtml):
         self.responses = responses
         self.table = static_html.paired_answers(responses).reset_index(drop=True)
         self.protocol.options = ["all protocols", *dict.fromkeys(self.table["protocol"])]
+        self.protocol.value = "all protocols"
         chosen = self.change.value
         self.change.options = self._changes()  # this selects the first option
         self.change.value = chosen or CHANGES[0]
