@@ -188,6 +188,14 @@ def test_reflections_are_asked_for_again_twice_with_new_seeds_then_dropped_and_c
     assert pa.Table.from_pandas(written, schema=REFLECTIONS, preserve_index=False).num_rows == 2
 
 
+def test_a_reflection_that_makes_no_sense_is_left_out_and_shown_but_stops_no_run() -> None:
+    script = Script(lambda *_: "Wait, it is not so that fever leaves oxpril. I missed the rash.")
+    written, dropped = write_reflections({("q", 2, 5): TURN}, script, sampling=SAMPLING, seed=7)
+    assert written["faults"].tolist() == [["unsaid"] * 3] and written["text"].isna().all()
+    assert dropped == {"reflection_unsaid": 1} and dropped.faults == {}
+    assert "it is not so that fever leaves oxpril" in dropped.examples["reflection_unsaid"]
+
+
 def test_a_reflections_seeds_do_not_depend_on_what_else_is_asked() -> None:
     alone, both = Script(lambda *_: "So."), Script(lambda *_: "So.")
     write_reflections({("q", 2, 6): INVALID}, alone, sampling=SAMPLING, seed=7)

@@ -5,7 +5,7 @@ A reply that fails its check is asked for again with another seed, at most twice
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -70,15 +70,19 @@ def ask_until_valid(
     return results
 
 
-def count_faults(asked: Sequence[Reply[_T]], name: str, where: Sequence[str]) -> DropCounts:
+def count_faults(
+    asked: Sequence[Reply[_T]], name: str, where: Sequence[str], selections: Container[str] = ()
+) -> DropCounts:
     """Count the prompts that were given up, as ``<name>_<fault of the last attempt>``.
 
-    ``where`` names each prompt's row, for the example of each reason ("question 'q1'").
+    ``where`` names each prompt's row, for the example of each reason ("question 'q1'"). A fault in ``selections`` is
+    counted as a selection: the reply can be read, but is not good enough.
     """
     dropped = DropCounts()
     for one, place in zip(asked, where, strict=True):
         if one.value is None:
-            dropped.drop(f"{name}_{one.faults[-1]}", f"{place}, reply {excerpt(one.replies[-1])}")
+            count = dropped.leave_out if one.faults[-1] in selections else dropped.drop
+            count(f"{name}_{one.faults[-1]}", f"{place}, reply {excerpt(one.replies[-1])}")
     return dropped
 
 

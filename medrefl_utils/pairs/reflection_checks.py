@@ -61,6 +61,9 @@ _OPTION = re.compile(r"\b(?i:option|choice|letter|answer)\W{0,4}([A-Z])\b")
 _NAMES = EXPLICIT | {"lone", "label"}
 """The rules of ``extract_answer`` that read a letter, not an option's text."""
 
+NONSENSE = ("unsaid", "contradiction")
+"""The findings of ``check_reflection`` on what a reflection says, not on its form."""
+
 
 def check_reflection(turn: CorrectionText, reply: Continuation, *, thinking_open: bool = False) -> str:
     """Say what is wrong with a reflection in one word, or return "".
