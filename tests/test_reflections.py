@@ -103,6 +103,8 @@ LONG = CorrectionText(
         ("labetalol is safe", "unsaid"),  # said by the steps that replace the wrong ones
         ("she is in her third trimester", "unsaid"),  # said by the steps that both paths share
         ("enalapril is safe in pregnancy", "unsaid"),
+        ("her blood pressure calls for treatment with enalapril and labetalol at once", "unsaid"),
+        ("her blood pressure calls for safe treatment with enalapril at once", "unsaid"),  # "safe" replaces it
     ],
 )
 def test_what_is_denied_must_be_among_the_wrong_steps(denied: str, found: str) -> None:

@@ -81,12 +81,14 @@ def count_faults(
     dropped = DropCounts()
     for one, place in zip(asked, where, strict=True):
         if one.value is None:
-            count = dropped.leave_out if one.faults[-1] in selections else dropped.drop
-            count(f"{name}_{one.faults[-1]}", f"{place}, reply {excerpt(one.replies[-1])}")
+            # What a poor reply says is seen in the whole of it, a fault of its form in the beginning.
+            poor = one.faults[-1] in selections
+            reply = excerpt(one.replies[-1], 4 * _SHOWN if poor else _SHOWN)
+            (dropped.leave_out if poor else dropped.drop)(f"{name}_{one.faults[-1]}", f"{place}, reply {reply}")
     return dropped
 
 
-def excerpt(text: str) -> str:
-    """Return the beginning of a text as one quoted line of at most 120 characters, for a message."""
+def excerpt(text: str, length: int = _SHOWN) -> str:
+    """Return the beginning of a text as one quoted line of at most ``length`` characters, for a message."""
     line = " ".join(text.split())
-    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}...")
+    return repr(line if len(line) <= length else f"{line[:length]}...")

@@ -147,7 +147,7 @@ def reflection_pairs(
             continue
         said = [" ".join(reflections[key].split()).casefold() for key in keys]
         if said[0] == said[1]:
-            example = f"question {row.question_id!r}, step left {row.left}: both reflections are {said[0][:120]!r}"
+            example = f"question {row.question_id!r}, step left {row.left}: both reflections are {said[0][:480]!r}"
             dropped.drop("same_reflection", example)
             continue
         question, wrong = by_id[row.question_id], nodes[row.question_id, row.wrong_leaf]

@@ -110,18 +110,18 @@ def _denied(pattern: re.Pattern[str], clause: str) -> str:
 def _is_said(denied: str, turn: CorrectionText) -> bool:
     """Return whether one of the wrong steps says a denied sentence: its words in a row, or nearly all of its words.
 
-    A step that says nearly all of them must also name each option that the sentence names.
+    In the second case, the other words may neither be those of the steps that replace the wrong ones, nor of an option:
+    they make it another sentence.
     """
     words = _words(denied)
+    elsewhere = {word for text in (*turn.right, *turn.question.options.values()) for word in _words(text)}
     for step in turn.wrong:
         said = _words(step)
         if any(said[at : at + len(words)] == words for at in range(len(said))):
             return True
-        options = [" ".join(_words(option)) for option in turn.question.options.values()]
-        named = [option for option in options if f" {option} " in f" {' '.join(words)} "]
-        if all(f" {option} " in f" {' '.join(said)} " for option in named):
-            if sum(word in said for word in words) > _OVERLAP * len(words):
-                return True
+        others = [word for word in words if word not in said]
+        if len(words) - len(others) > _OVERLAP * len(words) and elsewhere.isdisjoint(others):
+            return True
     return False
 
 
