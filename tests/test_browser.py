@@ -36,9 +36,9 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 HOSTILE = "Step 1: <script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$ </details> end\n"
 # What the notebooks of the copy run with, so that all of it takes minutes.
 SMALLER = {
-    "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 8"},
+    "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 0"},
     "05_benchmark_evaluation": {
-        "n_questions: int = 100": "n_questions: int = 40",
+        "n_questions: int = 200": "n_questions: int = 40",
         "self_correction_questions: int = 40": "self_correction_questions: int = 8",
     },
 }
@@ -70,7 +70,7 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # So few pairs must change some answers: the response browser has something to show.
     command += [
         "--set",
-        "03_pair_construction.max_reflection_pairs=8",
+        "03_pair_construction.max_reflection_pairs=0",
         "--set",
         "03_pair_construction.n_evaluation_questions=40",
     ]
