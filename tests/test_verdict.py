@@ -22,7 +22,10 @@ from tests.test_report import NAN, score
             "answers fewer questions correctly than its base (60.0% to 55.0%, −5 points [−7, −3], 1,000 questions)",
         ),
         (0.015, "no difference between adapter and base is shown (60.0% to 61.5%, +1.5 points [−0.5, +3.5], 1,000 "),
-        (0.0, "no difference between adapter and base is shown (60.0% to 60.0%, 0 points [−2, +2], 1,000 questions)"),
+        (
+            0.0,
+            "is shown (60.0% to 60.0%, 0 points [−2, +2], 1,000 questions, which can show gains of about 3 points).",
+        ),
     ],
 )
 def test_the_verdict_says_more_fewer_or_no_difference(gain: float, words: str) -> None:

@@ -36,7 +36,8 @@ def _verdict(row: Mapping[str, Any]) -> str:
         return f"{where}: the adapter answers more questions correctly than its base ({numbers})."
     if row["gain_high"] < 0:
         return f"{where}: the adapter answers fewer questions correctly than its base ({numbers})."
-    return f"{where}: no difference between adapter and base is shown ({numbers})."
+    shown = f", which can show gains of about {100 * row['detectable']:.0f} points" if row["detectable"] > 0 else ""
+    return f"{where}: no difference between adapter and base is shown ({numbers}{shown})."
 
 
 def cautions(run: RunFiles, scores: pd.DataFrame) -> list[str]:
