@@ -1,4 +1,4 @@
-# make setup | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values]
+# make setup | demo | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values]
 #      | test-servers | test-oldest | faults [KILLS=100] | audit | clean
 # A stamp in .venv records the Python and the folder. Set-up runs again if they, pyproject.toml or constraints.txt change.
 # PIP_ARGS goes to pip. Without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
@@ -17,12 +17,16 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup run test test-servers test-oldest lab bench faults audit clean
+.PHONY: setup demo run test test-servers test-oldest lab bench faults audit clean
 
 setup: $(STAMP)
 
 run: $(STAMP)
 	@$(BIN)/python -m medrefl_utils run $(PROFILE) $(ARGS)
+
+demo: $(STAMP)
+	@# A finished run that the notebooks open on. An interrupted one goes on where it stopped.
+	@$(BIN)/python -m medrefl_utils run params/demo.yaml $(ARGS)
 
 test: $(STAMP)
 	@# tests/conftest.py sets the number of processes, at most four. The tests of one file share fixtures, so they stay together.

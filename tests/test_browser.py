@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from medrefl_utils.core import STEPS, Question, RunFiles, read_table, write_table
-from medrefl_utils.views import write_report
+from medrefl_utils.core import PAIRS, RESPONSES, STEPS, Question, RunFiles, read_table, write_table
+from medrefl_utils.views import explore_pairs, explore_responses, explore_trees, write_report
 from tests.test_report import grown
 
 pytestmark = pytest.mark.timeout(1200)  # minutes where other work has the cores
@@ -36,9 +36,9 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 HOSTILE = "Step 1: <script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$ </details> end\n"
 # What the notebooks of the copy run with, so that all of it takes minutes.
 SMALLER = {
-    "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 8"},
+    "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 0"},
     "05_benchmark_evaluation": {
-        "n_questions: int = 100": "n_questions: int = 40",
+        "n_questions: int = 200": "n_questions: int = 40",
         "self_correction_questions: int = 40": "self_correction_questions: int = 8",
     },
 }
@@ -64,26 +64,42 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert text.count(old) == 1, old
             text = text.replace(old, new)
         notebook.write_text(text)
-    command = ["run", "params/smoke.yaml", "--set", "shared.run=interactive"]
+    command = ["run", "params/smoke.yaml", "--set", "shared.run=demo"]
     for name in ("01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=40"):
         command += ["--set", name]
     # So few pairs must change some answers: the response browser has something to show.
     command += [
         "--set",
-        "03_pair_construction.max_reflection_pairs=8",
+        "03_pair_construction.max_reflection_pairs=0",
         "--set",
         "03_pair_construction.n_evaluation_questions=40",
     ]
     command += ["--set", "05_benchmark_evaluation.self_correction_questions=8"]
     command += ["--set", "04_dpo_lora_4bit.epochs=4", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
-    run = RunFiles(folder / "runs" / "interactive")
+    run = RunFiles(folder / "runs" / "demo")
     medrefl(folder, root, *command, "--only", "01")
     for part in run.steps.glob("*.parquet"):
         steps = read_table(part, STEPS)
         steps["text"] = steps["text"].mask(steps["depth"] == 1, HOSTILE)
         write_table(part, steps, STEPS)
     medrefl(folder, root, *command, "--from", "02")
+    another(run, RunFiles(folder / "runs" / "other"))
+    thousand_steps(folder / "runs" / "thousand")
     return folder
+
+
+def another(run: RunFiles, other: RunFiles) -> None:
+    """A second run: the same trees, three pairs of one kind, and two responses that became correct."""
+    for name in ("questions.parquet", "values.parquet"):
+        other.root.mkdir(exist_ok=True)
+        shutil.copy(run.root / name, other.root / name)
+    shutil.copytree(run.steps, other.steps)
+    pairs, responses = read_table(run.pairs, PAIRS), read_table(run.responses, RESPONSES)
+    write_table(other.pairs, pairs[pairs["kind"] == "reasoning"].head(3), PAIRS)
+    greedy = responses[responses["protocol"] == "greedy"]
+    asked = greedy[greedy["question_id"].isin(greedy["question_id"].unique()[:2])]
+    asked = asked.assign(correct=asked["model"] == "medrefl", protocol="sampled")
+    write_table(other.responses / "clinic.parquet", asked, RESPONSES)
 
 
 def medrefl(folder: Path, root: Path, *words: str) -> None:
@@ -147,6 +163,14 @@ class Lab:
             page.wait_for_timeout(300)
         return page
 
+    def theme(self, name: str) -> None:
+        """Choose JupyterLab's theme for the pages that are opened from now on."""
+        page = self.browser.new_page()
+        settings = self.address.format("lab/api/settings/@jupyterlab/apputils-extension:themes?").replace("?&", "?")
+        done = page.request.put(settings, data=json.dumps({"raw": json.dumps({"theme": name})}))
+        assert done.ok, done.text()
+        page.close()
+
     def shot(self, part: Page | Locator, name: str) -> None:
         part.screenshot(path=self.shots / f"{name}.png")
 
@@ -208,12 +232,12 @@ def test_pairs_are_filtered_and_read_in_notebook_03(lab: Lab) -> None:
     expect(pair).to_contain_text("<script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$")
     nothing_ran(page)
 
-    cell.locator("select").first.select_option("reflection_post")
+    cell.locator("select").nth(1).select_option("reflection_post")
     expect(pair.locator("h4").first).to_contain_text("reflection post")
     expect(pair.locator(".reflection")).to_have_count(2)
     shared, sides = pair.locator(".shared"), pair.locator(".side")
     expect(shared).to_be_visible()
-    assert shared.evaluate("e => getComputedStyle(e).color") == "rgb(107, 107, 107)"
+    assert shared.evaluate("e => getComputedStyle(e).color") == "rgb(102, 102, 102)"
     assert pair.locator(".parts").inner_text() == "◆ the two sides diverge here"
     chosen, rejected = (sides.nth(side).bounding_box() for side in (0, 1))
     assert chosen["y"] == rejected["y"] and chosen["x"] + chosen["width"] <= rejected["x"], "not side by side"
@@ -221,9 +245,13 @@ def test_pairs_are_filtered_and_read_in_notebook_03(lab: Lab) -> None:
     assert tree.locator(".node.chosen").count() and tree.locator(".node.rejected").count()
     lab.shot(cell, "03_pairs")
 
-    before = cell.locator("select").nth(1).locator("option").count()
+    before = cell.locator("select").nth(2).locator("option").count()
     cell.get_by_placeholder("search pairs").fill("no pair says this")
     expect(cell.get_by_text(f"0 of {before} pairs")).to_be_visible()
+
+    cell.get_by_placeholder("search pairs").fill("")
+    another_run(cell, "pairs", 3)
+    expect(pair.locator("h4").first).to_contain_text("reasoning")
     page.close()
 
 
@@ -231,6 +259,7 @@ def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> Non
     page = lab.run_all("notebooks/02_step_valuation.ipynb")
     cell = cell_of(page, "explore_trees")
     tree, detail, pair = (pane(cell, name) for name in ("tree", "step", "pair"))
+    assert cell.locator("select").first.input_value() == "demo"  # the run that `make demo` makes
     questions = cell.locator("select").nth(1)
     expect(questions.locator("option")).to_have_count(24)
     expect(detail).to_contain_text("Most confusing wrong path: S = ")
@@ -278,7 +307,6 @@ def test_a_question_a_step_and_a_pair_are_chosen_in_notebook_02(lab: Lab) -> Non
 
 
 def test_a_tree_of_a_thousand_steps_answers_at_once(lab: Lab, checkout: Path) -> None:
-    thousand_steps(checkout / "runs" / "thousand")
     page = lab.run_all("notebooks/02_step_valuation.ipynb")
     cell = cell_of(page, "explore_trees")
     tree, detail = pane(cell, "tree"), pane(cell, "step")
@@ -322,15 +350,57 @@ def test_what_changed_is_read_in_notebook_05(lab: Lab) -> None:
     expect(answers.locator(".side").nth(1).locator("h4")).to_contain_text(after)
     expect(answers.locator(".question .gold")).to_contain_text("✓")
     expect(cell.get_by_text(f"{number} of {number} responses")).to_be_visible()
-    listed, active = cell.locator("select").nth(1), cell.locator("button.mod-active")
+    listed, active = cell.locator("select").nth(2), cell.locator("button.mod-active")
     expect(listed.locator("option", has_text="sampled")).not_to_have_count(0)
-    cell.locator("select").first.select_option("greedy")
+    cell.locator("select").nth(1).select_option("greedy")
     expect(listed.locator("option", has_text="sampled")).to_have_count(0)
     number = re.fullmatch(rf"{name} \((\d+)\)", active.inner_text()).group(1)  # the change that was chosen
     expect(cell.get_by_text(f"{number} of {number} responses")).to_be_visible()
     expect(listed.locator("option", has_text="greedy")).to_have_count(int(number))
     lab.shot(cell, "05_responses")
+    another_run(cell, "responses", 2)
     page.close()
+
+
+def another_run(cell: Locator, what: str, n: int) -> None:
+    """Choose the run ``other``, which has ``n`` of them; the run that has only trees is not offered."""
+    runs = cell.locator("select").first
+    assert runs.locator("option").all_inner_texts() == ["demo", "other"]
+    runs.select_option("other")
+    expect(cell.get_by_text(f"{n} of {n} {what}")).to_be_visible()
+
+
+def test_in_the_dark_theme_all_is_readable(lab: Lab) -> None:
+    lab.theme("JupyterLab Dark")
+    try:
+        page = lab.run_all("notebooks/02_step_valuation.ipynb")
+        cell = cell_of(page, "explore_trees")
+        tree, detail = pane(cell, "tree"), pane(cell, "step")
+        expect(detail).to_contain_text("Most confusing wrong path")
+        lab.shot(cell, "02_dark")
+        for part in (detail.locator("h4").first, detail.locator(".question").first, detail.locator(".dim").first):
+            assert part.evaluate(CONTRAST) > 4.5, part.inner_text()
+        for name in ("chosen", "rejected", "both", "left"):
+            line = cell.locator(f".legend .line.{name}")
+            assert line.evaluate(CONTRAST, "borderTopColor") > 3, name
+        for name in ("chosen", "rejected"):
+            assert tree.locator(f".edge.{name}").first.evaluate(CONTRAST, "stroke") > 3, name
+        page.close()
+    finally:
+        lab.theme("JupyterLab Light")
+
+
+# The WCAG contrast of a part's colour with the first background below it that is not transparent.
+CONTRAST = """(part, name) => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (text) => rgb(text).slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  let below = part;
+  while (rgb(getComputedStyle(below).backgroundColor)[3] === 0) below = below.parentElement;
+  const both = [light(getComputedStyle(part)[name ?? "color"]), light(getComputedStyle(below).backgroundColor)];
+  return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+}"""
 
 
 def test_an_executed_notebook_has_the_twin_and_no_widget_box(lab: Lab, checkout: Path, root: Path) -> None:
@@ -346,13 +416,44 @@ def test_an_executed_notebook_has_the_twin_and_no_widget_box(lab: Lab, checkout:
     assert badge.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(217, 95, 2)"
     assert page.locator(".jupyter-widgets").count() == 0 and page.get_by_text("Error displaying widget").count() == 0
     nothing_ran(page)
+    assert cell.locator("style").count() == 0, "the notebook is untrusted, so JupyterLab drops the style"
+    is_a_tree(cell)
     lab.shot(cell, "02_executed")
     page.close()
 
 
+def is_a_tree(place: Page | Locator) -> None:
+    """Each level of the first open tree is further to the right than the one above it, and each step on a new line."""
+    steps = place.locator("details[open] details[open] > summary")
+    boxes = [steps.nth(i).bounding_box() for i in range(min(steps.count(), 6))]
+    deeper = place.locator("details[open] details[open] details[open] > summary").first.bounding_box()
+    assert boxes and deeper["x"] > boxes[0]["x"] + 5
+    assert all(below["y"] >= above["y"] + 10 for above, below in zip(boxes, boxes[1:], strict=False))
+
+
+def test_on_github_the_structure_is_left(checkout: Path, browser: Browser, shots: Path) -> None:
+    """GitHub and nbviewer drop <style> and nearly all attributes: what is left must still be a tree, and two sides."""
+    run = RunFiles(checkout / "runs" / "demo")
+    bare = browser.new_page(viewport={"width": 1000, "height": 1400})
+    for name, explore in (("trees", explore_trees), ("pairs", explore_pairs), ("responses", explore_responses)):
+        html = re.sub(r"<style>.*?</style>", "", explore(run, live=False).data, flags=re.DOTALL)
+        html = re.sub(r' (class|style|title|role)="[^"]*"', "", html)
+        bare.set_content(html)
+        assert bare.evaluate("document.querySelectorAll('[class], [style], style').length") == 0
+        if name == "trees":
+            is_a_tree(bare)
+        else:
+            sides = bare.locator("details[open] td")
+            chosen, rejected = (sides.nth(side).bounding_box() for side in (0, 1))
+            assert chosen["y"] == rejected["y"] and chosen["x"] + chosen["width"] <= rejected["x"] + 1
+            assert "\n" in sides.nth(0).locator("div").inner_text().strip()  # its steps are lines
+        bare.screenshot(path=shots / f"github_{name}.png")
+    bare.close()
+
+
 @pytest.mark.parametrize(("name", "width"), [("phone", 390), ("desktop", 1280)])
 def test_the_report_fits_its_screen(checkout: Path, browser: Browser, shots: Path, name: str, width: int) -> None:
-    run = RunFiles(checkout / "runs" / "interactive")
+    run = RunFiles(checkout / "runs" / "demo")
     page = browser.new_page(viewport={"width": width, "height": 900})
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -367,11 +468,21 @@ def test_the_report_fits_its_screen(checkout: Path, browser: Browser, shots: Pat
         expect(page.get_by_role("heading", name=f"Pair: {kind}")).to_be_visible()
     expect(page.locator("#examples")).to_contain_text("<script>window.gotcha=1</script> <img src=x onerror")
     nothing_ran(page)
+    assert page.locator(".verdict").first.bounding_box()["y"] < 400
+    assert page.get_by_alt_text("Accuracy of base and adapter").bounding_box()["y"] < 900  # the first screen
+    for plot in page.locator("figure .scroll").all():
+        is_cut = plot.evaluate("e => e.scrollWidth > e.clientWidth + 1")
+        said = plot.locator("xpath=../figcaption").evaluate("e => getComputedStyle(e, '::after').content")
+        assert not is_cut or "scroll sideways" in said
     first = page.locator(".tree details:not([open]) > summary").first
     if first.count():
         first.click()
         expect(first.locator("xpath=..")).to_have_attribute("open", "")
     page.screenshot(path=shots / f"report_{name}.png", full_page=True)
+    page.emulate_media(color_scheme="dark")
+    for part in ("h1", ".verdict", ".dim", "nav a", "#results td", ".medrefl .shared", ".medrefl .side"):
+        assert page.locator(part).first.evaluate(CONTRAST) > 4.5, part
+    page.screenshot(path=shots / f"report_{name}_dark.png")
     if name == "desktop":
         page.pdf(path=shots / "report.pdf", format="A4")
     page.close()

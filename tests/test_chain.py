@@ -299,11 +299,36 @@ def test_upstream_makes_what_is_missing_when_a_notebook_is_opened_alone(tmp_path
     assert (root / "runs/interactive/values.parquet").read_text() == "0\n1\n20\n1\n2"
     stages = json.loads((root / "runs/interactive/manifest.json").read_text())["stages"]
     assert "key" in stages["01_count"] and "key" not in stages["02_double"]
+    by_hand = {"run": "runs/interactive", "seed": 0, "loud": False}
+    assert stages["02_double"]["parameters"] == by_hand and stages["02_double"]["inputs"].keys() == {
+        "questions.parquet",
+        "steps",
+    }
 
 
 def test_upstream_returns_at_once_when_all_is_there(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chain.make_missing_inputs("03_tell", "runs/t", root=finished, stages=toy.STAGES, package=finished / "toy")
     assert capsys.readouterr().out == ""
+
+
+def test_a_notebook_opened_on_old_and_new_results_names_the_notebook_to_run_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.run(finished, "01_count.n=2", only="1")
+    files = RunFiles(finished / "runs/t")
+    options = {"root": finished, "stages": toy.STAGES, "package": finished / "toy"}
+    chain.make_missing_inputs("02_double", "runs/t", **options)
+    assert capsys.readouterr().err == ""  # what 02 reads is new, and belongs together
+    chain.make_missing_inputs("03_tell", "runs/t", **options)
+    assert capsys.readouterr().err == (
+        "warning: runs/t: old and new results are mixed (questions.parquet and steps changed after 02_double): run "
+        "02_double again\n"
+    )
+    record_stage(files, "03_tell", [files.report], {})
+    assert manifest(finished)["stages"]["03_tell"]["inputs"] == {"values.parquet": content_hash(files.values)}
+    toy.run(finished, "01_count.n=2")
+    chain.make_missing_inputs("03_tell", "runs/t", **options)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_keeps_the_date_of_its_first_start_in_every_kernel(tmp_path: Path) -> None:

@@ -22,6 +22,18 @@ def test_selections_are_counted_and_are_no_faults() -> None:
     check_dropped("pairs", DropCounts({"cap": 100}), 0, 0.0)
 
 
+def test_a_selection_with_an_example_is_no_fault() -> None:
+    dropped = lost(same_text=1)
+    dropped.leave_out("poor", "question 'q7': poor")
+    assert dropped["poor"] == 1 and dropped.examples["poor"] == "question 'q7': poor"
+    for counts in (dropped, DropCounts(dropped)):
+        assert counts.faults == {"same_text": 1} and set(counts.faults.examples) == {"same_text"}
+    both = lost(cut=1)
+    both.add(dropped)
+    assert both.faults == {"same_text": 1, "cut": 1} and both["poor"] == 1
+    check_dropped("reflections", dropped, 1, 0.5)
+
+
 def test_counts_of_two_steps_are_added_with_the_first_example() -> None:
     both = lost(same_text=2)
     both.add(lost(same_text=1, chosen_elsewhere=1))

@@ -126,7 +126,7 @@ class TestStatic:
         text = words(explorers.explore_pairs(run, live=False).data)
         assert "reasoning: 2 pairs" in text and "reflection post: 1 pair " in text
         page = shown(explorers.explore_pairs(run, live=False).data)
-        assert len(page.all("span", "reflection")) == 2
+        assert len(page.all("mark", "reflection")) == 2
         assert text.count("Wait, it is not so: 3.") == 1 and text.count("◆ the two sides diverge here") == 2
         narrow = static_html.read_tables(run).pairs["pair_id"].iloc[0]  # chosen +0.67, rejected -0.33
         assert "reasoning: 2 pairs reasoning: chosen S = +0.67; rejected S = −1 " in text.replace("−1A", "−1 A")
@@ -138,8 +138,8 @@ class TestStatic:
         for side in ("chosen", "rejected"):
             pair[side] = [{"role": "assistant", "content": f"Answer: B\nSo I go on.\nThen.\nAnswer: {side}"}]
         page = shown(static_html.piece("sides", static_html.pair_view(pair)))
-        assert len(page.all("span", "reflection")) == 1
-        assert page.text.split("◆")[0].strip() == "Answer: B\nSo I go on.Then."
+        assert len(page.all("mark", "reflection")) == 1
+        assert page.text.split("◆")[0].strip() == "Answer: B So I go on. Then."
 
     def test_responses_are_counted_by_how_they_changed(self, run: RunFiles) -> None:
         text = words(explorers.explore_responses(run, live=False).data)
@@ -157,6 +157,35 @@ class TestStatic:
             "{{ 7 * 7 }}" in shown(explorers.explore_trees(run).data).text
             and "$x^2$" in shown(explorers.explore_trees(run).data).text
         )
+
+
+class TestWithoutStyle:
+    """GitHub, nbviewer and an untrusted notebook drop <style>, and GitHub all attributes: the elements must suffice."""
+
+    def test_the_tree_is_a_nested_list(self, run: RunFiles) -> None:
+        page = shown(static_html.piece("outline", list(static_html.read_tables(run).tree("q1").outline(set()))))
+        tags = [tag for tag, _ in page.elements if tag in ("ul", "li", "details")]
+        # The root; step 1 with its leaves 3 and 4; step 2 with leaf 5.
+        inner = ["li", "details", "ul"]
+        assert tags == ["ul", *inner, *inner, "li", "li", *inner, "li"]
+
+    def test_a_line_of_a_text_is_a_line(self, run: RunFiles) -> None:
+        for twin in (explorers.explore_pairs(run), explorers.explore_responses(run)):
+            inside = twin.data.split("</style>")[1]
+            assert "<br>" in inside
+            texts = [part.split("</div>")[0] for part in inside.split('class="text" dir="auto">')[1:]]
+            assert texts and not any("\n" in text.strip() for text in texts)
+
+    def test_the_two_sides_are_cells_and_a_reflection_is_marked(self, run: RunFiles) -> None:
+        page = shown(explorers.explore_pairs(run).data)
+        assert len(page.all("table", "sides")) == 3 and len(page.all("td", "side")) == 6
+        assert len(page.all("mark", "reflection")) == 2
+
+    def test_an_option_has_its_letter_and_no_number(self, run: RunFiles) -> None:
+        page = shown(static_html.piece("question_box", QUESTION, "q1"))
+        tags = [tag for tag, _ in page.elements]
+        assert "ol" not in tags and tags.count("li") == 3 and tags.count("b") == 1
+        assert "A. zelorin ✓" in " ".join(page.text.split())
 
 
 class TestTreeExplorer:
@@ -239,6 +268,8 @@ class TestTreeExplorer:
         write_table(other.steps / "part-00000.parquet", questions, STEPS)
         write_table(other.values, value_table(questions), VALUES)
         it = explorers.explore_trees(run, live=True)
+        RunFiles(run.root.parent / "only_begun").steps.mkdir(parents=True)
+        it = explorers.explore_trees(run, live=True)
         assert it.run.options == ("demo", "other")
         it.run.value = "other"
         assert it.questions.count.value == "1 of 1 questions" and it.pane.tree.question_id == "q2"
@@ -294,11 +325,33 @@ class TestPairBrowser:
         table = static_html.read_tables(run).pairs
         it = explorers.explore_pairs(run, first=table["pair_id"].iloc[2], live=True)
         page = shown(it.pair.html)
-        assert len(page.all("span", "reflection")) == 2 and len(page.all("div", "shared")) == 1
+        assert len(page.all("mark", "reflection")) == 2 and len(page.all("div", "shared")) == 1
         assert "A = +1.67, 40 tokens" in words(it.pair.html)
         assert it.pane.tree.question_id == "q1" and it.pane.picture.marks["4"] == "left"
         it.chooser.list.value = table["pair_id"].iloc[0]
         assert "left" not in " ".join(it.pane.picture.marks.values())
+
+    def test_another_runs_pairs_are_chosen_with_their_own_filters(self, run: RunFiles) -> None:
+        other = RunFiles(run.root.parent / "other")
+        grown(other.root, [QUESTION, CLEAR], STEPS_TABLE)
+        it = explorers.explore_pairs(run, live=True)
+        assert it.run.options == ("demo",)  # the other run has no pairs yet
+        long = reflected().assign(chosen_tokens=[900], rejected_tokens=[905])
+        write_table(other.pairs, long, PAIRS)
+        it = explorers.explore_pairs(run, live=True)
+        assert it.run.options == ("demo", "other") and it.length.max == 44
+        it.kind.value = "reasoning"
+        it.run.value = "other"
+        assert it.kind.options == ("all kinds", "reflection_post") and it.kind.value == "all kinds"
+        assert it.length.value == (it.length.min, it.length.max) == (905, 906)
+        assert it.chooser.count.value == "1 of 1 pairs" and long["pair_id"][0] in words(it.pair.html)
+        assert "left" in " ".join(it.pane.picture.marks.values())
+        assert it._repr_mimebundle_()["text/html"] == explorers.explore_pairs(other, live=False).data
+        it.run.value = "demo"
+        assert it.chooser.count.value == "3 of 3 pairs" and it.length.max == 44
+        other.values.unlink()
+        it.run.value = "other"
+        assert "values.parquet is missing: 02_step_valuation makes it" in words(it.pair.html)
 
     def test_a_run_without_pairs_says_so(self, run: RunFiles) -> None:
         write_table(run.pairs, pd.DataFrame(columns=PAIRS.names), PAIRS)
@@ -317,6 +370,26 @@ def test_the_response_browser_by_change_and_protocol(run: RunFiles) -> None:
     assert words(it.pane.html) == "No response changed from right to wrong."
     it.protocol.value = "all protocols"
     assert "✗ Med-REFL: no readable answer" in words(it.pane.html)
+
+
+def test_another_runs_responses_are_chosen(run: RunFiles) -> None:
+    other = RunFiles(run.root.parent / "other")
+    rows = [response(CLEAR, model, answer, f"Answer: {answer}") for model, answer in (("base", "B"), ("medrefl", "B"))]
+    rows = [row | {"protocol": "budget"} for row in rows]
+    write_table(other.responses / "clinic.parquet", pd.DataFrame(rows), RESPONSES)
+    RunFiles(run.root.parent / "only_begun").responses.mkdir(parents=True)
+    it = explorers.explore_responses(run, live=True)
+    assert it.run.options == ("demo", "other")
+    it.protocol.value = "greedy"
+    it.run.value = "other"
+    assert it.protocol.options == ("all protocols", "budget") and it.protocol.value == "all protocols"
+    assert it.change.value == "wrong → right" and "No response changed from wrong to right." in words(it.pane.html)
+    it.change.value = "wrong → wrong"
+    assert it.chooser.count.value == "1 of 1 responses" and "✗ Med-REFL: B" in words(it.pane.html)
+    it.run.value = "demo"
+    assert it.chooser.count.value == "0 of 0 responses"
+    it.change.value = "wrong → right"
+    assert it.chooser.count.value == "2 of 2 responses"
 
 
 def test_a_run_without_its_tables_is_an_error_that_names_the_maker(tmp_path: Path) -> None:

@@ -382,15 +382,24 @@ def test_a_pair_after_the_end_begins_with_the_whole_wrong_path() -> None:
 
 
 def test_a_pair_without_both_reflections_is_dropped_and_counted() -> None:
-    pairs, dropped = reflected("mid", lambda key: None if key[2] == 10 else "Wait.")
+    pairs, dropped = reflected("mid", lambda key: None if key[2] == 10 else f"Wait, {key[2]}.")
     assert len(pairs) == 1 and dropped["no_reflection"] == 1
+
+
+def test_two_sides_with_the_same_reflection_teach_nothing_about_reflecting() -> None:
+    pairs, dropped = reflected(
+        "mid", lambda key: {10: "Wait,\nI  Err.", 5: "wait, I err."}.get(key[2], f"I go to {key[2]}.")
+    )
+    assert len(pairs) == 1 and dropped.faults == {"same_reflection": 1}
+    assert dropped.examples["same_reflection"] == "question 'q1', step left 3: both reflections are 'wait, i err.'"
+    assert "Wait, I go to 5" not in pairs["chosen"][0][0]["content"]
 
 
 def test_a_side_that_ends_elsewhere_drops_its_reflection_pair() -> None:
     steps = table(TWO_WAYS)
     steps.loc[steps["node_id"] == 5, "text"] = "Answer: B"  # a tree with a false outcome
     found, _ = candidates("mid")
-    texts = dict.fromkeys(correction_texts([QUESTION], steps, paths(steps), found), "Wait.")
+    texts = {key: f"Wait, {key[2]}." for key in correction_texts([QUESTION], steps, paths(steps), found)}
     pairs, dropped = reflection_pairs(
         [QUESTION], steps, paths(steps), found, texts, kind="reflection_mid", prompt=prompt
     )

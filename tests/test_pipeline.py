@@ -79,7 +79,7 @@ def small_run(root):
     shutil.rmtree(files.root, ignore_errors=True)
     command = [
         *("run", "params/smoke.yaml", "--set", "shared.run=test_smoke"),
-        *("--set", "01_tree_rollout.n_questions=24", "--set", "03_pair_construction.max_reflection_pairs=8"),
+        *("--set", "01_tree_rollout.n_questions=24", "--set", "03_pair_construction.max_reflection_pairs=0"),
         *(
             "--set",
             "05_benchmark_evaluation.n_questions=60",
@@ -157,24 +157,24 @@ def test_a_missing_model_is_one_line_within_five_seconds(root):
     assert not (root / "runs" / "test_none").exists()
 
 
-def test_a_notebook_opened_alone_makes_what_it_needs(root):
-    """The last notebook with its defaults in an empty folder: everything above it runs first."""
-    files = RunFiles(root / "runs" / "test_interactive")
-    shutil.rmtree(files.root, ignore_errors=True)
-    try:
-        executed = papermill.execute_notebook(
-            root / "notebooks" / "06_report.ipynb",
-            None,
-            {"run": "runs/test_interactive"},
-            cwd=root,
-            progress_bar=False,
-            kernel_name="python3",
-        )
-        said = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
-        assert "running 01_tree_rollout, 02_step_valuation" in said
-        check_artifacts(files, by_hand="06_report")
-    finally:
-        shutil.rmtree(files.root, ignore_errors=True)
+def test_a_notebook_opened_alone_makes_what_it_needs(root, tmp_path):
+    """The last notebook in an empty folder: everything above it runs first, with the defaults of its notebook."""
+    shutil.copytree(root / "notebooks", tmp_path / "notebooks")
+    (tmp_path / "medrefl_utils").symlink_to(root / "medrefl_utils")
+    for name, old, new in (("01_tree_rollout", "n_questions: int = 400", "n_questions: int = 24"),
+                           ("03_pair_construction", "max_reflection_pairs: int = 100", "max_reflection_pairs: int = 8"),
+                           ("05_benchmark_evaluation", "n_questions: int = 200", "n_questions: int = 40")):  # fmt: skip
+        notebook = tmp_path / "notebooks" / f"{name}.ipynb"
+        text = notebook.read_text()
+        assert text.count(old) == 1
+        notebook.write_text(text.replace(old, new))
+    executed = papermill.execute_notebook(
+        tmp_path / "notebooks" / "06_report.ipynb", None, cwd=tmp_path, progress_bar=False, kernel_name="python3"
+    )
+    said = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
+    assert "runs/demo has no questions.parquet yet: running 01_tree_rollout, 02_step_valuation" in said
+    assert "warning: " not in said  # all of it was made just now
+    check_artifacts(RunFiles(tmp_path / "runs" / "demo"), by_hand="06_report")
 
 
 @pytest.mark.timeout(900)

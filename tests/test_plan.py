@@ -166,7 +166,7 @@ def test_memory_is_of_the_runs_own_pairs_where_it_has_made_some(root, exam, step
     assert most.startswith("04_dpo_lora_4bit, both sides filling max_length 5000: predicted peak memory ")
     assert training_memory(settings, made.head(0), "of mine", card=15) == [most]
     small = training_memory(settings, made, "of mine", card=0.65)
-    assert "to fit, set batch_size to 4, gradient_accumulation to 4" in small[0]
+    assert "to fit, set batch_size to 4, gradient_accumulation to 2" in small[0]
 
 
 def test_training_that_does_not_fit_here_is_not_tried(root, monkeypatch):

@@ -205,6 +205,15 @@ def test_training_curves_leave_out_what_was_not_logged() -> None:
     assert inside(figure)
 
 
+def test_rounding_errors_of_one_step_are_no_curve() -> None:
+    log = pd.DataFrame({"step": [1], "loss": [0.6931471805], "margin": [-1e-8], "accuracy": [0.5]})
+    loss, margin, _ = plots.training_curves(log).axes
+    assert loss.get_ylim() == pytest.approx((np.log(2) - 0.02, np.log(2) + 0.02))
+    assert margin.get_ylim() == pytest.approx((-0.02, 0.02))
+    loss.figure.canvas.draw()
+    assert loss.yaxis.get_offset_text().get_text() == ""  # the ticks are the values themselves
+
+
 def test_a_loss_curve_shows_each_step_and_their_mean() -> None:
     figure = plots.loss_curve(pd.DataFrame({"step": range(1, 41), "loss": [4.0] * 20 + [1.0, 0.0] * 10}))
     each, mean = figure.axes[0].lines

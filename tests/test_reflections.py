@@ -68,10 +68,66 @@ def fault(text: str, turn: CorrectionText = TURN, stop: str = "end") -> str:
         ("I was wrong to choose C. The rash was overlooked. So it is option A.", ""),  # reasons first
         ("The answer is A", "letter"),  # nothing before it
         ("The answer is C was too hasty. A rash was overlooked.", ""),  # the wrong letter that was there before
+        # It denies a sentence: the wrong steps must have it, and the reflection must not claim it again.
+        ("Wait, it is not so that so oxpril. I missed the rash.", ""),
+        ("Wait, it is not so that fever leaves oxpril. I missed the rash.", "unsaid"),
+        ("Wait, it is not so that a rash. I missed it.", ""),  # one word is no sentence
+        ("It isn't true that zelorin fits best, because there is a rash.", "unsaid"),
+        ("I wrongly said that there is no rash. There is one.", "unsaid"),
+        ("I wrongly assumed that there is no rash. There is one.", ""),  # a thought need not have been said
+        ("I wrongly assumed that there is no rash. What I missed is that there is no rash.", "contradiction"),
+        ("I was wrong to think that fever settles it. Fever settles it.", "contradiction"),
+        ("I was mistaken in thinking that fever settles it. In fact, a rash settles it.", ""),
     ],
 )
 def test_what_a_reflection_may_not_say(text: str, found: str) -> None:
     assert fault(text) == found
+
+
+LONG = CorrectionText(
+    Question("q", "Which drug?", {"A": "labetalol", "B": "hydralazine", "C": "enalapril"}, "A"),
+    ("Step 1: She is in her third trimester.\n",),
+    ("Step 2: Her blood pressure calls for treatment with enalapril at once.\n", "Answer: C"),
+    ("Step 2: Labetalol is safe.\n", "Answer: A"),
+)
+
+
+@pytest.mark.parametrize(
+    ("denied", "found"),
+    [
+        ("her blood pressure calls for treatment with enalapril at once", ""),
+        ("HER blood pressure calls for treatment with enalapril", ""),  # a part of the step
+        ("the blood pressure calls for treatment with enalapril at once", ""),  # one word of nine differs
+        ("her blood pressure calls for treatment with enalapril at once, since it harms the foetus", ""),  # a reason
+        ("her blood pressure calls for treatment with hydralazine at once", "unsaid"),  # of another option
+        ("labetalol is safe", "unsaid"),  # said by the steps that replace the wrong ones
+        ("she is in her third trimester", "unsaid"),  # said by the steps that both paths share
+        ("enalapril is safe in pregnancy", "unsaid"),
+        ("her blood pressure calls for treatment with enalapril and labetalol at once", "unsaid"),
+        ("her blood pressure calls for safe treatment with enalapril at once", "unsaid"),  # "safe" replaces it
+    ],
+)
+def test_what_is_denied_must_be_among_the_wrong_steps(denied: str, found: str) -> None:
+    assert fault(f"Hold on: it is not true that {denied}. The drug harms the foetus.", LONG) == found
+
+
+def test_what_is_denied_is_not_claimed_again() -> None:
+    denial = "Wait, it is not so that her blood pressure calls for treatment with enalapril at once."
+    assert fault(f"{denial} What I missed is that she is pregnant.", LONG) == ""
+    again = "her blood pressure calls for treatment with enalapril at once."
+    for claim in (f"What I missed is that {again}", f"So {again}", f"In truth, {again}", f"It is true that {again}"):
+        assert fault(f"{denial} {claim} I will read on.", LONG) == "contradiction", claim
+    assert fault(f"{denial} I was taught that {again}", LONG) == ""  # reported, not claimed
+
+
+def test_a_list_of_options_is_one_sentence() -> None:
+    steps = ("Step 4: A. zelorin no, B. marvutide no, C. oxpril yes.\n",)
+    turn = CorrectionText(
+        QUESTION, (), steps, ("Step 4: A. zelorin yes, B. marvutide no, C. oxpril no.\n", "Answer: A")
+    )
+    said = "Wait, it is not so that A. zelorin no, B. marvutide no, C. oxpril yes. What I missed is that "
+    assert fault(f"{said}the rash decides.", turn) == ""
+    assert fault(f"{said}A. zelorin no, B. marvutide no, C. oxpril yes. So on.", turn) == "contradiction"
 
 
 def test_a_reflection_that_was_cut_off_fails() -> None:
@@ -132,6 +188,14 @@ def test_reflections_are_asked_for_again_twice_with_new_seeds_then_dropped_and_c
     assert script.asked[0] == (expected, derive_seed(7, "reflections", expected, 0))
     assert written["prompt"][0] == expected[0]["content"] and "a rash." in written["prompt"][0]
     assert pa.Table.from_pandas(written, schema=REFLECTIONS, preserve_index=False).num_rows == 2
+
+
+def test_a_reflection_that_makes_no_sense_is_left_out_and_shown_but_stops_no_run() -> None:
+    script = Script(lambda *_: "Wait, it is not so that fever leaves oxpril. I missed the rash.")
+    written, dropped = write_reflections({("q", 2, 5): TURN}, script, sampling=SAMPLING, seed=7)
+    assert written["faults"].tolist() == [["unsaid"] * 3] and written["text"].isna().all()
+    assert dropped == {"reflection_unsaid": 1} and dropped.faults == {}
+    assert "it is not so that fever leaves oxpril" in dropped.examples["reflection_unsaid"]
 
 
 def test_a_reflections_seeds_do_not_depend_on_what_else_is_asked() -> None:

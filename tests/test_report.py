@@ -54,6 +54,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self.text += " " if tag == "br" else ""
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
@@ -265,7 +266,7 @@ def test_what_was_run_and_what_came_of_it(run: RunFiles) -> None:
 def test_the_published_figures_stand_there_and_what_was_not_run(run: RunFiles) -> None:
     text = " ".join(page_of(run).text.split())
     assert "MedQA-USMLE, 5 options Huatuo-o1 69.59 to 73.72 +4.13 not run" in text
-    assert text.count("not run") == 14 and "none of these combinations of benchmark and model" in text
+    assert text.count("not run") == 15 and "none of these combinations of benchmark and model" in text
     stages = {"05_benchmark_evaluation": {"parameters": {"model": "FreedomIntelligence/HuatuoGPT-o1-8B"}}}
     write_manifest(run, MANIFEST | {"stages": stages})
     rows = pd.DataFrame([score("base", 0.6, NAN), score("medrefl", 0.671, 0.071)]).assign(source="medqa_5op")
@@ -273,6 +274,7 @@ def test_the_published_figures_stand_there_and_what_was_not_run(run: RunFiles) -
     text = " ".join(page_of(run).text.split())
     assert "Huatuo-o1 69.59 to 73.72 +4.13 61.0 to 68.1 (+7.1 [+5.1, +9.1]), sampled" in text
     assert "none of these combinations" not in text
+    assert "Published results that were not run here: 13" in text and text.count("not run") == 14  # folded
 
 
 def test_a_benchmark_that_the_model_was_trained_on_is_marked(run: RunFiles) -> None:
@@ -311,11 +313,11 @@ def test_the_tree_is_nested_details_coloured_by_value(run: RunFiles) -> None:
         False,
         False,
     ]  # the pair's paths stand open
-    badges = [(str(a["style"]).split(";")[0], a["title"]) for a in page.all("span", "v")]
+    badges = [(str(a["style"]).split(";")[0], a["title"]) for a in page.all("code", "v")]
     assert badges[0] == ("background-color:" + to_hex(plots.VALUE_COLOURS(0.5)), "step 0: 2 correct and 2 wrong leaves")
     assert badges[2] == ("background-color:" + plots.RIGHT, "step 3: 2 correct and 0 wrong leaves")
     assert badges[5] == ("background-color:" + plots.WRONG, "step 5: 0 correct and 1 wrong leaves")
-    assert len(page.all("div", "leaf")) == 3
+    assert len(page.all("li", "leaf")) == 3
     for mark in ("+0.33", "A ✓", "B ✗", "? ✗", "×2"):
         assert mark in page.text
     text = " ".join(page.text.split())
@@ -366,7 +368,29 @@ def test_figures_stand_in_the_order_of_the_stages(run: RunFiles) -> None:
     for name in ("accuracy", "my_own", "tree"):
         (run.figures / f"{name}.png").write_bytes((run.figures / "outcomes.png").read_bytes())
     shown = [str(image["alt"]) for image in page_of(run).all("img")]
-    assert [caption.split()[0] for caption in shown] == ["Share", "Reasoning", "Accuracy", "my"]
+    assert [caption.split()[0] for caption in shown] == ["Accuracy", "Share", "Reasoning", "my"]
+
+
+def test_the_verdict_and_the_results_come_first(run: RunFiles) -> None:
+    (run.figures / "accuracy.png").write_bytes((run.figures / "outcomes.png").read_bytes())
+    write_manifest(run, {})
+    page = page_of(run)
+    text = " ".join(page.text.split())
+    verdict = "clinic, sampled: the adapter answers more questions correctly than its base (60.0% to 67.1%, +7.1 points"
+    places = [text.index(part) for part in (verdict, "Accuracy of base and adapter", "Contents", "Details per model")]
+    assert places == sorted(places) and not page.all("ul", "cautions")
+    assert [name for name, _ in page.elements].index("img") < [name for name, _ in page.elements].index("nav")
+
+
+def test_a_report_of_old_and_new_results_and_of_few_questions_says_so(run: RunFiles) -> None:
+    write_manifest(run, {"stages": {"02_step_valuation": {"inputs": {"steps": "0" * 64}}}})
+    rows = [score("base", 0.6, NAN), score("medrefl", 0.671, 0.071) | {"n": 12, "detectable": 0.4}]
+    write_table(run.scores, pd.DataFrame(rows), SCORES)
+    page = page_of(run)
+    assert len(page.all("ul", "cautions")) == 1
+    text = " ".join(page.text.split())
+    assert "Old and new results are mixed (steps changed after 02_step_valuation): run 02_step_valuation again." in text
+    assert "clinic, sampled: 12 questions can show only gains of about 40 points or more." in text
 
 
 def test_a_note_is_a_banner(run: RunFiles) -> None:

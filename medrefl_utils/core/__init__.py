@@ -35,10 +35,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "describe",
         ],
         "run_files": ["RunFiles"],
+        "freshness": ["OutOfDate", "find_out_of_date"],
         "store": [
             "MADE_BY",
             "content_hash",
             "lock_run",
+            "open_stage",
             "read_manifest",
             "read_table",
             "record_stage",

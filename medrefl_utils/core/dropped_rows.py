@@ -10,30 +10,39 @@ from medrefl_utils.core.errors import MedReflError
 class DropCounts(dict[str, int]):
     """How many rows a step leaves out: {reason: count}, with an example of each fault.
 
-    A *selection* (a cap, a margin) is a plain entry. A *fault* is a row that fails a check: ``drop`` counts it and
-    keeps the first example in ``examples``. Only faults count in ``check_dropped``.
+    A *selection* (a cap, a margin, too low a quality) is a plain entry; ``leave_out`` adds one with an example. A
+    *fault* is a row that fails a check: ``drop`` counts it and keeps the first example in ``examples``. Only faults
+    count in ``check_dropped``.
     """
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
         super().__init__(counts or {})
         self.examples: dict[str, str] = dict(getattr(counts, "examples", {}))
+        self.selections: set[str] = set(getattr(counts, "selections", ()))
 
     def drop(self, reason: str, example: str) -> None:
         """Count one row that fails a check; ``example`` says which row, what was found and what was expected."""
         self[reason] = self.get(reason, 0) + 1
         self.examples.setdefault(reason, example)
 
+    def leave_out(self, reason: str, example: str) -> None:
+        """Count one row that is left out by choice; ``example`` says which row, and why."""
+        self.drop(reason, example)
+        self.selections.add(reason)
+
     def add(self, other: Mapping[str, int]) -> None:
         """Add the counts of another step, and its examples where this one has none."""
         for reason, count in other.items():
             self[reason] = self.get(reason, 0) + count
         self.examples = {**getattr(other, "examples", {}), **self.examples}
+        self.selections |= getattr(other, "selections", set())
 
     @property
     def faults(self) -> DropCounts:
         """The counts of the rows that failed a check, with their examples and without the selections."""
-        found = DropCounts({reason: self[reason] for reason in self.examples})
-        found.examples = dict(self.examples)
+        failed = self.examples.keys() - self.selections
+        found = DropCounts({reason: count for reason, count in self.items() if reason in failed})
+        found.examples = {reason: example for reason, example in self.examples.items() if reason in failed}
         return found
 
 

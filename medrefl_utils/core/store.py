@@ -51,6 +51,9 @@ MADE_BY: Mapping[str, str] = {
 }
 """{artifact, a name of ``RunFiles``: the notebook that makes it}"""
 
+_opened: dict[tuple[str, str], tuple[dict[str, str], dict[str, Any]]] = {}
+"""{(a run's folder, stage): the hashes of its inputs, and its parameters, when this process opened it}"""
+
 
 def write_table(
     path: Path, table: pd.DataFrame | pa.Table, schema: pa.Schema, key: str = "", notes: Mapping[str, Any] | None = None
@@ -137,12 +140,32 @@ def content_hash(path: Path) -> str:
     return total.hexdigest()
 
 
+def open_stage(
+    run: RunFiles, stage: str, reads: Sequence[str], parameters: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Note what a stage reads, for ``record_stage`` at its end; return {file name: sha256} of the inputs that exist.
+
+    The hashes are taken at the beginning, since another notebook may write the files anew while this one runs.
+
+    Args:
+        run: the run's files.
+        stage: the stage, which this process begins.
+        reads: its inputs, names of attributes of ``RunFiles``.
+        parameters: the stage's parameters, if they are known.
+    """
+    paths: list[Path] = [getattr(run, artifact) for artifact in reads]
+    inputs = {path.name: content_hash(path) for path in paths if path.exists()}
+    _opened[str(run.root.resolve()), stage] = inputs, dict(parameters or {})
+    return inputs
+
+
 def record_stage(
     run: RunFiles, stage: str, outputs: Sequence[Path], figures: Mapping[str, Any], tokens: int = 0
 ) -> dict[str, Any]:
     """Write a stage's outputs with their sha256, its headline figures and its generated tokens into the manifest.
 
-    The entry replaces the stage's earlier one, so that the chain does not take a stage rerun by hand for its own.
+    The entry replaces the stage's earlier one, so that the chain does not take a stage rerun by hand for its own. If
+    ``open_stage`` was called, it also has the stage's inputs and parameters.
 
     Returns:
         The entry.
@@ -157,7 +180,10 @@ def record_stage(
         if not output.resolve().is_relative_to(run.root.resolve()):
             raise MedReflError(f"{stage}: {output} lies outside the run's folder {run.root}")
         hashes[output.resolve().relative_to(run.root.resolve()).as_posix()] = content_hash(output)
-    entry = {"outputs": hashes, "figures": dict(figures), "tokens": int(tokens)}
+    entry: dict[str, Any] = {"outputs": hashes, "figures": dict(figures), "tokens": int(tokens)}
+    if (opened := _opened.get((str(run.root.resolve()), stage))) is not None:
+        entry["inputs"] = opened[0]
+        entry |= {"parameters": opened[1]} if opened[1] else {}
     manifest = read_manifest(run)
     manifest.setdefault("stages", {})[stage] = entry
     write_manifest(run, manifest)
@@ -170,6 +196,7 @@ class _Stage(BaseModel):
     key: str = ""
     running: str = ""
     outputs: dict[str, str] = {}
+    inputs: dict[str, str] = {}
     figures: dict[str, Any] = {}
     parameters: dict[str, Any] = {}
     ingredients: dict[str, dict[str, Any]] = {}

@@ -6,7 +6,7 @@ prompt that a server refuses is given up at once (fault: ``refused``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -75,20 +75,26 @@ def ask_until_valid(
     return results
 
 
-def count_faults(asked: Sequence[Reply[_T]], name: str, where: Sequence[str]) -> DropCounts:
+def count_faults(
+    asked: Sequence[Reply[_T]], name: str, where: Sequence[str], selections: Container[str] = ()
+) -> DropCounts:
     """Count the prompts that were given up, as ``<name>_<fault of the last attempt>``.
 
-    ``where`` names each prompt's row, for the example of each reason ("question 'q1'").
+    ``where`` names each prompt's row, for the example of each reason ("question 'q1'"). A fault in ``selections`` is
+    counted as a selection: the reply can be read, but is not good enough.
     """
     dropped = DropCounts()
     for one, place in zip(asked, where, strict=True):
         if one.value is None:
-            told = one.replies[-1] if one.faults[-1] == "refused" else f"reply {excerpt(one.replies[-1])}"
-            dropped.drop(f"{name}_{one.faults[-1]}", f"{place}, {told}")
+            # What a poor reply says is seen in the whole of it, a fault of its form in the beginning.
+            poor = one.faults[-1] in selections
+            reply = f"reply {excerpt(one.replies[-1], 4 * _SHOWN if poor else _SHOWN)}"
+            told = one.replies[-1] if one.faults[-1] == "refused" else reply
+            (dropped.leave_out if poor else dropped.drop)(f"{name}_{one.faults[-1]}", f"{place}, {told}")
     return dropped
 
 
-def excerpt(text: str) -> str:
-    """Return the beginning of a text as one quoted line of at most 120 characters, for a message."""
+def excerpt(text: str, length: int = _SHOWN) -> str:
+    """Return the beginning of a text as one quoted line of at most ``length`` characters, for a message."""
     line = " ".join(text.split())
-    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}...")
+    return repr(line if len(line) <= length else f"{line[:length]}...")

@@ -128,7 +128,8 @@ def reflection_pairs(
 
     Returns:
         The pairs and the counts. Selections: ``no_reflection`` (a side's reflection was refused; ``write_reflections``
-        counts these) and ``duplicate`` (the content of an earlier pair). Faults: ``pair_table.PAIR_FAULTS``.
+        counts these) and ``duplicate`` (the content of an earlier pair). Faults: ``same_reflection`` (both sides
+        reflect in the same words, so the pair does not teach which reflection is better) and ``PAIR_FAULTS``.
 
     Raises:
         MedReflError: a question that is missing.
@@ -143,6 +144,11 @@ def reflection_pairs(
         keys = [(row.question_id, row.left, leaf) for leaf in (row.leaf_chosen, row.leaf_rejected)]
         if any(key not in reflections for key in keys):
             dropped["no_reflection"] += 1
+            continue
+        said = [" ".join(reflections[key].split()).casefold() for key in keys]
+        if said[0] == said[1]:
+            example = f"question {row.question_id!r}, step left {row.left}: both reflections are {said[0][:480]!r}"
+            dropped.drop("same_reflection", example)
             continue
         question, wrong = by_id[row.question_id], nodes[row.question_id, row.wrong_leaf]
         chosen, rejected = (nodes[row.question_id, key[2]] for key in keys)

@@ -14,7 +14,7 @@ from medrefl_utils.exam.answers.reader import split_thinking
 from medrefl_utils.models.asking import ReplyReader, ask_until_valid, count_faults
 from medrefl_utils.models.generators.interface import Generator
 from medrefl_utils.pairs.reflection import CorrectionKey, CorrectionText
-from medrefl_utils.pairs.reflection_checks import check_reflection, reflection_text
+from medrefl_utils.pairs.reflection_checks import NONSENSE, check_reflection, reflection_text
 
 
 def write_reflections(
@@ -29,8 +29,9 @@ def write_reflections(
         seed: seed of its replies.
 
     Returns:
-        A table with the columns of REFLECTIONS in the order of the corrections, and the counts. Faults:
-        ``reflection_`` and the fault of the last attempt, see ``check_reflection``.
+        A table with the columns of REFLECTIONS in the order of the corrections, and the counts: ``reflection_`` and the
+        fault of the last attempt, see ``check_reflection``. Those in ``NONSENSE`` are selections, as a low score of a
+        judge is; the others are faults.
     """
     opened = bool(turns) and generator.thinking_open  # without turns there may be no generator
     asked = ask_until_valid(
@@ -45,7 +46,7 @@ def write_reflections(
         for (question_id, left, leaf), one in zip(turns, asked, strict=True)
     ]
     where = [f"question {question_id!r}" for question_id, _, _ in turns]
-    return pd.DataFrame(rows, columns=REFLECTIONS.names), count_faults(asked, "reflection", where)
+    return pd.DataFrame(rows, columns=REFLECTIONS.names), count_faults(asked, "reflection", where, NONSENSE)
 
 
 def accepted_reflections(written: pd.DataFrame) -> dict[CorrectionKey, str]:

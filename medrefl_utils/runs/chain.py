@@ -21,9 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.freshness import find_out_of_date
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import ABLATION, SCORES, SELF_CORRECTION
-from medrefl_utils.core.store import lock_run, read_manifest, read_table, write_manifest
+from medrefl_utils.core.store import lock_run, open_stage, read_manifest, read_table, write_manifest
 from medrefl_utils.runs import provenance
 from medrefl_utils.runs.execution import CHAIN, StageFailed, end_orphans, execute_notebook
 from medrefl_utils.runs.profiles import Profile, did_you_mean, load_profile, matching_names, notebook_parameters
@@ -339,10 +340,11 @@ def print_results(files: RunFiles, console: Console, written: Container[str], ba
 def make_missing_inputs(
     stage: str, run: str | Path, *, root: Path | None = None, stages: Sequence[Stage] = STAGES, package: Path = PACKAGE
 ) -> None:
-    """Make the missing inputs of a notebook that is opened by hand.
+    """Make the missing inputs of a notebook that is opened by hand, and warn of inputs that are out of date.
 
     Run the earlier notebooks whose outputs are missing, with their default parameters, and hand this kernel the run's
-    date. Return at once if nothing is missing.
+    date. Then print one warning if the inputs do not belong together (``core.find_out_of_date``), and note the inputs
+    for the notebook's record.
 
     Args:
         stage: the stage of the notebook.
@@ -360,7 +362,8 @@ def make_missing_inputs(
     by_name = {s.name: s for s in stages}
     chain = Chain(root, folder, {}, stages=stages, package=package)
     if CHAIN in os.environ:
-        return chain._check_inputs([by_name[stage]])
+        chain._check_inputs([by_name[stage]])
+        return _open(by_name[stage], chain)
     makers = {artifact: s for s in stages for artifact in s.writes}
     waiting, missing, first = [by_name[stage]], set(), None
     while waiting:
@@ -372,7 +375,7 @@ def make_missing_inputs(
                 waiting.append(makers[artifact])
     if not missing:
         os.environ[provenance.RUN_DATE] = provenance.keep_run_date(chain.files)
-        return None
+        return _open(by_name[stage], chain)
     needed = [s for s in stages if s.name in missing]
     names = ", ".join(s.name for s in needed)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, force_jupyter=False)
@@ -383,7 +386,19 @@ def make_missing_inputs(
         end_orphans(chain.files.root)
         Chain(root, folder, parameters, stages=stages, package=package).run(needed, console, force=True)
     os.environ[provenance.RUN_DATE] = provenance.keep_run_date(chain.files)
-    return None
+    return _open(by_name[stage], chain)
+
+
+def _open(stage: Stage, chain: Chain) -> None:
+    """Warn of inputs that are out of date, and note inputs and parameters of the notebook that this kernel runs."""
+    from IPython import get_ipython
+
+    makers = {artifact: maker.name for maker in chain.stages for artifact in maker.writes}
+    if line := find_out_of_date(chain.files, stage.reads, makers=makers).line():
+        print(f"warning: {chain.folder}: {line}", file=sys.stderr)
+    names = getattr(get_ipython(), "user_ns", {})
+    parameters = notebook_parameters(chain.notebook(stage)) if names else ()
+    open_stage(chain.files, stage.name, stage.reads, {name: names[name] for name in parameters if name in names})
 
 
 def _plan_table(chain: Chain, decisions: Sequence[Decision]) -> Table:

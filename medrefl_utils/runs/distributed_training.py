@@ -20,7 +20,7 @@ import pandas as pd
 
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import PAIRS, QUESTIONS, TRAINING
-from medrefl_utils.core.store import read_table, record_stage, write_table
+from medrefl_utils.core.store import open_stage, read_table, record_stage, write_table
 from medrefl_utils.pairs.pair_table import select_kinds
 from medrefl_utils.runs.preflight import check_inputs
 from medrefl_utils.runs.profiles import load_profile
@@ -46,6 +46,7 @@ def train_profile(profile: Path, *, root: Path, overrides: Sequence[str] = ()) -
     values, files = loaded.parameters[STAGE], RunFiles(root / "runs" / loaded.run)
     check_inputs({STAGE: values}, files, given=("pairs",))
     os.environ[RUN_DATE] = run_date(files)  # chat templates may write the date into the prompts
+    open_stage(files, STAGE, next(stage.reads for stage in STAGES if stage.name == STAGE), values)
     pairs = select_kinds(read_table(files.pairs, PAIRS), values["kinds"])
     dpo, efficiency, monitor = training_settings(values, files)
     log = train_dpo(

@@ -4,7 +4,8 @@ In: a table of pairs or of chains, and a base model. Out: an adapter or a model 
 (``train_dpo``, ``train_sft``). ``sft_examples`` chooses what SFT teaches: chains, or a control of equal size.
 ``dpo_loss`` is the loss of DPO. ``shared_prefix`` computes the common prefix of both sides once. ``reference_cache``
 caches the log-probabilities of the reference. ``check_training_log`` and ``check_sft_log`` detect collapse and other
-failures. ``merge_adapter`` and ``push_to_hub`` publish the result.
+failures; ``why_nothing_learned`` says when an adapter is still its base. ``merge_adapter`` and ``push_to_hub`` publish
+the result.
 """
 
 import lazy_loader
@@ -31,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "shared_prefix": ["PairTrainer", "SharedPrefixCollator", "SharedPrefixTrainer"],
         "reference_cache": ["reference_logprobs"],
+        "learned": ["warmup_of", "why_nothing_learned"],
         "health_checks": ["TrainingFinding", "check_sft_log", "check_training_log"],
         "adapters": ["Agreement", "find_adapter", "merge_adapter", "push_to_hub", "write_model_card", "write_sft_card"],
     },

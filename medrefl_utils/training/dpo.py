@@ -23,7 +23,8 @@ from medrefl_utils.core.schemas import TRAINING
 from medrefl_utils.core.store import whole_folder
 from medrefl_utils.models.loading import load_model, load_tokenizer, model_key
 from medrefl_utils.models.memory import ModelShape, memory_advice
-from medrefl_utils.training import health_checks, shared_prefix
+from medrefl_utils.training import health_checks, learned, shared_prefix
+from medrefl_utils.training.learned import warmup_of
 from medrefl_utils.training.reference_cache import reference_logprobs
 from medrefl_utils.training.settings import (
     EfficiencySettings,
@@ -64,6 +65,7 @@ class DpoSettings:
     lora_alpha: int = 16
     learning_rate: float = 1e-5
     warmup_steps: int = 10
+    """optimizer steps of warm-up; a short training has fewer, see ``learned.warmup_of``"""
     epochs: int = 1
     batch_size: int = 4
     gradient_accumulation: int = 16
@@ -133,13 +135,13 @@ def train_dpo(
     key = training_key(
         [model_key(model, dpo.quantization), asdict(dpo), asdict(economy), seed],
         ids[["prompt_ids", "chosen_ids", "rejected_ids"]],
-        (sys.modules[__name__], shared_prefix),
+        (sys.modules[__name__], shared_prefix, learned),
     )
     if (log := finished_log(folder, key, TRAINING)) is not None:
         return log
     kept = None if upkeep.checkpoint_folder is None else upkeep.checkpoint_folder / key
     steps = optimizer_steps(len(train), dpo)
-    check = partial(_findings, dpo=dpo)
+    check = partial(_findings, dpo=dpo, steps=steps)
     watch = Watch("DPO", steps, upkeep, read=training_log, check=check, shown=("loss", "margin", "accuracy"))
     trainer = (SharedPrefixTrainer if economy.shared_prefix else PairTrainer)(
         model=base,
@@ -258,10 +260,11 @@ def _dataset(ids: pd.DataFrame) -> Dataset:
     return Dataset.from_dict({name: ids[name].tolist() for name in columns})
 
 
-def _findings(log: pd.DataFrame, pairs_per_step: int, *, dpo: DpoSettings) -> list[health_checks.TrainingFinding]:
-    return health_checks.check_training_log(
-        log, beta=dpo.beta, pairs_per_step=pairs_per_step, warmup_steps=dpo.warmup_steps
-    )
+def _findings(
+    log: pd.DataFrame, pairs_per_step: int, *, dpo: DpoSettings, steps: int
+) -> list[health_checks.TrainingFinding]:
+    warmup = warmup_of(dpo.warmup_steps, steps)
+    return health_checks.check_training_log(log, beta=dpo.beta, pairs_per_step=pairs_per_step, warmup_steps=warmup)
 
 
 def _arguments(
@@ -274,4 +277,5 @@ def _arguments(
     evaluate: bool,
 ) -> DPOConfig:
     same = {"seed": seed, "steps": steps, "upkeep": upkeep, "evaluate": evaluate}
-    return training_arguments(DPOConfig, folder, dpo, economy, **same, beta=dpo.beta, warmup_steps=dpo.warmup_steps)
+    warmup = warmup_of(dpo.warmup_steps, steps)
+    return training_arguments(DPOConfig, folder, dpo, economy, **same, beta=dpo.beta, warmup_steps=warmup)

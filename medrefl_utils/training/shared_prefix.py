@@ -30,6 +30,8 @@ PADDED, PADDED_BF16_CPU = 8, 32
 """Rows are padded to a multiple of this length. CUDA copies the mask where the length is no multiple of 8. In bf16, a
 CPU compiles and keeps kernels for each new length: half a GiB for 64 pairs of a 54M Llama."""
 PREFIX, CHOSEN, REJECTED, PAD = range(4)
+TIE = 1e-3
+"""Nats by which the two log-ratios must differ to be ranked; less is rounding (ours)."""
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -172,7 +174,7 @@ class SharedPrefixTrainer(PairTrainer):
             {
                 "rewards/chosen": chosen_rewards,
                 "rewards/rejected": rejected_rewards,
-                "rewards/accuracies": (ratios[0] > ratios[1]).float(),
+                "rewards/accuracies": _ranked(ratios[0] - ratios[1]),
                 "rewards/margins": self.beta * (ratios[0] - ratios[1]),
                 "logps/chosen": shared + chosen,
                 "logps/rejected": shared + rejected,
@@ -186,6 +188,14 @@ class SharedPrefixTrainer(PairTrainer):
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in values.items():
             metrics[name].append(self.accelerator.gather(value.detach()).nanmean().item())
+
+
+def _ranked(difference: torch.Tensor) -> torch.Tensor:
+    """Return 1 where the chosen side has the higher log-ratio, 0 where the rejected side has, and 1/2 for a tie.
+
+    Before the first update both ratios are 0 up to rounding, so their order means nothing.
+    """
+    return torch.where(difference.abs() < TIE, 0.5, (difference > 0).float())
 
 
 def attention_mask(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -34,10 +34,9 @@ from medrefl_utils.core.store import read_table, table_key, write_table, write_t
 from medrefl_utils.models.loading import device
 from medrefl_utils.models.memory import is_out_of_memory
 from medrefl_utils.training.health_checks import TrainingFinding
+from medrefl_utils.training.learned import TRAINED
 from medrefl_utils.training.settings import EfficiencySettings, MonitorSettings
 
-TRAINED = "training.parquet"
-"""File in the folder of an adapter or a model: the log of its training, with the key of that training."""
 HELD_OUT_EVALUATIONS = 4
 """Number of evaluations of the held-out rows per training: one per quarter (ours)."""
 

@@ -7,6 +7,7 @@ In: the tables of a run. Out: what a person looks at.
 - ``show_entities``, ``draw_paths``, ``explore_paths``: a question's entities and paths in a knowledge graph.
 - ``scores_table``, ``self_correction_table``, ``ablation_table``, ``composition_table``, ``comparison_table``: tables
   for a terminal.
+- ``verdicts`` and ``cautions`` say in sentences what a run shows, and why it may show nothing.
 - ``write_report`` writes ``report.html``; ``write_result_tables`` writes the results as CSV and Markdown.
 """
 
@@ -44,6 +45,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "published_text",
             "write_result_tables",
         ],
+        "verdict": ["cautions", "verdicts"],
         "report": ["write_report"],
     },
 )

@@ -75,7 +75,7 @@ def explore_pairs(run: RunFiles, *, first: str = "", live: bool | None = None) -
     tables = static_html.read_tables(run)
     if not (is_live() if live is None else live):
         return HTML(static_html.pairs_page(tables, first=first))
-    return PairBrowser(tables, first)
+    return PairBrowser(run, tables, first)
 
 
 def explore_responses(run: RunFiles, *, live: bool | None = None) -> ResponseBrowser | HTML:
@@ -91,7 +91,7 @@ def explore_responses(run: RunFiles, *, live: bool | None = None) -> ResponseBro
     table = read_table(run.responses, RESPONSES)
     if not (is_live() if live is None else live):
         return HTML(static_html.answers_page(table))
-    return ResponseBrowser(table)
+    return ResponseBrowser(run, table)
 
 
 class Pane(anywidget.AnyWidget):
@@ -131,6 +131,21 @@ class _WithStaticHtml(widgets.VBox):
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
         return super()._repr_mimebundle_(**options) | {"text/html": str(self._static())}
+
+
+class RunChooser(widgets.Dropdown):
+    """A list of the runs beside this one that have the needed tables; ``act`` is called with the chosen run's files."""
+
+    def __init__(self, run: RunFiles, needed: Sequence[str], act: Callable[[RunFiles], None]) -> None:
+        names = sorted({run.root.name, *(path.name for path in run.root.parent.glob("*") if _has(path, needed))})
+        super().__init__(options=names, value=run.root.name, description="run")
+        self.observe(lambda change: act(RunFiles(run.root.parent / change["new"])), "value")
+
+
+def _has(folder: Path, needed: Sequence[str]) -> bool:
+    """Return whether a run's folder has these artifacts (names of attributes of ``RunFiles``), with a table in each."""
+    paths: list[Path] = [getattr(RunFiles(folder), artifact) for artifact in needed]
+    return all(path.is_file() or any(path.glob("[!.]*.parquet")) for path in paths)
 
 
 class Chooser(widgets.VBox):
@@ -226,22 +241,20 @@ class TreeExplorer(_WithStaticHtml):
     """A widget to choose a run and a question, and see its tree, steps, paths, corrections and pairs."""
 
     def __init__(self, run: RunFiles, tables: Tables, start: int = 0) -> None:
-        self.root, self.tables = run.root, tables
-        runs = sorted({*(path.parent.name for path in run.root.parent.glob("*/values.parquet")), run.root.name})
-        self.run = widgets.Dropdown(options=runs, value=run.root.name, description="run")
+        self.tables = tables
+        self.run = RunChooser(run, ("questions", "steps", "values"), self._open)
         self.questions = Chooser("questions", self._show)
         self.pane = TreePane(self._show_pair)
         self.pair = Pane(label="pair", layout=_FULL)
-        self.run.observe(lambda change: self._open(change["new"]), "value")
         super().__init__(
             [self.run, self.questions, _legend("best correct path", "most confusing wrong path"), self.pane, self.pair],
             lambda: static_html.trees_page(self.tables, start=start),
         )
         self._offer(start)
 
-    def _open(self, name: str) -> None:
+    def _open(self, run: RunFiles) -> None:
         try:
-            self.tables = static_html.read_tables(RunFiles(self.root.parent / name))
+            self.tables = static_html.read_tables(run)
         except MedReflError as error:
             self.pane.detail.html = static_html.piece("message", str(error))
         else:
@@ -273,39 +286,55 @@ class TreeExplorer(_WithStaticHtml):
 
 
 class PairBrowser(_WithStaticHtml):
-    """A widget with the pairs, filtered by kind, margin and length: both sides, and both paths in the tree."""
+    """A widget with a run's pairs, filtered by kind, margin and length: both sides, and both paths in the tree."""
 
-    def __init__(self, tables: Tables, first: str = "") -> None:
-        self.tables = tables
-        length = tables.pairs[["chosen_tokens", "rejected_tokens"]].astype(float).max(axis=1).fillna(0)
-        margin = (tables.pairs["chosen_value"] - tables.pairs["rejected_value"]).astype(float)
-        self.table = tables.pairs.assign(length=length, margin=margin).set_index("pair_id", drop=False)
-        self.kind = widgets.Dropdown(options=["all kinds", *dict.fromkeys(self.table["kind"])], description="kind")
-        low, high = _span(margin, 0.1)
-        self.margin = widgets.FloatRangeSlider(
-            min=low, max=high, value=(low, high), step=0.05, description="margin of S", layout={"width": "380px"}
-        )
-        short, long = _span(length, 1)
-        self.length = widgets.IntRangeSlider(
-            min=int(short),
-            max=int(long),
-            value=(int(short), int(long)),
-            description="tokens",
-            layout={"width": "380px"},
-        )
+    def __init__(self, run: RunFiles, tables: Tables, first: str = "") -> None:
+        self._filling = False
+        self.run = RunChooser(run, ("questions", "steps", "values", "pairs"), self._open)
+        self.kind = widgets.Dropdown(description="kind")
+        wide = {"layout": {"width": "380px"}}
+        self.margin = widgets.FloatRangeSlider(step=0.05, description="margin of S", **wide)
+        self.length = widgets.IntRangeSlider(description="tokens", **wide)
         self.chooser = Chooser("pairs", self.show)
         self.pair = Pane(label="pair", layout=_FULL)
         self.pane = TreePane(self.show)
-        for control in (self.kind, self.margin, self.length):
-            control.observe(lambda _: self._offer(), "value")
-        filters = widgets.HBox([self.kind, self.margin, self.length], layout={"flex_flow": "row wrap"})
+        filters = widgets.HBox([self.run, self.kind, self.margin, self.length], layout={"flex_flow": "row wrap"})
         super().__init__(
             [filters, self.chooser, self.pair, _legend("chosen", "rejected"), self.pane],
-            lambda: static_html.pairs_page(tables, first=first),
+            lambda: static_html.pairs_page(self.tables, first=first),
         )
+        self._read(tables)
+        for control in (self.kind, self.margin, self.length):
+            control.observe(lambda _: self._offer(), "value")
         self._offer(first)
 
+    def _open(self, run: RunFiles) -> None:
+        try:
+            tables = static_html.read_tables(run)
+        except MedReflError as error:
+            self.pair.html = static_html.piece("message", str(error))
+        else:
+            self._filling = True  # each filter that gets another range calls _offer
+            self._read(tables)
+            self._filling = False
+            self._offer()
+
+    def _read(self, tables: Tables) -> None:
+        """Take another run's tables, and set the filters to the whole range of its pairs."""
+        length = tables.pairs[["chosen_tokens", "rejected_tokens"]].astype(float).max(axis=1).fillna(0)
+        margin = (tables.pairs["chosen_value"] - tables.pairs["rejected_value"]).astype(float)
+        self.tables = tables
+        self.table = tables.pairs.assign(length=length, margin=margin).set_index("pair_id", drop=False)
+        self.pane.tree = None
+        self.kind.options = ["all kinds", *dict.fromkeys(self.table["kind"])]
+        self.kind.value = "all kinds"
+        for slider, (low, high) in ((self.margin, _span(margin, 0.1)), (self.length, map(int, _span(length, 1)))):
+            with slider.hold_trait_notifications():
+                slider.min, slider.max, slider.value = low, high, (low, high)
+
     def _offer(self, first: str | None = None) -> None:
+        if self._filling:
+            return
         table = self.table[
             self.table["margin"].between(*_around(self.margin)) & self.table["length"].between(*self.length.value)
         ]
@@ -333,20 +362,39 @@ class PairBrowser(_WithStaticHtml):
 
 
 class ResponseBrowser(_WithStaticHtml):
-    """A widget with the responses of base and adapter to the same questions, by change and by protocol."""
+    """A widget with the responses of base and adapter to the same questions: by run, protocol and change."""
 
-    def __init__(self, responses: pd.DataFrame) -> None:
-        self.table = static_html.paired_answers(responses).reset_index(drop=True)
-        protocols = list(dict.fromkeys(self.table["protocol"]))
-        self.protocol = widgets.Dropdown(options=["all protocols", *protocols], description="protocol")
-        self.change = widgets.ToggleButtons(options=self._changes(), style={"button_width": "auto"})
+    def __init__(self, run: RunFiles, responses: pd.DataFrame) -> None:
+        self.run = RunChooser(run, ("responses",), self._open)
+        self.protocol = widgets.Dropdown(description="protocol")
+        self.change = widgets.ToggleButtons(style={"button_width": "auto"})
         self.chooser = Chooser("responses", self.show)
         self.pane = Pane(label="answers", layout=_FULL)
+        filters = widgets.HBox([self.run, self.protocol, self.change], layout={"flex_flow": "row wrap"})
+        super().__init__([filters, self.chooser, self.pane], lambda: static_html.answers_page(self.responses))
+        self._read(responses)
         self.protocol.observe(lambda _: self._count(), "value")
         self.change.observe(lambda _: self._offer(), "value")
-        filters = widgets.HBox([self.protocol, self.change], layout={"flex_flow": "row wrap"})
-        super().__init__([filters, self.chooser, self.pane], lambda: static_html.answers_page(responses))
         self._offer()
+
+    def _open(self, run: RunFiles) -> None:
+        try:
+            responses = read_table(run.responses, RESPONSES)
+        except MedReflError as error:
+            self.pane.html = static_html.piece("message", str(error))
+        else:
+            self._read(responses)
+            self._count()
+
+    def _read(self, responses: pd.DataFrame) -> None:
+        """Take another run's responses."""
+        self.responses = responses
+        self.table = static_html.paired_answers(responses).reset_index(drop=True)
+        self.protocol.options = ["all protocols", *dict.fromkeys(self.table["protocol"])]
+        self.protocol.value = "all protocols"
+        chosen = self.change.value
+        self.change.options = self._changes()  # this selects the first option
+        self.change.value = chosen or CHANGES[0]
 
     def _of_protocol(self) -> pd.DataFrame:
         every = self.protocol.value == "all protocols"

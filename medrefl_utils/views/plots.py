@@ -33,6 +33,7 @@ DPI = 150  # of saved plots
 _SMALL_TREE = 16  # maximum number of steps for which their texts fit beside the values
 # Per marked path: colour, line style, and its distance from the branch (inches).
 _MARKS = {"left": (INK, ":", 0.0), "chosen": (RIGHT, "-", -0.035), "rejected": (WRONG, "--", 0.035)}
+_FLAT = 0.02  # a smaller range of a training curve is shown as flat (ours)
 _P = ParamSpec("_P")
 
 
@@ -398,6 +399,9 @@ def training_curves(log: pd.DataFrame) -> Figure:
         axes.set(xlabel="training step", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.legend(fontsize=8)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        if np.ptp(axes.get_ylim()) < _FLAT:  # rounding errors are no curve
+            axes.set_ylim(level - _FLAT, level + _FLAT)
         if name == "accuracy":
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(PercentFormatter(1))

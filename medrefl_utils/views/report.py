@@ -16,10 +16,11 @@ import jinja2
 import pandas as pd
 from matplotlib.image import imread
 
+from medrefl_utils.core.freshness import find_out_of_date
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import CHAINS, RESPONSES, SCORES, SELF_CORRECTION
-from medrefl_utils.core.store import read_manifest, read_table, write_text
+from medrefl_utils.core.store import MADE_BY, read_manifest, read_table, write_text
 from medrefl_utils.evaluation.composition import compare_bases
 from medrefl_utils.exam.benchmarks import trained_questions
 from medrefl_utils.knowledge.chains.table import chain_figures, marked_steps
@@ -41,8 +42,11 @@ from medrefl_utils.views.static_html import (
     read_tables,
 )
 from medrefl_utils.views.summary_tables import key_figure_texts
+from medrefl_utils.views.verdict import cautions, verdicts
 
 _HIDDEN = ("ingredients", "key")  # parts of a stage's manifest entry that only the chain uses
+
+_RESULTS = "accuracy.png"  # the plot that stands at the top
 
 # Texts for the reasons why a leaf ended (STEPS.stop) with outcome -1.
 _ENDINGS = {
@@ -100,6 +104,8 @@ def write_report(run: RunFiles, note: str = "", baseline: str = "") -> Path:
     html = page.render(
         name=run.root.name,
         note=note,
+        verdicts=verdicts(scores),
+        cautions=[*_mixed(run), *cautions(run, scores)],
         versions=manifest.get("versions", {}),
         facts=_facts(manifest, questions, steps, scores),
         results=_results(scores),
@@ -112,7 +118,8 @@ def write_report(run: RunFiles, note: str = "", baseline: str = "") -> Path:
         ],
         composition=_composition(composition),
         medreason=compare_with_medreason(composition, _tuned_from(stages)).to_dict("records"),
-        plots=[(_caption(path), *_png(path)) for path in sorted(run.figures.glob("*.png"), key=_place)],
+        results_chart=_plot(run.figures / _RESULTS) if (run.figures / _RESULTS).exists() else None,
+        plots=[_plot(path) for path in sorted(run.figures.glob("*.png"), key=_place) if path.name != _RESULTS],
         tree=_tree(tables.tree(example), opened) if example else None,
         pairs=[pair | {"question": questions.get(pair["question_id"])} for pair in examples],
         corrected=_corrected(responses),
@@ -124,6 +131,13 @@ def write_report(run: RunFiles, note: str = "", baseline: str = "") -> Path:
         whole=json.dumps(_readable(manifest), indent=2, ensure_ascii=False),
     )
     return write_text(run.report, html)
+
+
+def _mixed(run: RunFiles) -> list[str]:
+    """Return a sentence if the tables that the report shows do not belong together."""
+    shown = [artifact for artifact, maker in MADE_BY.items() if maker < "06"]
+    line = find_out_of_date(run, shown).line()
+    return [f"{line[0].upper()}{line[1:]}."] if line else []
 
 
 def _self_correction(run: RunFiles) -> list[dict[str, Any]]:
@@ -279,6 +293,11 @@ def _readable(manifest: Mapping[str, Any]) -> dict[str, Any]:
         for stage, entry in manifest.get("stages", {}).items()
     }
     return dict(manifest) | ({"stages": stages} if stages else {})
+
+
+def _plot(path: Path) -> tuple[str, str, int]:
+    """Return a plot's caption, its data URL and its width in CSS pixels."""
+    return _caption(path), *_png(path)
 
 
 def _caption(path: Path) -> str:

@@ -1,7 +1,9 @@
 """Trees, pairs and responses as static HTML: parts of the report, and the static form of the explorers.
 
-The HTML needs no script and no network; trees and lists open and close as ``<details>``. The explorers use the same
-parts. All text of a model or a file is untrusted: the templates escape every value, and MathJax is told to ignore it.
+The HTML needs no script and no network; trees and lists open and close as ``<details>``. Its structure is in the
+elements (nested lists, tables, line breaks), since GitHub, nbviewer and an untrusted notebook drop the style. The
+explorers use the same parts. All text of a model or a file is untrusted: the templates escape every value, and MathJax
+is told to ignore it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from markupsafe import Markup, escape
 from matplotlib.colors import to_hex
 
 from medrefl_utils.core.records import Question
@@ -47,7 +50,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    made.filters["signed"] = signed
+    made.filters |= {"signed": signed, "lines": _lines}
     return made
 
 
@@ -57,6 +60,11 @@ def _visible(value: object) -> object:
     if type(value) is str:
         return "".join(c if c >= " " or c in "\n\t" else "\ufffd" for c in value)
     return value
+
+
+def _lines(text: str) -> Markup:
+    """Return a text whose line ends are also line ends where a page's style is dropped, as in an untrusted notebook."""
+    return Markup("<br>").join(escape(_visible(line)) for line in text.split("\n"))
 
 
 @cache

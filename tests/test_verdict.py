@@ -1,0 +1,51 @@
+"""What a run shows, in sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from medrefl_utils.core import RunFiles
+from medrefl_utils.views import cautions, verdicts
+from tests.test_learned import adapter
+from tests.test_report import NAN, score
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (0.071, "answers more questions correctly than its base (60.0% to 67.1%, +7.1 points [+5.1, +9.1], 1,000 "),
+        (
+            -0.05,
+            "answers fewer questions correctly than its base (60.0% to 55.0%, −5 points [−7, −3], 1,000 questions)",
+        ),
+        (0.015, "no difference between adapter and base is shown (60.0% to 61.5%, +1.5 points [−0.5, +3.5], 1,000 "),
+        (
+            0.0,
+            "is shown (60.0% to 60.0%, 0 points [−2, +2], 1,000 questions, which can show gains of about 3 points).",
+        ),
+    ],
+)
+def test_the_verdict_says_more_fewer_or_no_difference(gain: float, words: str) -> None:
+    (sentence,) = verdicts(pd.DataFrame([score("base", 0.6, NAN), score("medrefl", 0.6 + gain, gain)]))
+    assert sentence.startswith("clinic, sampled: ") and words in sentence
+
+
+def test_a_run_without_an_adapter_has_no_verdict() -> None:
+    assert verdicts(pd.DataFrame([score("base", 0.6, NAN)])) == []
+
+
+def test_too_few_questions_and_a_training_that_changed_nothing_are_said(tmp_path: Path) -> None:
+    run = RunFiles(tmp_path)
+    adapter(run.adapter, [0.0], b=0.0)
+    few = score("medrefl", 0.7, 0.1) | {"n": 1, "detectable": 0.456}
+    enough = score("medrefl", 0.7, 0.1) | {"protocol": "greedy", "detectable": 0.1}
+    assert cautions(run, pd.DataFrame([score("base", 0.6, NAN), few, enough])) == [
+        "Nothing may have been learned: every LoRA matrix B of the adapter is 0, so base and adapter are the same "
+        "model; the training had 1 optimizer step, all with learning rate 0.",
+        "clinic, sampled: 1 question can show only gains of about 46 points or more.",
+    ]
+    adapter(run.adapter, [1e-4] * 20, b=0.1)
+    assert cautions(run, pd.DataFrame([enough])) == []
