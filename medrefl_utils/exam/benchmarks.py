@@ -178,6 +178,11 @@ def read_benchmark(source: str, split: str = "", answer_base: int | str = "auto"
     return replace(rows, label=source, questions=[(number, replace(q, source=source)) for number, q in rows.questions])
 
 
+def benchmark_file(name: str) -> Path | None:
+    """Return the local file of a benchmark of the registry, in $MEDREFL_BENCHMARKS or benchmarks/; None without one."""
+    return _file(benchmark_registry().benchmarks[name].files)
+
+
 def load_benchmark(
     source: str,
     split: str = "",

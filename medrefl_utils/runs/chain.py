@@ -24,7 +24,13 @@ from medrefl_utils.core.schemas import ABLATION, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import lock_run, read_manifest, read_table, write_manifest
 from medrefl_utils.runs import provenance
 from medrefl_utils.runs.execution import CHAIN, StageFailed, end_orphans, execute_notebook
-from medrefl_utils.runs.profiles import did_you_mean, load_profile, matching_names, notebook_parameters
+from medrefl_utils.runs.profiles import (
+    did_you_mean,
+    limit_questions,
+    load_profile,
+    matching_names,
+    notebook_parameters,
+)
 from medrefl_utils.runs.skipping import Decision, decide, ingredients, stage_key
 from medrefl_utils.runs.stages import DEFAULT_STAGES, FOLLOWS, PACKAGE, STAGES, Stage, repository_root
 
@@ -222,6 +228,7 @@ def run_profile(
     only: str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    limit: int | None = None,
     console: Console | None = None,
     preflight: Preflight | None = None,
 ) -> list[str]:
@@ -238,7 +245,8 @@ def run_profile(
         start: the first stage to run (``--from``); earlier outputs are used as they are.
         only: the one stage to run (``--only``).
         force: run unchanged stages too.
-        dry_run: print which stages would run and why; run nothing.
+        dry_run: print which stages would run and why, and check their inputs; run nothing.
+        limit: the most questions of each notebook (``limit_questions``); the run is then called ``NAME_limitN``.
         console: where to print; standard output by default.
         preflight: checks the inputs of the stages that will run (``preflight.check_inputs``). It is an argument because
             every notebook imports this module, and would otherwise depend on all that the check imports.
@@ -254,21 +262,25 @@ def run_profile(
             raise MedReflError(f"{notebook} is missing")
     follows = {stage: other for stage, other in FOLLOWS.items() if {stage, other[0]} <= notebooks.keys()}
     loaded = load_profile(profile, notebooks, root=root, overrides=overrides, follows=follows)
+    if limit is not None:
+        loaded = limit_questions(loaded, limit)
     wanted = loaded.stages or (DEFAULT_STAGES if stages is STAGES else tuple(notebooks))
     stages = [stage for stage in stages if stage.name in wanted]
     heading = {"profile": loaded.path, "overrides": list(overrides)}
     parameters = {stage.name: loaded.parameters[stage.name] for stage in stages}
     chain = Chain(root, f"runs/{loaded.run}", parameters, stages=stages, package=package, heading=heading)
     selected = chain.select(start, only)
+    decisions = chain.plan(selected, force)
     if dry_run:
-        console.print(_plan_table(chain, chain.plan(selected, force)))
-        return []
-    running = {decision.stage.name: decision.stage for decision in chain.plan(selected, force) if decision.run}
+        console.print(_plan_table(chain, decisions))
+    running = {decision.stage.name: decision.stage for decision in decisions if decision.run}
     if running and preflight:
         made = {artifact for stage in running.values() for artifact in stage.writes}
         given = {artifact for stage in running.values() for artifact in stage.reads} - made
         for note in preflight({name: parameters[name] for name in running}, chain.files, given) or ():
             console.print(Text(f"note: {note}", style="yellow"))
+    if dry_run:
+        return []
     with lock_run(chain.files):
         end_orphans(chain.files.root)
         executed = chain.run(selected, console, force)

@@ -82,5 +82,6 @@ def training_settings(
         checkpoint_every=values["checkpoint_every"],
         references=files.root.parent / "references" if values["cache_references"] else None,
         stop_on=values["stop_on"],
+        report_to=values["report_to"],
     )
     return dpo, efficiency, monitor

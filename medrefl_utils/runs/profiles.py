@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,15 +29,17 @@ from medrefl_utils.runs.renamed_parameters import new_names
 TYPES = {t.__name__: t for t in (bool, int, float, str, list, dict)} | {"Literal": Literal}
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yaml")
 MAX_BYTES = 100_000  # size limit of a profile
+_NUMBERS_OF_QUESTIONS = ("n_questions", "n_evaluation_questions")  # 0 means all
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's parameters cell; ``annotation`` is its source text."""
+    """One line of a notebook's parameters cell; ``annotation`` is its source text, ``meaning`` its comment."""
 
     name: str
     annotation: str
     default: Any
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
     source = next((source for tags, source in code_cells(notebook) if "parameters" in tags), None)
     if source is None:
         raise MedReflError(f"{notebook}: no cell is tagged 'parameters'")
-    found = {}
+    found, lines = {}, source.splitlines()
     for node in ast.parse(source).body:
         match node:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=ast.expr() as value) if _literal(value):
-                found[name] = Parameter(name, ast.unparse(kind), ast.literal_eval(value))
+                meaning = lines[node.end_lineno - 1].partition("  # ")[2].strip()
+                found[name] = Parameter(name, ast.unparse(kind), ast.literal_eval(value), meaning)
             case _:
                 line = ast.unparse(node)
                 raise MedReflError(f"{notebook}: {line!r} in the parameters cell is not 'name: type = literal'")
@@ -164,6 +167,22 @@ def load_profile(
         own = keys.keys() & resolved[stem].keys() - sections.get(stem, {}).keys()
         resolved[stem] |= {key: resolved[other][keys[key]] for key in own if keys[key] in resolved[other]}
     return Profile(path=str(path), run=run, parameters=resolved, stages=stages)
+
+
+def limit_questions(profile: Profile, n: int) -> Profile:
+    """Return the profile with at most ``n`` questions in every notebook that reads some, as the run ``NAME_limitN``.
+
+    A run of its own, so that a trial with few questions replaces no result.
+    """
+    run = f"{profile.run}_limit{n}"
+    parameters = {
+        stage: {
+            name: min(value or n, n) if name in _NUMBERS_OF_QUESTIONS else f"runs/{run}" if name == "run" else value
+            for name, value in values.items()
+        }
+        for stage, values in profile.parameters.items()
+    }
+    return replace(profile, run=run, parameters=parameters)
 
 
 def local_paths(value: Any) -> list[str]:

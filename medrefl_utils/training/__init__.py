@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "shared_prefix": ["PairTrainer", "SharedPrefixCollator", "SharedPrefixTrainer"],
         "reference_cache": ["reference_logprobs"],
         "health_checks": ["TrainingFinding", "check_training_log"],
+        "trackers": ["check_trackers"],
         "adapters": ["Agreement", "find_adapter", "merge_adapter", "push_to_hub", "write_model_card"],
     },
 )

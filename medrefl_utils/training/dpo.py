@@ -40,6 +40,7 @@ from medrefl_utils.training.token_ids import (
     row_tokens,
     tokenize_pairs,
 )
+from medrefl_utils.training.trackers import check_trackers, keep_tensorboard_in
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TRAINED = "training.parquet"
@@ -128,6 +129,8 @@ class MonitorSettings:
     """folder of the cached log-probabilities of the reference, for other seeds and ablations; None caches nothing"""
     stop_on: Sequence[str] = ("not_finite",)
     """findings (``health_checks.KINDS``) that stop the training; other findings are warnings"""
+    report_to: Sequence[str] = ()
+    """experiment trackers (``trackers.TRACKERS``); TensorBoard's files go beside the adapter"""
     show: Callable[[pd.DataFrame], object] | None = field(default=None, compare=False)
     """called after each optimizer step with the log up to that step"""
 
@@ -137,6 +140,7 @@ class MonitorSettings:
             raise MedReflError(
                 f"training: stop_on names {unknown[0]!r}, expected some of {', '.join(health_checks.KINDS)}"
             )
+        check_trackers(self.report_to)
         if self.checkpoint_every < 1:
             raise MedReflError(f"training: checkpoint_every is {self.checkpoint_every}, expected at least 1")
 
@@ -200,7 +204,7 @@ def train_dpo(
     watch = _Watch(steps, dpo, upkeep)
     trainer = (SharedPrefixTrainer if economy.shared_prefix else PairTrainer)(
         model=base,
-        args=_arguments(kept or folder, dpo, economy, seed, steps, upkeep if kept else None, bool(len(held_out))),
+        args=_arguments(kept or folder, folder.parent.name, dpo, economy, seed, steps, upkeep, bool(len(held_out))),
         train_dataset=_dataset(train),
         eval_dataset=_dataset(held_out) if len(held_out) else None,
         processing_class=tokenizer,
@@ -215,6 +219,7 @@ def train_dpo(
         **({} if economy.shared_prefix else {"data_collator": DataCollatorForPreference(tokenizer.pad_token_id)}),
     )
     trainer.remove_callback(PrinterCallback)
+    keep_tensorboard_in(trainer, folder.with_name("tensorboard"))
     if trainer.args.deepspeed_plugin is None:  # DeepSpeed needs one data type and keeps its own 32-bit copies
         keep_adapter_in_32_bit(trainer.model)
     # Autocast converts the adapter's input. PEFT would first copy it to 32 bit, for each linear layer.
@@ -392,23 +397,19 @@ def _key(model: str, dpo: DpoSettings, economy: EfficiencySettings, seed: int, i
     """Return the hash of everything a training depends on; a checkpoint or an adapter is reused under the same key."""
     tokens = ids[["prompt_ids", "chosen_ids", "rejected_ids"]].to_json(orient="values")
     code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], shared_prefix))
-    parts = [
-        model,
-        asdict(dpo),
-        asdict(economy),
-        seed,
-        *(hashlib.sha256(t.encode()).hexdigest() for t in (tokens, code)),
-    ]
+    parts = [model, asdict(dpo), asdict(economy), seed]
+    parts += [hashlib.sha256(text.encode()).hexdigest() for text in (tokens, code)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _arguments(
     folder: Path,
+    run_name: str,
     dpo: DpoSettings,
     economy: EfficiencySettings,
     seed: int,
     steps: int,
-    upkeep: MonitorSettings | None,
+    upkeep: MonitorSettings,
     evaluate: bool,
 ) -> DPOConfig:
     gpu = device() == "cuda"
@@ -436,10 +437,12 @@ def _arguments(
         logging_nan_inf_filter=False,  # shows a NaN as a NaN, not as the mean of earlier steps
         eval_strategy="steps" if evaluate else "no",
         eval_steps=max(1, math.ceil(steps / HELD_OUT_EVALUATIONS)),
-        save_strategy="steps" if upkeep else "no",
-        save_steps=upkeep.checkpoint_every if upkeep else 1,
+        save_strategy="steps" if upkeep.checkpoint_folder else "no",
+        save_steps=upkeep.checkpoint_every,
         save_total_limit=2,
-        report_to="none",
+        report_to=list(upkeep.report_to),
+        run_name=run_name,
+        project="medrefl",
         disable_tqdm=True,  # ``_Watch`` has its own bar, which papermill can forward
         seed=seed,
         data_seed=seed,
