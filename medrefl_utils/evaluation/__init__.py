@@ -34,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "self_correction": ["continue_from", "example_continuations", "starting_points"],
         "correction_rates": ["PLACES", "reconsiders", "self_correction_rates"],
         "scoring": ["clinic_questions", "compare_runs", "read_responses"],
+        "run_comparison": ["CHANGES", "changed_answers", "compare_with_first"],
         "ablation": ["ablation_results", "draw_equal_arms", "evaluate_arm", "train_arm"],
     },
 )

@@ -57,12 +57,13 @@ def read_response_rows(path: Path) -> ResponseRows:
 
     Returns:
         Plain rows as they are. Rows of a log have ``question``, ``options`` (unless the log has none), ``response``,
-        ``model``, and where the log says so ``id``, ``gold``, ``run`` and ``choice`` (the likeliest option's letter).
+        ``model``, and where the log says so ``id``, ``gold`` and ``choice`` (the likeliest option's letter). A
+        repetition (an epoch of Inspect) is a row of its own.
 
     Raises:
         MedReflError: no such file, no rows, a row that cannot be read, or logs mixed with plain rows.
     """
-    found, kinds = ResponseRows(), set()
+    found, kinds, logs = ResponseRows(), set(), set()
     for file in _files(path):
         seen: set[tuple[Any, ...]] = set()
         for number, row in _rows(file):
@@ -74,14 +75,18 @@ def read_response_rows(path: Path) -> ResponseRows:
                 found.rows += _lm_eval(row, file, where, seen, found.left_out)
             elif "samples" in row and isinstance(row.get("eval"), Mapping):
                 kinds.add("Inspect")
-                found.rows += _inspect(row, where, found.left_out)
+                log = row["eval"].get("eval_id", where)
+                if log not in logs:  # a folder may hold one log as .eval and as .json
+                    found.rows += _inspect(row, where, found.left_out)
+                logs.add(log)
             else:
                 kinds.add("plain rows")
                 found.rows.append(dict(row))
     if len(kinds) > 1:
         raise MedReflError(f"{path}: holds {' and '.join(sorted(kinds))}, expected one kind of file")
     if not found.rows:
-        raise MedReflError(f"{path}: no responses in it")
+        why = "".join(f" ({n} left out: {reason})" for reason, n in found.left_out.items())
+        raise MedReflError(f"{path}: no responses in it{why}")
     found.from_log = kinds != {"plain rows"}
     return found
 
@@ -143,7 +148,8 @@ def _lm_eval(
         scores = scores[: len(letters)]  # the others are those of the options without the question
         shown = ", ".join(f"{letter} {score:.2f}" for letter, score in zip(letters, scores, strict=True))
         choice = letters[scores.index(max(scores))]
-        return [same | {"response": f"log-likelihoods of the options: {shown}", "choice": choice}]
+        said = {"response": f"log-likelihoods of the options: {shown}", "choice": choice}
+        return [same | said | {"protocol": LOG_LIKELIHOOD}]
     texts = _texts(answers)
     if not texts:
         raise MedReflError(f"{where}: resps holds neither texts nor log-likelihoods: {str(answers)[:60]}")
@@ -182,7 +188,14 @@ def _texts(given: Any) -> list[str]:
 
 
 def _model_of(file: Path) -> str:
-    """The model of a file of samples: its folder, in which "__" stands for "/", else the file's own name."""
+    """The model of a file of samples: as the results beside it say, else its folder ("__" is "/"), else its name."""
+    for results in file.parent.glob(f"results_{file.stem.rpartition('_')[2]}.json"):
+        try:
+            name = json.loads(results.read_bytes()).get("model_name")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(name, str) and name:
+            return name
     return file.parent.name.replace("__", "/") if "__" in file.parent.name else file.stem
 
 
@@ -204,7 +217,6 @@ def _inspect(log: Mapping[str, Any], where: str, left_out: Counter[str]) -> list
         if not stem:
             raise MedReflError(f"{where}: sample {number}: input has no text")
         row = {"id": sample.get("id"), "question": stem, "response": response, "model": log["eval"].get("model")}
-        row["run"] = int(sample.get("epoch") or 1) - 1
         if choices := sample.get("choices"):
             row["options"] = dict(zip(LETTERS, choices, strict=False))
         target = sample.get("target")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,6 +28,7 @@ from medrefl_utils.exam.questions import (
 )
 
 _OWN_LICENCES = {"clinic": "Apache-2.0", "medrefl_utils/models/tiny_student": "Apache-2.0"}
+_HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause"}
 _CLINIC_QUESTIONS = 1000  # of its endless exam, where no number is given
 _TEXT = ("question", "stem", "prompt", "instruction", "problem", "input", "query", "text", "messages", "conversations")
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
@@ -143,6 +144,16 @@ def licence_of(name: str, given: Mapping[str, str]) -> str:
     known |= {Path(file).stem: benchmark.licence for _, benchmark in registered for file in benchmark.files}
     known |= {benchmark.hub.id: benchmark.licence for _, benchmark in registered if benchmark.hub}
     return ({**known, **_OWN_LICENCES} | dict(given)).get(name, "not stated")
+
+
+def card_licence(licences: Iterable[str]) -> str:
+    """Return the licence for the head of a card: the one of all parts in the hub's spelling, else "other".
+
+    Args:
+        licences: of each part, as ``licence_of`` returns them.
+    """
+    found = {licence.lower() for licence in licences}
+    return found.pop() if len(found) == 1 and found <= _HUB_LICENCES else "other"
 
 
 def read_benchmark(source: str, split: str = "", answer_base: int | str = "auto") -> Rows:

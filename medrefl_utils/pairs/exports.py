@@ -16,7 +16,7 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.core.store import content_hash, write_table, write_text
-from medrefl_utils.exam.benchmarks import licence_of
+from medrefl_utils.exam.benchmarks import card_licence, licence_of
 
 TRL = "train.parquet"
 TRL_LINES = "train.jsonl"
@@ -112,6 +112,7 @@ def write_dataset_card(
     files = [{"name": name, "meaning": text, "hash": content_hash(folder / name)} for name, text in _MEANINGS.items()]
     card = environment.get_template("exports.md.j2").render(
         version=__version__,
+        licence=card_licence(licence_of(name, licences) for name in (*sources, *models.values())),
         trl=TRL,
         n_pairs=len(pairs),
         n_questions=pairs["question_id"].nunique(),

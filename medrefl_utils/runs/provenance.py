@@ -45,7 +45,11 @@ def machine() -> dict[str, Any]:
 
 
 def git(root: Path) -> dict[str, Any]:
-    """Return {revision, dirty} of the checkout at ``root``; both are None if it is not a git checkout."""
+    """Return {revision, dirty} of the checkout at ``root``; both are None if it is not a git checkout.
+
+    Outputs in notebooks are no change where the checkout's filter removes them (``make setup``): git lists these files
+    as modified by their size, but has no difference to show.
+    """
 
     def ask(*words: str) -> str | None:
         try:
@@ -55,7 +59,10 @@ def git(root: Path) -> dict[str, Any]:
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     status = ask("status", "--porcelain")
-    return {"revision": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    dirty = None if status is None else bool(status)
+    if dirty and ask("diff", "--quiet", "HEAD") is not None:
+        dirty = bool(ask("ls-files", "--others", "--exclude-standard"))
+    return {"revision": ask("rev-parse", "HEAD"), "dirty": dirty}
 
 
 def run_date(files: RunFiles) -> str:

@@ -1,4 +1,4 @@
-"""Summarise the runs of a folder, and one run: ``medrefl list`` and ``medrefl show``."""
+"""Summarise the runs of a folder, one run, and what differs between runs: ``medrefl list``, ``medrefl show``."""
 
 from __future__ import annotations
 
@@ -145,6 +145,26 @@ def changed_parameters(manifest: Mapping[str, Any], defaults: Mapping[str, Mappi
                 rows.setdefault((name, str(value), str(known[name])), []).append(stage[:2])
     found = [(name, value, default, " ".join(stages)) for (name, value, default), stages in rows.items()]
     return pd.DataFrame(found, columns=["parameter", "value", "default", "stages"])
+
+
+def differing_parameters(manifests: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the parameters that are not the same in all runs, as text; rows: stage and parameter, columns: runs.
+
+    Args:
+        manifests: {name of the run: its manifest}; an empty cell stands for a stage that the run has not executed.
+    """
+    values = {
+        name: {
+            (stage, parameter): str(value)
+            for stage, entry in sorted(manifest.get("stages", {}).items())
+            for parameter, value in entry.get("parameters", {}).items()
+            if parameter != "run"
+        }
+        for name, manifest in manifests.items()
+    }
+    table = pd.DataFrame(values, dtype=object).fillna("")
+    table.index = pd.MultiIndex.from_tuples(list(table.index), names=["stage", "parameter"])
+    return table[table.nunique(axis=1) > 1]
 
 
 def _state(name: str, entry: Mapping[str, Any]) -> StageState:

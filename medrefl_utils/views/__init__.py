@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["plots"],
     submod_attrs={
         "explorers": ["explore_pairs", "explore_responses", "explore_trees", "is_live"],
-        "static_html": ["Tables", "Tree", "read_tables"],
+        "static_html": ["Tables", "Tree", "read_tables", "tables_of"],
         "summary_tables": [
             "ablation_self_correction_table",
             "ablation_table",
@@ -33,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "rates_table",
             "trained_note",
         ],
+        "run_comparison": ["runs_side_by_side", "training_of_runs"],
         "result_files": ["compare_with_published", "evaluated_model", "published_text", "write_result_tables"],
         "report": ["write_report"],
     },

@@ -23,7 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.store import write_whole
+from medrefl_utils.trees.values import complete_steps
 from medrefl_utils.views.display_text import font_families, wrap_text
 
 RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
@@ -45,7 +47,7 @@ class Picture(Figure):
         return data.getvalue()
 
 
-def _styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
+def styled(plot: Callable[_P, Figure]) -> Callable[_P, Figure]:
     """Give a plot the common style, whatever the user's matplotlib settings are."""
 
     @wraps(plot)
@@ -114,7 +116,7 @@ def signed(value: float, digits: int = 2) -> str:
     return "0" if text[1:] == zeros else text.removesuffix(zeros[1:])
 
 
-@_styled
+@styled
 def tree(
     steps: pd.DataFrame,
     values: pd.DataFrame,
@@ -128,18 +130,19 @@ def tree(
     of the steps, cut to two lines.
 
     Args:
-        steps: the table STEPS.
+        steps: the table STEPS; the columns that ``trees.step_values`` needs are enough.
         values: the table VALUES.
         question_id: the question.
         marked: paths to draw: {"chosen", "rejected" or "left" (the wrong path before a correction): node ids}.
         kind: kind of pair, written before the question's id in the title.
 
     Raises:
-        KeyError: the question has no tree.
+        MedReflError: the question has no tree, or its tree is malformed.
     """
-    table = steps[steps["question_id"] == question_id].merge(values, on=["question_id", "node_id"], how="left")
-    if table.empty:
-        raise KeyError(question_id)
+    rows_of_tree = steps[steps["question_id"] == question_id]
+    if rows_of_tree.empty:
+        raise MedReflError(f"question {question_id!r} has no tree in this table of steps")
+    table = complete_steps(rows_of_tree).merge(values, on=["question_id", "node_id"], how="left")
     rows = {row.node_id: row for row in table.itertuples()}
     children: dict[int, list[int]] = {node: [] for node in rows}
     root = 0
@@ -246,7 +249,7 @@ def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is
         axes.text(x + beside, y, "\n".join(lines), va="center", size=8, linespacing=1.2, zorder=3)
 
 
-@_styled
+@styled
 def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
     """Plot, per depth, the share of steps whose V is -1, below 0, 0, above 0 or +1, with mean V and their number."""
     table = values.merge(steps[["question_id", "node_id", "depth"]], on=["question_id", "node_id"])
@@ -285,7 +288,7 @@ def values_by_depth(values: pd.DataFrame, steps: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def outcomes(steps: pd.DataFrame) -> Figure:
     """Plot a histogram of the questions' share of correct leaves, each leaf counted with its weight."""
     leaves = steps[steps["outcome"].notna()]
@@ -310,7 +313,7 @@ def outcomes(steps: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def pair_margins(pairs: pd.DataFrame) -> Figure:
     """Plot a histogram of the margin in S between the two sides of a pair, by kind of pair."""
     margin = pairs["chosen_value"] - pairs["rejected_value"]
@@ -338,7 +341,7 @@ def pair_margins(pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def pair_lengths(pairs: pd.DataFrame) -> Figure:
     """Plot how many tokens longer the chosen side is, by kind of pair: box plots, with the mean as a diamond."""
     kinds = list(dict.fromkeys(pairs["kind"]))
@@ -373,7 +376,7 @@ def pair_lengths(pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def training_curves(log: pd.DataFrame) -> Figure:
     """Plot DPO loss, reward margin and reward accuracy: each step (thin), moving average over 10% of steps (thick).
 
@@ -404,7 +407,7 @@ def training_curves(log: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def loss_curve(log: pd.DataFrame) -> Figure:
     """Plot a training loss and its moving average over 20 steps; ``log`` has step and loss (nats per token)."""
     figure = Picture((7.2, 3.2), layout="constrained")
@@ -419,7 +422,7 @@ def loss_curve(log: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def accuracy_bars(scores: pd.DataFrame) -> Figure:
     """Plot strict accuracy of base and adapter with 95% intervals: a panel per benchmark, a group per protocol."""
     sources = list(dict.fromkeys(scores["source"]))
@@ -452,7 +455,7 @@ def accuracy_bars(scores: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def ablation(table: pd.DataFrame) -> Figure:
     """Plot each arm's gain per protocol, repair rate and fake reflection rate, with 95% intervals.
 
