@@ -60,7 +60,10 @@ def lint(
         int, typer.Option(min=1, help="Tokens of the model's context: a longer prompt is named.")
     ] = 4096,
 ) -> None:
-    """Check exam questions and say how they were read; exit code 1 where there is an error."""
+    """Check exam questions and say how they were read; exit code 1 where there is an error.
+
+    Example: medrefl lint train.jsonl
+    """
     from medrefl_utils.exam.benchmarks import read_benchmark
     from medrefl_utils.exam.lint import lint_questions as lint_rows
     from medrefl_utils.views.score_tables import exam_lines, findings_table
