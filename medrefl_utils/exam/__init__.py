@@ -29,7 +29,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Benchmark",
             "benchmark_file",
             "benchmark_registry",
-            "card_licence",
             "check_question_source",
             "lint_counts",
             "load_benchmark",

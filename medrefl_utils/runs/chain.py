@@ -66,7 +66,8 @@ class Chain:
     def select(self, start: str | None = None, only: str | None = None) -> list[Stage]:
         """Return the stages from ``start`` on, or ``only`` one.
 
-        A stage may be given by its number ('3' or '03'), or by a part of its name that no other stage has ('dpo').
+        A stage may be given by its number ('3' or '03'), by a part of its name that no other stage has ('dpo'), or by
+        what it makes ('pairs', 'training': the names of ``RunFiles``, or their beginnings).
         """
         if start and only:
             raise MedReflError("--from and --only exclude each other: give one of them")
@@ -109,14 +110,17 @@ class Chain:
         """
         self._check_inputs(selected)
         executed: list[str] = []
-        for stage in selected:
+        before = {stage.name: self._entry(stage).get("seconds", 0.0) for stage in selected}
+        for number, stage in enumerate(selected, start=1):
             if not force and not self.decide(stage).run:
                 console.print(Text(f"{stage.name} … unchanged, skipped", style="dim"))
                 continue
             if not executed:
                 stages = read_manifest(self.files).get("stages", {})
                 write_manifest(self.files, self._manifest_head() | {"stages": stages})
-            console.print(Text(f"{stage.name} …"))
+            left = [before[other.name] for other in selected[number - 1 :]]
+            about = f", about {_duration(sum(left))} left, as long as last time" if all(left) else ""
+            console.print(Text(f"{stage.name} … ({number} of {len(selected)}{about})"))
             seconds = self.execute(stage, console, force)
             console.print(Text(f"{stage.name} … done in {_duration(seconds)}"))
             executed.append(stage.name)
@@ -184,11 +188,15 @@ class Chain:
 
     def _named(self, name: str, option: str) -> Stage:
         names = [stage.name for stage in self.stages]
-        fitting = matching_names(name, names)
+        fitting = matching_names(name, names) or [
+            stage.name
+            for stage in self.stages
+            if name and any(artifact.startswith(name.lower()) for artifact in stage.writes)
+        ]
         if len(fitting) > 1:
             raise MedReflError(f"{option} {name}: can mean {' or '.join(fitting)}: give more of the name")
         if not fitting:
-            expected = f"expected a number or a part of the name of one of {', '.join(names)}"
+            expected = f"expected a number, a part of the name of one of {', '.join(names)}, or what it makes"
             raise MedReflError(f"{option} {name}: no such stage{did_you_mean(name, names)}: {expected}")
         return self.stages[names.index(fitting[0])]
 

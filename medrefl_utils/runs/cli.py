@@ -6,6 +6,8 @@ Exit codes: 0 success; 1 a stage failed, or a check found an error; 2 wrong inpu
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import closing, redirect_stderr
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,7 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.runs import cli_exams, cli_runs
 from medrefl_utils.runs.chain import run_profile
 from medrefl_utils.runs.cli_options import Overrides, Profile, at_root, checkout_or_here, new_app, one_line_errors
-from medrefl_utils.runs.execution import StageFailed
+from medrefl_utils.runs.execution import Progress, StageFailed
 from medrefl_utils.runs.profiles import load_profile
 from medrefl_utils.runs.stages import STAGES, repository_root
 
@@ -54,12 +56,12 @@ def run(
         typer.Option(
             "--from",
             metavar="STAGE",
-            help="First stage to run; outputs of earlier stages are used as they are. STAGE is a number or a part of "
-            "a notebook's name. Example: --from 4",
+            help="First stage to run; outputs of earlier stages are used as they are. STAGE is a number, a part of a "
+            "notebook's name, or what it makes. Example: --from 4",
         ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone. Example: --only report")
+        str | None, typer.Option("--only", metavar="STAGE", help="Run this stage alone. Example: --only training")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the selected stages even if they are unchanged.")] = False,
     dry_run: Annotated[
@@ -124,7 +126,9 @@ def plan(
 
     with one_line_errors():
         profile, root = at_root(profile)
-        found = planned(profile, root=root, overrides=overrides or (), probe=probe, card=card)
+        progress = Progress(sys.stderr)  # on a pipe, a bar is a line every half minute
+        with closing(progress), redirect_stderr(progress):
+            found = planned(profile, root=root, overrides=overrides or (), probe=probe, card=card)
         console = Console(highlight=False)
         if found.costs:
             console.print(plan_table(found.costs, input_price, output_price))

@@ -37,7 +37,7 @@ def benchmarks(as_json: AsJson = False) -> None:
             return print_json({name: {**entry, "file": benchmark_file(name)} for name, entry in found.items()})
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("name", "title", "licence", "questions"):
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column == "name")
         table.add_row("clinic", "the clinic: invented, in MedQA's format", "Apache-2.0", "part of medrefl, no end")
         for name, benchmark in registry.items():
             hub = f"hub: {benchmark.hub.id}" if benchmark.hub else f"not here: needs {' or '.join(benchmark.files)}"

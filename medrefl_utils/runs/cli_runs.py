@@ -150,11 +150,12 @@ def _parameters_table(stage: str, parameters: Mapping[str, Parameter]) -> Table:
     from medrefl_utils.runs.parameter_limits import limit_of
 
     table = Table(title=f"{stage}: parameters", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("parameter", "default", "meaning"):
-        table.add_column(column, overflow="fold")
+    table.add_column("parameter", no_wrap=True)
+    table.add_column("default", overflow="fold", max_width=22)
+    table.add_column("meaning; allowed", overflow="fold")
     for name, parameter in parameters.items():
         limit = limit_of(stage, name)
-        allowed = f" ({limit.expected})" if limit else ""
+        allowed = f"; {limit.expected}" if limit else ""
         table.add_row(Text(name), Text(json.dumps(parameter.default)), Text(parameter.meaning + allowed))
     return table
 
