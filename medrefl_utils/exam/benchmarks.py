@@ -337,8 +337,10 @@ def _name_hint(source: str) -> Iterator[None]:
         names = [*benchmark_registry().benchmarks, "clinic"]
         if "/" in source or "." in source or not source or Path(source).is_dir():
             raise
-        near = [name for name in names if len(source) >= 3 and source.casefold() in name]
-        near = near or difflib.get_close_matches(source.casefold(), names, n=1, cutoff=0.6)
+        said = source.casefold()
+        near = [name for name in names if len(said) >= 3 and name.startswith(said)]
+        near = near or [name for name in names if len(said) >= 3 and said in name]
+        near = near or difflib.get_close_matches(said, names, n=1, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise MedReflError(f"{error}; {hint}Benchmarks by name: {', '.join(names)}") from None
 
