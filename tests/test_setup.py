@@ -189,6 +189,8 @@ def test_the_wheel_brings_its_data_and_not_the_checkout(installed: Path, outside
         (["lint", "exam.jsonl"], 0, "exam"),
         (["score", "responses.jsonl", "--benchmark", "exam.jsonl"], 0, "75.0"),
         (["compare", "runs/one", "runs/two"], 0, "75.0"),
+        (["score", "runs/one", "--benchmark", "exam.jsonl"], 0, "75.0"),
+        (["benchmarks"], 0, "MedQA"),
         (["doctor"], 0, "bitsandbytes"),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else None,
@@ -203,7 +205,14 @@ def test_the_wheel_works_without_a_checkout(
 
 @pytest.mark.parametrize(
     "words",
-    [["run", "p.yaml"], ["run", "smoke", "--dry-run"], ["plan", "p.yaml"], ["doctor", "p.yaml"], ["train", "p.yaml"]],
+    [
+        ["params"],
+        ["run", "p.yaml"],
+        ["run", "smoke", "--dry-run"],
+        ["plan", "p.yaml"],
+        ["doctor", "p.yaml"],
+        ["train", "p.yaml"],
+    ],
     ids=" ".join,
 )
 def test_what_needs_the_notebooks_says_so_in_one_line(installed: Path, outside: Path, words: list[str]) -> None:

@@ -92,9 +92,10 @@ def read_response_rows(path: Path) -> ResponseRows:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a folder: a run's Parquet files, else lm-eval's samples, else every file that can be read."""
+    """The files of a folder: a run's responses, else lm-eval's samples, else every file that can be read."""
     if not path.is_dir():
         return [path]
+    path = path / "responses" if (path / "responses").is_dir() else path
     suffixes = (".parquet", *(suffix for suffix in READERS if suffix != ".parquet"), ".eval")
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes)
     parquet = [file for file in files if file.parent == path and file.suffix == ".parquet"]

@@ -105,7 +105,7 @@ def score(
 
     - a log of Inspect (.eval or .json), or a folder of logs;
 
-    - responses/ of a run.
+    - the folder of a run, such as runs/smoke.
 
     Example: medrefl score responses.jsonl --benchmark medqa_5op
     """

@@ -53,14 +53,15 @@ def git(root: Path) -> dict[str, Any]:
 
     def ask(*words: str) -> str | None:
         try:
-            answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20)
+            # The filter takes a second per notebook, and more on a busy machine.
+            answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=120)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     status = ask("status", "--porcelain")
     dirty = None if status is None else bool(status)
-    if dirty and ask("diff", "--quiet", "HEAD") is not None:
+    if dirty and ask("diff", "HEAD") == "":
         dirty = bool(ask("ls-files", "--others", "--exclude-standard"))
     return {"revision": ask("rev-parse", "HEAD"), "dirty": dirty}
 
