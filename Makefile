@@ -1,5 +1,6 @@
 # make setup | demo | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values]
 #      | test-servers | test-oldest | faults [KILLS=100] | audit | clean
+# Set-up and lab also install a git filter in a git checkout: outputs that JupyterLab saves stay out of git.
 # A stamp in .venv records the Python and the folder. Set-up runs again if they, pyproject.toml or constraints.txt change.
 # PIP_ARGS goes to pip. Without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
 
@@ -17,9 +18,16 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup demo run test test-servers test-oldest lab bench faults audit clean
+# What JupyterLab writes into a notebook besides outputs.
+LAB_KEYS := $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version)
 
-setup: $(STAMP)
+.PHONY: setup demo run test test-servers test-oldest lab bench faults audit filter clean
+
+setup: $(STAMP) filter
+
+filter:
+	@# .gitattributes names this filter; without this setting git ignores it. The setting is this clone's own.
+	@! test -e .git || git config filter.nbstripout.clean 'if test -x "$(CURDIR)/$(BIN)/python"; then "$(CURDIR)/$(BIN)/python" -m nbstripout --keep-id --extra-keys "$(LAB_KEYS)"; else cat; fi'
 
 run: $(STAMP)
 	@$(BIN)/python -m medrefl_utils run $(PROFILE) $(ARGS)
@@ -39,9 +47,11 @@ test-servers: .venv-servers/.ready
 test-oldest: .venv-oldest/.ready
 	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
-lab: $(STAMP)
+lab: $(STAMP) filter
 	@# Jupyter refuses to run as root, the usual user of a container, unless it is told to.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+	@# git compares sizes first, and lists notebooks with outputs as modified until they are added; nothing is staged.
+	@! test -e .git || ! git diff --quiet -- notebooks || git add -u notebooks
 
 bench: $(STAMP)
 	@# Install the libraries that the benchmarks compare with; nothing else needs them.
@@ -80,6 +90,7 @@ audit: $(STAMP)
 
 clean:
 	@# runs/ is kept: it holds results.
+	@! test -e .git || git config --remove-section filter.nbstripout 2>/dev/null || true
 	rm -rf .venv .venv-servers .venv-oldest build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 
 $(STAMP): pyproject.toml constraints.txt

@@ -18,7 +18,7 @@ from medrefl_utils.exam import (
     trained_questions,
     with_shuffled_options,
 )
-from medrefl_utils.exam.benchmarks import REGISTRY
+from medrefl_utils.exam.benchmarks import REGISTRY, card_licence, licence_of
 
 SIZES = {
     **{"medqa_5op": 1273, "medqa_4op": 1273, "medmcqa": 4183, "gpqa_med": 78, "mmlu_pro_med": 1440},
@@ -206,3 +206,10 @@ def test_columns_can_be_mapped_and_rows_chosen(tmp_path: Path, name: str) -> Non
         load_questions(str(path), fields=fields, where={"kin": "b"})
     with pytest.raises(MedReflError, match=r"no question in it \(kind 'c'\)"):
         load_questions(str(path), fields=fields, where={"kind": "c"})
+
+
+def test_a_cards_licence_is_that_of_all_parts_or_other() -> None:
+    assert card_licence(["Apache-2.0", "Apache-2.0"]) == "apache-2.0"
+    assert card_licence([licence_of("clinic", {}), licence_of("medrefl_utils/models/tiny_student", {})]) == "apache-2.0"
+    for parts in (["Apache-2.0", "MIT"], ["Apache-2.0", "not stated"], ["unstated"], []):
+        assert card_licence(parts) == "other"

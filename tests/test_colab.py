@@ -8,6 +8,8 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import nbclient
+import nbformat
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
@@ -84,3 +86,44 @@ def test_runs_may_lie_behind_a_link_as_on_drive(tmp_path: Path) -> None:
     assert toy.run(root)[0] == [stage.name for stage in toy.STAGES]
     assert (drive / "t" / "manifest.json").is_file()
     assert toy.run(root)[0] == [], "after a disconnect nothing runs twice"
+
+
+USERDATA = """
+class SecretNotFoundError(Exception): ...
+class NotebookAccessError(Exception): ...
+class TimeoutException(Exception): ...
+def get(name):
+    if {found!r}:
+        return {found!r}
+    raise {error}(name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "token"),
+    [("hf_secret", "", "hf_secret"), ("", "SecretNotFoundError", "None"), ("", "NotebookAccessError", "None")],
+    ids=["secret", "no-secret", "no-access"],
+)
+def test_colabs_secret_reaches_the_processes_that_the_notebook_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str, error: str, token: str
+) -> None:
+    """A google.colab of ours, which the kernel has imported, as Colab's has; the token is never printed."""
+    package = tmp_path / "path/google/colab"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "userdata.py").write_text(USERDATA.format(found=found, error=error))
+    startup = tmp_path / "ipython/profile_default/startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("import google.colab\n")
+    book = nbformat.read(ROOT / "notebooks/colab.ipynb", as_version=4)
+    cells = {cell["id"]: cell for cell in book.cells}
+    child = "import os; print(os.environ.get('HF_TOKEN'))"
+    child = f"print(subprocess.check_output([sys.executable, '-c', {child!r}], text=True))"
+    book.cells = [cells["colab-01"], cells["colab-secret"], nbformat.v4.new_code_cell(child)]
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'path'}:{ROOT}")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    nbclient.execute(book, cwd=str(tmp_path), kernel_name="python3")
+    said = [cell.outputs[0]["text"].strip() for cell in book.cells[1:]]
+    assert said == [f"HF_TOKEN is {'set' if found else 'not set'}", token]

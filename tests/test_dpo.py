@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from tensorboardX.proto import event_pb2
 from trl import DPOConfig
 
 from medrefl_utils.core import PAIRS, TRAINING, MedReflError
@@ -449,3 +451,30 @@ def test_settings_that_mean_nothing_are_refused(make, message):
 def test_impossible_settings_are_refused(name):
     with pytest.raises(MedReflError, match=f"training: {name} is 0, expected above 0"):
         DpoSettings(**{name: 0})
+
+
+def tensorboard_scalars(folder, tag):
+    """{step: value} of a scalar in TensorBoard's files: records of length, checksum, event, checksum."""
+    found = {}
+    for file in folder.glob("events.out.tfevents.*"):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (n,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + n])
+            found.update((event.step, value.simple_value) for value in event.summary.value if value.tag == tag)
+            at += n + 16
+    return found
+
+
+def test_a_training_reports_to_tensorboard_beside_its_adapter(tiny_student, tmp_path):
+    """By the trainer's own callback: the loss of each optimizer step, in files that outlive the checkpoints."""
+    upkeep = MonitorSettings(tmp_path / "checkpoints", report_to=["tensorboard"])
+    log = train_dpo(PAIRS_24, tiny_student, tmp_path / "adapter", dpo=replace(SMALL, epochs=1), seed=0, upkeep=upkeep)
+    losses = tensorboard_scalars(tmp_path / "tensorboard", "train/loss")
+    assert list(losses) == log.step.tolist() and np.allclose(list(losses.values()), log.loss, atol=1e-6)
+    assert not any((tmp_path / "checkpoints").glob("*"))
+
+
+def test_an_unknown_tracker_is_refused():
+    with pytest.raises(MedReflError, match="report_to names 'mlflow', expected some of tensorboard, wandb, trackio"):
+        MonitorSettings(report_to=["mlflow"])

@@ -423,3 +423,17 @@ def test_a_plain_papermill_gives_the_twin_and_no_widget(run: RunFiles, tmp_path:
     (output,) = done.cells[0].outputs
     assert set(output.data) == {"text/html", "text/plain"}
     assert "Most confusing wrong path" in output.data["text/html"]
+
+
+def test_trees_of_ones_own_are_explored_without_a_run() -> None:
+    """The four columns that step_values needs, as in the README."""
+    rows = {"node_id": range(6), "parent_id": [None, 0, 0, 1, 1, 2], "outcome": [None, None, None, 1, -1, -1]}
+    own = pd.DataFrame(rows).assign(question_id="mine")
+    page = explorers.explore_trees(own, live=False).data
+    assert "mine" in page and "None" not in page and "nan" not in page
+    widget = explorers.explore_trees(own, live=True)
+    assert widget.run.layout.display == "none" and widget.questions.list.value == "mine"
+    widget.pane.pick(3)
+    assert "None" not in widget.pane.detail.html and "Outcome +1" in widget.pane.detail.html
+    with pytest.raises(MedReflError, match="question 'mine', node 1: outcome 1.0 on an inner step"):
+        explorers.explore_trees(own.assign(outcome=[None, 1, None, 1, -1, -1]))

@@ -168,7 +168,7 @@ def test_the_card_tells_counts_settings_models_licences_and_hashes(exported) -> 
     card = path.read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["configs"][0]["data_files"][0]["path"] == "train.parquet"
-    assert front["size_categories"] == ["n<1K"]
+    assert front["size_categories"] == ["n<1K"] and front["license"] == "other", "a model's licence is not known"
     assert "6 preference pairs from 6 questions" in card
     assert "| reasoning | 2 | 2 | 40 | 30 | question; an excellent right path" in card
     assert "Dropped, by reason: margin 3, reflection leak 2." in card and "no error" not in card

@@ -471,3 +471,9 @@ def test_kinds_are_chosen_by_name() -> None:
         select_kinds(both, ["reflection"])
     with pytest.raises(MedReflError, match="no kind is given"):
         select_kinds(both, [])
+
+
+@pytest.mark.parametrize("column", ["text", "n_tokens", "stop"])
+def test_trees_without_texts_have_values_but_make_no_pair(column: str) -> None:
+    with pytest.raises(MedReflError, match=f"pairs: the table of steps lacks {column}: found question_id"):
+        make(table(MIXED).drop(columns=column))

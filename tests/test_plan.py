@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from medrefl_utils.core import MedReflError, RunFiles, Sampling
@@ -11,7 +12,14 @@ from medrefl_utils.exam import load_questions, prompts
 from medrefl_utils.models import GIB, LocalGenerator
 from medrefl_utils.pairs import reasoning, reflection
 from medrefl_utils.runs import Cost, Work, notebook_parameters, plan_run, plan_table
-from medrefl_utils.runs.cost_plan import probe_answers, probe_pairs, probe_training, probe_trees, training_memory
+from medrefl_utils.runs.cost_plan import (
+    pairs_text,
+    probe_answers,
+    probe_pairs,
+    probe_training,
+    probe_trees,
+    training_memory,
+)
 from medrefl_utils.training import tokenize_pairs
 from medrefl_utils.trees import SearchSettings, corrections, paths, roll_out
 
@@ -183,3 +191,13 @@ def test_a_first_pass_that_leaves_no_question_says_so(root, exam, student, tmp_p
     settings = defaults(root, "01_tree_rollout") | {"screening_chains": 1}  # one chain is always all right or all wrong
     with pytest.raises(MedReflError, match="rollout: of 12 questions, all 1 chains of each were right"):
         probe_trees(exam, student, settings, RunFiles(tmp_path))
+
+
+def test_a_kind_of_which_the_probe_made_too_few_is_named() -> None:
+    made = pd.DataFrame({"kind": ["reasoning"] * 12 + ["reflection_mid"] * 2})
+    expected = {"reasoning": 120.0, "reflection_mid": 20.0, "reflection_post": 0.0}
+    assert pairs_text(expected, made) == (
+        "estimated pairs: 120 reasoning, 20 reflection_mid, 0 reflection_post; too few to tell, the probe made only"
+        " 2 reflection_mid, 0 reflection_post: increase --probe"
+    )
+    assert pairs_text({"reasoning": 120.0}, made) == "estimated pairs: 120 reasoning"

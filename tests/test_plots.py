@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyBboxPatch
 
+from medrefl_utils.core import MedReflError
 from medrefl_utils.trees import value_table
 from medrefl_utils.views import plots
 
@@ -108,9 +109,17 @@ def test_trees_of_any_size_are_whole_and_only_small_ones_show_their_texts(n: int
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_a_question_without_a_tree_is_a_key_error() -> None:
-    with pytest.raises(KeyError, match="nobody"):
+def test_a_question_without_a_tree_is_refused() -> None:
+    with pytest.raises(MedReflError, match="question 'nobody' has no tree"):
         plots.tree(STEPS, value_table(STEPS), "nobody")
+
+
+def test_a_tree_that_has_values_has_a_picture() -> None:
+    """The four columns that step_values needs, as in the README."""
+    rows = {"node_id": range(6), "parent_id": [None, 0, 0, 1, 1, 2], "outcome": [None, None, None, 1, -1, -1]}
+    own = pd.DataFrame(rows).assign(question_id="mine")
+    drawn = texts(plots.tree(own, value_table(own), "mine").axes[0])
+    assert "mine: 1 correct and 2 wrong leaves" in drawn and sorted(drawn).count("? ✗") == 2 and "? ✓" in drawn
 
 
 def test_a_pairs_tree_draws_each_of_its_paths_in_a_line_of_its_own() -> None:

@@ -1,15 +1,20 @@
-"""Preflight names the questions that are longer than the model's context, before anything runs."""
+"""Preflight, before anything runs: questions that are too long, or in training and evaluation; missing trackers."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from medrefl_utils.core import MedReflError, RunFiles
+from medrefl_utils.core import PAIRS, QUESTIONS, MedReflError, Question, RunFiles, write_table
+from medrefl_utils.exam import questions_table
 from medrefl_utils.runs import STAGES, check_inputs, load_profile, notebook_parameters, run_profile
+from medrefl_utils.runs.stages import FOLLOWS
 from tests import toy
 from tests.conftest import ROOT
 
@@ -98,3 +103,93 @@ def test_the_run_prints_the_note(tmp_path: Path) -> None:
     profile = tmp_path / "params" / "toy.yaml"
     run_profile(profile, root=tmp_path, stages=toy.STAGES[:1], console=console, preflight=lambda *_: ["two are long"])
     assert "note: two are long" in console.export_text()
+
+
+# --- training questions in the evaluation --------------------------------------------------------------------------
+
+PAIRS_STAGE, EVALUATION = "03_pair_construction", "05_benchmark_evaluation"
+STEMS = ["Which drug lowers the fever of a child?", "Which bone of the arm broke?", "Which nerve of the leg hurts?"]
+
+
+def checked(tmp_path: Path, training: list[str], asked: list[str], *stages: str, **values: object) -> list[str]:
+    """Notes of a run of these stages; training and evaluation are files with these stems."""
+    for name, stems in (("train", training), ("test", asked)):
+        rows = [{"id": f"{name}{i}", "question": s, "options": OPTIONS, "answer_idx": "A"} for i, s in enumerate(stems)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = {
+        **{"shared": {"run": "x"}, "01_tree_rollout": {"questions": str(tmp_path / "train.jsonl")}},
+        **{EVALUATION: {"questions": str(tmp_path / "test.jsonl")}, PAIRS_STAGE: values},
+    }
+    loaded = load_profile(toy.profile(tmp_path, sections), NOTEBOOKS, root=ROOT, follows=FOLLOWS)
+    model = {"model": str(ROOT / "medrefl_utils" / "models" / "tiny_student")}
+    chosen = {stage: loaded.parameters[stage] | model for stage in ("01_tree_rollout", *stages)}
+    return check_inputs(chosen, RunFiles(tmp_path / "run"), ())
+
+
+def test_a_training_question_in_the_evaluation_stops_before_the_first_stage(tmp_path: Path) -> None:
+    line = (
+        r"^03_pair_construction: 1 of 2 training questions are in the evaluation .*test.jsonl, the first 'train1' as"
+        r" 'test0' \(same\): remove them, or add --set 03_pair_construction.contaminated=drop, which leaves them out$"
+    )
+    with pytest.raises(MedReflError, match=line):
+        checked(tmp_path, STEMS[:2], [STEMS[1].upper(), STEMS[2]], PAIRS_STAGE, EVALUATION)
+    assert not (tmp_path / "run").exists(), "a look writes nothing"
+    assert checked(tmp_path, STEMS[:2], STEMS[2:], PAIRS_STAGE, EVALUATION) == []
+    assert checked(tmp_path, STEMS[:2], STEMS[1:]) == [], "no stage compares them"
+
+
+def test_questions_that_are_dropped_are_a_note_and_some_must_be_left(tmp_path: Path) -> None:
+    (note,) = checked(tmp_path, STEMS[:2], STEMS[1:], PAIRS_STAGE, EVALUATION, contaminated="drop")
+    assert note.startswith("03_pair_construction will leave them out: 1 of 2 training questions are in the evaluation")
+    with pytest.raises(MedReflError, match="2 of 2 .* so nothing is left to train on: give other questions"):
+        checked(tmp_path, STEMS[:2], STEMS, PAIRS_STAGE, EVALUATION, contaminated="drop")
+
+
+def test_an_evaluation_that_stage_03_does_not_compare_with_is_compared(tmp_path: Path) -> None:
+    """Stage 05 compares again, with its own questions: here 03 was told to compare with the clinic."""
+    with pytest.raises(MedReflError, match="^05_benchmark_evaluation: 1 of 2 training questions .*contaminated=drop"):
+        checked(tmp_path, STEMS[:2], STEMS[1:], PAIRS_STAGE, EVALUATION, evaluation_questions="clinic")
+
+
+def test_a_run_that_has_its_pairs_is_compared_by_the_questions_of_the_pairs(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "run")
+    asked = [Question(f"q{i}", stem, OPTIONS, "A", "exam", "train") for i, stem in enumerate(STEMS)]
+    write_table(files.questions, questions_table(asked), QUESTIONS)
+    message = [{"role": "user", "content": "x"}]
+    pair = {"pair_id": "p", "question_id": "q1", "prompt": message, "chosen": message, "rejected": message}
+    write_table(files.pairs, pa.Table.from_pylist([pair], schema=PAIRS), PAIRS)
+    exam = tmp_path / "exam.jsonl"
+    values = load_profile(toy.profile(tmp_path, {"shared": {"run": "x"}}), NOTEBOOKS, root=ROOT).parameters[EVALUATION]
+    model = {"model": str(ROOT / "medrefl_utils" / "models" / "tiny_student"), "questions": str(exam)}
+    for stem, stops in ((STEMS[1], True), (STEMS[0], False)):
+        exam.write_text(json.dumps({"question": stem, "options": OPTIONS, "answer_idx": "A"}))
+        look = partial(check_inputs, {EVALUATION: values | model}, files, ("questions", "pairs"))
+        if stops:
+            with pytest.raises(MedReflError, match="05_benchmark_evaluation: 1 of 1 training questions"):
+                look()
+        else:
+            assert look() == []
+
+
+def test_a_dry_run_looks_too_and_still_shows_what_would_run(tmp_path: Path) -> None:
+    root, seen = toy.checkout(tmp_path), []
+
+    def preflight(stages: dict, files: RunFiles, given: object) -> list[str]:
+        seen.append(list(stages))
+        raise MedReflError("exam.csv:3: no gold answer")
+
+    with pytest.raises(MedReflError, match="exam.csv:3"):
+        toy.run(root, dry_run=True, preflight=preflight)
+    assert seen == [[stage.name for stage in toy.STAGES]] and not (root / "runs").exists()
+    executed, said = toy.run(root, dry_run=True, preflight=lambda *_: ["two are long"])
+    assert executed == [] and "note: two are long" in said and "stages that would run" in said
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_anything_runs(tmp_path: Path) -> None:
+    loaded = load_profile(toy.profile(tmp_path, {"shared": {"run": "x"}}), NOTEBOOKS, root=ROOT).parameters
+    model = {"model": str(ROOT / "medrefl_utils" / "models" / "tiny_student")}
+    stage = {"04_dpo_lora_4bit": loaded["04_dpo_lora_4bit"] | model | {"report_to": ["wandb"]}}
+    if find_spec("wandb"):
+        pytest.skip("wandb is installed here")
+    with pytest.raises(MedReflError, match="report_to names wandb, which is not installed: pip install wandb"):
+        check_inputs(stage, RunFiles(tmp_path / "run"), ())

@@ -268,7 +268,7 @@ def test_a_hub_out_of_reach_is_one_line_within_five_seconds(silent: bool) -> Non
     server.close()
     kind, seconds, message = done.stdout.strip().split("|")
     assert kind == "MedReflError" and float(seconds) < 5 and done.stderr == ""
-    assert message.startswith("somebody/exam: neither a file nor a dataset that the hub provides")
+    assert message.startswith("somebody/exam: no such file, and not available on the hub")
 
 
 def test_an_unknown_id_without_the_hub() -> None:

@@ -180,12 +180,6 @@ def test_every_module_that_is_run_by_name_exists() -> None:
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
-def test_a_notebooks_parameters_are_printed_as_the_readme_says() -> None:
-    words = next(span for span in spans("README.md") if span.startswith("papermill --help-notebook")).split()[1:]
-    done = subprocess.run([sys.executable, "-m", "papermill", *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "branching" in done.stdout
-
-
 def test_the_readmes_results_are_among_the_measurements() -> None:
     rows = re.findall(r"^\| (sampled|greedy)\b[^|]*\| ([^|]+\|[^|]+\|[^|]+) \|$", TEXTS["README.md"], re.MULTILINE)
     assert len(rows) == 2

@@ -717,8 +717,21 @@ CASES: list[Case] = [
     (
         "compare-nothing",
         lambda root: None,
-        ["compare", "runs/t", "runs/none"],
+        ["compare", "runs/t", "t"],
         "runs/t/responses is missing: 05_benchmark_evaluation makes it",
+    ),
+    (
+        "compare-with-no-run",
+        lambda root: None,
+        ["compare", "runs/t", "runs/none"],
+        "runs/none: no such run; medrefl list shows all runs",
+    ),
+    (
+        "contaminated",
+        lambda root: write(root / "exam.jsonl", [ROW | {"id": 1}, ROW | {"id": 2, "question": "Who has a fever?"}]),
+        ["run", PROFILE, "--set", "01.questions=exam.jsonl", "--set", "05.questions=exam.jsonl", "--dry-run"],
+        "03_pair_construction: 2 of 2 training questions are in the evaluation exam.jsonl, the first '1' as '1' (same):"
+        " remove them, or add --set 03_pair_construction.contaminated=drop, which leaves them out",
     ),
     # --- pairs
     pairs(
@@ -812,7 +825,8 @@ def refused(root: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> st
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, SystemExit), repr(done.exception)
     assert tree(root) == before
-    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.output
+    printed = done.stdout if "--dry-run" not in words else ""  # a dry run prints its plan first
+    assert (done.exit_code, printed, done.stderr.count("\n")) == (2, "", 1), done.output
     return done.stderr.removesuffix("\n").replace(str(root), "{root}")
 
 

@@ -13,6 +13,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -23,6 +24,7 @@ import medrefl_utils
 from medrefl_utils.core import RESPONSES, write_table
 from medrefl_utils.evaluation import read_responses
 from medrefl_utils.exam import read_benchmark
+from medrefl_utils.runs import provenance
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -187,7 +189,9 @@ def outside(tmp_path: Path) -> Path:
 def test_the_wheel_brings_its_data_and_not_the_checkout(installed: Path, outside: Path) -> None:
     code = (
         "import medrefl_utils; from medrefl_utils.exam import benchmark_registry\n"
-        "print(medrefl_utils.__file__, len(benchmark_registry().benchmarks) > 5)"
+        "from pathlib import Path\n"
+        "typed = Path(medrefl_utils.__file__).with_name('py.typed').is_file()\n"
+        "print(medrefl_utils.__file__, typed and len(benchmark_registry().benchmarks) > 5)"
     )
     said = subprocess.check_output([installed / "python", "-c", code], cwd=outside, text=True, env=WITHOUT_CHECKOUT)
     assert said == f"{installed.parent}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/" + (
@@ -203,6 +207,8 @@ def test_the_wheel_brings_its_data_and_not_the_checkout(installed: Path, outside
         (["lint", "exam.jsonl"], 0, "exam"),
         (["score", "responses.jsonl", "--benchmark", "exam.jsonl"], 0, "75.0"),
         (["compare", "runs/one", "runs/two"], 0, "75.0"),
+        (["score", "runs/one", "--benchmark", "exam.jsonl"], 0, "75.0"),
+        (["benchmarks"], 0, "MedQA"),
         (["doctor"], 0, "bitsandbytes"),
     ],
     ids=lambda words: words[0] if isinstance(words, list) else None,
@@ -217,7 +223,14 @@ def test_the_wheel_works_without_a_checkout(
 
 @pytest.mark.parametrize(
     "words",
-    [["run", "p.yaml"], ["run", "smoke", "--dry-run"], ["plan", "p.yaml"], ["doctor", "p.yaml"], ["train", "p.yaml"]],
+    [
+        ["params"],
+        ["run", "p.yaml"],
+        ["run", "smoke", "--dry-run"],
+        ["plan", "p.yaml"],
+        ["doctor", "p.yaml"],
+        ["train", "p.yaml"],
+    ],
     ids=" ".join,
 )
 def test_what_needs_the_notebooks_says_so_in_one_line(installed: Path, outside: Path, words: list[str]) -> None:
@@ -250,6 +263,55 @@ def test_make_lab_passes_arguments_on_and_lets_root_in(tmp_path: Path) -> None:
         line = next(line for line in would.stdout.splitlines() if "-m jupyterlab" in line)
         assert line.endswith("--no-browser --port 9999")
         assert ("--allow-root" in line.split()) == allowed
+
+
+def run_in_lab(notebook: Path) -> None:
+    """Leave in a notebook what JupyterLab leaves after a run: outputs, counts, times and the kernel's language."""
+    book = nbformat.read(notebook, as_version=4)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.execution_count, cell.outputs = 3, [nbformat.v4.new_output("stream", text="hello")]
+            cell.metadata["execution"] = {"iopub.status.busy": "2026-11-28T00:00:00Z"}
+    book.metadata["language_info"] = {
+        **{"codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python"},
+        **{"name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7"},
+    }
+    nbformat.write(book, notebook)
+
+
+def test_a_notebook_that_was_run_is_no_change_of_the_checkout(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".gitattributes"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".gitignore").write_text("/.venv/\n")
+    book = tmp_path / "notebooks/06_report.ipynb"
+    book.parent.mkdir()
+    shutil.copy(ROOT / "notebooks" / book.name, book)
+    assert make(tmp_path, "filter").returncode == 0, "outside a git checkout there is nothing to do"
+    assert not (tmp_path / ".git").exists()
+
+    def git(*words: str) -> str:
+        name = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+        return subprocess.run(["git", *name, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    git("init", "--quiet")
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    assert make(tmp_path, "filter").returncode == 0
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    run_in_lab(book)
+    assert provenance.git(tmp_path)["dirty"] is False
+    git("add", "-u", "notebooks")  # what make lab does at its end
+    assert git("status", "--porcelain") == "" and "hello" in book.read_text(), "the outputs stay in the file"
+    book.write_text(book.read_text().replace("# 06", "# 07"))
+    difference = git("diff")
+    assert '"# 07' in difference and "hello" not in difference
+    python.unlink()  # a checkout whose .venv was removed works on, without the filter
+    git("checkout", "--", "notebooks")
+    assert git("status", "--porcelain") == ""
+    assert make(tmp_path, "clean").returncode == 0 and "filter.nbstripout" not in git("config", "--local", "--list")
 
 
 def test_version_is_told_once_in_each_place() -> None:

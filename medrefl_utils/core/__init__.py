@@ -52,6 +52,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_text",
             "write_whole",
         ],
-        "hub": ["has_cached_dataset", "hub_refusal", "is_offline", "resolve_model"],
+        "hub": ["has_cached_dataset", "hub_refusal", "is_offline", "refusal_text", "resolve_model"],
     },
 )

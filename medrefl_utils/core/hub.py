@@ -28,15 +28,27 @@ def has_cached_dataset(name: str) -> bool:
 
 
 def hub_refusal(kind: Literal["model", "dataset"], name: str) -> Exception | None:
-    """Return the exception that asking the hub for ``name`` raises, network errors included; None where it is there."""
+    """Return the exception that says why ``name`` cannot be downloaded now, network errors included; None if it can.
+
+    The hub describes a gated repository to everyone, and refuses only the download. So it is also asked whether this
+    token may download (``HfApi.auth_check``).
+    """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     failed: list[Exception | None] = [TimeoutError(f"no reply within {SECONDS:.0f} seconds")]
+    found = threading.Event()
 
     def ask() -> None:
         try:
-            api = HfApi()
-            (api.model_info if kind == "model" else api.dataset_info)(name, timeout=SECONDS)
+            HfApi().repo_info(name, repo_type=kind, timeout=SECONDS)
+            found.set()
+            try:
+                HfApi().auth_check(name, repo_type=kind)
+            except HfHubHTTPError as error:
+                if error.response.status_code in (401, 403):
+                    raise
+                # Any other status: a mirror that does not know this question.
             failed[0] = None
         except Exception as error:  # the HTTP client's own errors have no common base
             failed[0] = error
@@ -45,7 +57,35 @@ def hub_refusal(kind: Literal["model", "dataset"], name: str) -> Exception | Non
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(SECONDS)
+    if found.is_set():
+        thread.join(SECONDS)
     return failed[0]
+
+
+def refusal_text(kind: Literal["model", "dataset"], name: str, error: Exception) -> str:
+    """Return in words why the hub refuses ``name``; for a gated repository, what to accept and where the token goes.
+
+    Args:
+        kind: of the repository.
+        name: its hub id.
+        error: what ``hub_refusal`` returned.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    if isinstance(error, GatedRepoError) and get_token() is None:
+        return f"gated on the hub: accept the licence at {page}, then export HF_TOKEN=hf_..., which is not set"
+    if isinstance(error, GatedRepoError):
+        return (
+            f"gated on the hub, and the token in HF_TOKEN may not download it: accept the licence at {page} with the"
+            " token's account, and allow the token to read gated repositories"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return f"not available on the hub: {page} does not exist, or is private and needs HF_TOKEN"
+    if getattr(getattr(error, "response", None), "status_code", None) == 401:
+        return f"not available on the hub, which refuses the token in HF_TOKEN ({one_line(error)})"
+    return f"not available on the hub ({one_line(error)})"
 
 
 def resolve_model(model: str) -> str:
@@ -69,7 +109,7 @@ def resolve_model(model: str) -> str:
         raise MedReflError(f"model {model}: no such folder, not in the hub's local cache, and HF_HUB_OFFLINE is set")
     error = hub_refusal("model", model)
     if error is not None:
-        raise MedReflError(f"model {model}: no such folder, and not available on the hub ({one_line(error)})")
+        raise MedReflError(f"model {model}: no such folder, and {refusal_text('model', model, error)}")
     return model
 
 

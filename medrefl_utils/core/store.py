@@ -80,7 +80,7 @@ def write_table(
         table = (
             table.select(schema.names)
             .cast(schema)
-            .replace_schema_metadata({"key": key} | ({"notes": json.dumps(_plain(notes))} if notes else {}))
+            .replace_schema_metadata({"key": key} | ({"notes": json.dumps(plain_value(notes))} if notes else {}))
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise MedReflError(f"{path}: a value does not fit its column: {_one_line(error)}") from error
@@ -242,7 +242,7 @@ def read_manifest(run: RunFiles) -> dict[str, Any]:
 
 def write_manifest(run: RunFiles, manifest: Mapping[str, Any]) -> None:
     """Replace the run's manifest; a NaN or infinity becomes null."""
-    text = json.dumps(_plain(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(plain_value(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(run.manifest, text)
 
 
@@ -342,12 +342,12 @@ def _hash_bytes(path: str, size: int, mtime_ns: int, inode: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return a value in JSON's types: numpy numbers as numbers, paths as text, NaN and infinities as None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain_value(v) for v in value]
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

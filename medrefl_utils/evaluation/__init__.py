@@ -38,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "correction_rates": ["PLACES", "reconsiders", "self_correction_rates"],
         "composition": ["COMPOSITION_ARMS", "compare_bases"],
         "scoring": ["clinic_questions", "compare_runs", "read_responses"],
+        "run_comparison": ["CHANGES", "changed_answers", "compare_with_first"],
         "ablation": ["ablation_results", "draw_equal_arms", "evaluate_arm", "train_arm"],
     },
 )

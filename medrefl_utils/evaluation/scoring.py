@@ -2,12 +2,13 @@
 
 A response is tied to its question by its id, by the question's text and options, or by the text alone. Where a row has
 an id and a text, both must be the same question's. Where a file has neither, row n answers question n, and all gold
-letters must agree with the benchmark's.
+letters must agree with the benchmark's. ``response_logs`` reads the files.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,15 +17,16 @@ from typing import Any
 import pandas as pd
 
 from medrefl_utils.core.errors import MedReflError
-from medrefl_utils.core.records import Question
+from medrefl_utils.core.records import Answer, Question
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import RESPONSES
 from medrefl_utils.core.store import read_table
+from medrefl_utils.evaluation.response_logs import LOG_LIKELIHOOD, ResponseRows, read_response_rows
 from medrefl_utils.evaluation.responses import question_identity, response_row
 from medrefl_utils.evaluation.statistics import score_responses
 from medrefl_utils.exam.answers.reader import extract_answer
+from medrefl_utils.exam.benchmarks import read_benchmark
 from medrefl_utils.exam.clinic import make_exam
-from medrefl_utils.exam.exam_files import read_rows
 from medrefl_utils.exam.lint import content_key
 from medrefl_utils.exam.questions import Rows, question_from_row
 from medrefl_utils.exam.word_splitting import words
@@ -33,7 +35,7 @@ _RESPONSE = ("response", "reason", "output", "completion", "generated_text", "pr
 _GOLD = ("gold", "ideal_answer", "answer_idx", "label")
 _GOLD_OR_ANSWER = (*_GOLD, "answer")  # beside an id, ``answer`` may be the model's
 _ID = ("question_id", "id")
-_STEM = ("stem", "question", "Question", "question_text")
+_STEM = ("stem", "question", "Question", "question_text", "prompt")
 _WHOLE_PROMPT = 20  # characters from which a stem inside a longer text identifies its question
 _CLINIC_ID = re.compile(r"clinic-(\d+)-(train|test)-(\d{6,9})")
 _STATED: dict[str, type] = {"model": str, "protocol": str, "run": int, "stop": str}
@@ -43,10 +45,11 @@ _STATED |= {"n_tokens": int, "seconds": float, "temperature": float, "top_p": fl
 def read_responses(
     path: Path, benchmark: Rows, response_field: str | None = None, *, thinking_open: bool = False
 ) -> pd.DataFrame:
-    """Read the responses of a file (or of a folder of Parquet files), tie each to its question, and read its answer.
+    """Read the responses of a file or a folder, tie each to its question, and read its answer.
 
     Args:
-        path: .jsonl, .json, .parquet, .csv or .tsv; or a run's ``responses/``.
+        path: .jsonl, .json, .parquet, .csv or .tsv; a run's ``responses/``; what lm-eval's ``--log_samples`` writes; or
+            a log of Inspect (.eval, .json).
         benchmark: the questions, all rows of them.
         response_field: the column with the response's text; None takes the first present one of response, reason,
             output, completion, generated_text, prediction, text.
@@ -54,12 +57,14 @@ def read_responses(
 
     Returns:
         Rows with the columns of ``schemas.RESPONSES``; what the file does not state is null. A question that several
-        rows of the benchmark have is one question, asked in as many runs.
+        rows of the benchmark have is one question, asked in as many runs. A warning says what was left out of a log:
+        samples without a response, and questions that are not in the benchmark.
 
     Raises:
         MedReflError: no such column, or rows that cannot be tied to the benchmark's questions, with the count.
     """
-    rows = _rows_of(path)
+    found = read_response_rows(path)
+    rows = _of_benchmark(found, benchmark)
     response_field = response_field or next((name for name in _RESPONSE if name in rows[0]), _RESPONSE[0])
     if short := [i for i, row in enumerate(rows) if not isinstance(row.get(response_field), str)]:
         raise MedReflError(
@@ -71,7 +76,9 @@ def read_responses(
         first_with.setdefault(content_key(question), question)
     asked: Counter[tuple[Any, ...]] = Counter()
     table = []
-    for number, (row, question) in enumerate(zip(rows, _tied(rows, benchmark, path), strict=True), start=1):
+    for number, (row, question) in enumerate(
+        zip(rows, _tied(rows, benchmark, path, found.from_log), strict=True), start=1
+    ):
         question = first_with[content_key(question)] if "options" not in row else question
         stated = {name: _stated(row, name, kind, f"{path}: row {number}") for name, kind in _STATED.items()}
         model, protocol = stated["model"] or path.stem, stated["protocol"] or "given"
@@ -79,21 +86,42 @@ def read_responses(
         run = stated["run"] if stated["run"] is not None else asked[place]
         asked[place] += 1
         response = _stated(row, response_field, str, f"{path}: row {number}")
+        if found.from_log and "choice" in row:
+            answer = Answer(row["choice"], LOG_LIKELIHOOD, row["choice"])
+        else:
+            answer = extract_answer(response, question.options, thinking_open=thinking_open)
         table.append(
             stated
-            | response_row(question, extract_answer(response, question.options, thinking_open=thinking_open))
+            | response_row(question, answer)
             | {"model": model, "protocol": protocol, "run": run, "response": response, "source": benchmark.label}
         )
+    if found.left_out:
+        left_out = "; ".join(f"{n:,} left out: {why}" for why, n in found.left_out.items())
+        warnings.warn(f"{path}: {len(table):,} responses read, {left_out}", stacklevel=2)
     return pd.DataFrame(table, columns=RESPONSES.names)
 
 
+def _of_benchmark(found: ResponseRows, benchmark: Rows) -> list[dict[str, Any]]:
+    """The rows whose question is in the benchmark: a folder of logs may hold other tasks. Plain rows are all kept."""
+    if not found.from_log:
+        return found.rows
+    stems = _Stems(benchmark)
+    rows = [row for row in found.rows if stems.questions_of(row["question"])]
+    if rows and len(rows) < len(found.rows):
+        found.left_out[f"questions that are not in {benchmark.label}"] += len(found.rows) - len(rows)
+    return rows or found.rows
+
+
 def clinic_questions(path: Path) -> Rows:
-    """Generate the clinic's questions that the ids of a responses' file name.
+    """Generate the clinic's questions that the ids of a responses' file name; its first 1,000 if there are no ids.
 
     Raises:
-        MedReflError: a row without an id of the clinic.
+        MedReflError: a row with another id.
     """
-    ids = {str(next((row[name] for name in _ID if row.get(name)), "")): None for row in _rows_of(path)}
+    found = read_response_rows(path)
+    ids = {str(next((row[name] for name in _ID if row.get(name)), "")): None for row in found.rows}
+    if ids.keys() == {""} or (found.from_log and not any(map(_CLINIC_ID.fullmatch, ids))):
+        return read_benchmark("clinic")
     questions = []
     for question_id in ids:
         match = _CLINIC_ID.fullmatch(question_id)
@@ -101,20 +129,6 @@ def clinic_questions(path: Path) -> Rows:
             raise MedReflError(f"{path}: the id {question_id!r} is not one of the clinic, such as clinic-0-test-000007")
         questions += make_exam(1, int(match[1]), match[2], int(match[3]))
     return Rows("clinic", list(enumerate(questions, start=1)), [])
-
-
-def _rows_of(path: Path) -> list[dict[str, Any]]:
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    rows = [_row(file, number, row) for file in files for number, row in read_rows(file)]
-    if not rows:
-        raise MedReflError(f"{path}: no responses in it")
-    return rows
-
-
-def _row(file: Path, number: int, row: Mapping[str, Any] | Exception) -> dict[str, Any]:
-    if isinstance(row, Exception):
-        raise MedReflError(f"{file}:{number}: {row}")
-    return dict(row)
 
 
 def _stated(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
@@ -133,8 +147,13 @@ def _stated(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     raise MedReflError(f"{where}: {name} is {str(value)[:50]!r}, expected {'text' if kind is str else 'a number'}")
 
 
-def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path) -> list[Question]:
+def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path, from_log: bool) -> list[Question]:
     """The question of each row, with the options that the row says were shown."""
+    stems = _Stems(benchmark)
+    if from_log and all(stems.questions_of(row["question"]) for row in rows):  # the ids are the log's own
+        found = _by_text(rows, benchmark, stems, path)
+        _check_gold(rows, found, path, f"tied to {benchmark.label} by the question's text", _GOLD)
+        return found
     key = next((name for name in _ID if all(row.get(name) not in (None, "") for row in rows)), None)
     by_id = {question.question_id: question for _, question in benchmark.questions}
     if key and (unknown := sum(str(row[key]) not in by_id for row in rows)) < len(rows):
@@ -151,7 +170,7 @@ def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path) -> lis
             raise MedReflError(f"{path}: {others} of {len(rows)} questions are not in {benchmark.label}, expected none")
         return shown
     if all(_stem_of(row) for row in rows):
-        found = _by_stem(rows, benchmark, path)
+        found = _by_text(rows, benchmark, stems, path)
         _check_gold(rows, found, path, f"tied to {benchmark.label} by the question's text", _GOLD)
         return found
     if len(rows) != len(benchmark.questions) or benchmark.faults:
@@ -196,20 +215,47 @@ def _is_about(text: str, question: Question) -> bool:
     return not said or said == stem or (len(stem) >= _WHOLE_PROMPT and f" {stem} " in f" {said} ")
 
 
-def _by_stem(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path) -> list[Question]:
-    """The question of each row by its text alone, which only one question may have."""
-    by_stem: dict[str, dict[Any, Question]] = {}
-    for _, question in benchmark.questions:
-        by_stem.setdefault(" ".join(words(question.stem)), {}).setdefault(content_key(question), question)
-    found = [list(by_stem.get(" ".join(words(_stem_of(row))), {}).values()) for row in rows]
+class _Stems:
+    """The questions of a benchmark by their stem."""
+
+    def __init__(self, benchmark: Rows) -> None:
+        self.by_stem: dict[str, dict[Any, Question]] = {}
+        for _, question in benchmark.questions:
+            self.by_stem.setdefault(" ".join(words(question.stem)), {}).setdefault(content_key(question), question)
+        self.found: dict[str, str] = {}
+
+    def questions_of(self, text: str) -> list[Question]:
+        """The questions with this stem, or with the stem that a whole prompt holds: the last one, after examples."""
+        if text not in self.found:
+            said = " ".join(words(text))
+            if said not in self.by_stem:
+                padded = f" {said} "
+                inside = [stem for stem in self.by_stem if len(stem) >= _WHOLE_PROMPT and f" {stem} " in padded]
+                said = max(inside, key=lambda stem: (padded.rfind(f" {stem} ") + len(stem), len(stem)), default="")
+            self.found[text] = said
+        return list(self.by_stem.get(self.found[text], {}).values())
+
+
+def _by_text(rows: Sequence[Mapping[str, Any]], benchmark: Rows, stems: _Stems, path: Path) -> list[Question]:
+    """The question of each row by its text, and by its options where the row has some: only one question may fit."""
+    found = [stems.questions_of(_stem_of(row)) for row in rows]
     if unknown := sum(not questions for questions in found):
         raise MedReflError(f"{path}: {unknown} of {len(rows)} questions are not in {benchmark.label}, expected none")
+    found = [_with_options_of(row, questions) for row, questions in zip(rows, found, strict=True)]
     if several := [number for number, questions in enumerate(found, start=1) if len(questions) > 1]:
         raise MedReflError(
             f"{path}: the text of {len(several)} of {len(rows)} rows (the first is row {several[0]}) is that of several"
             f" questions of {benchmark.label}; add their ids or their options"
         )
     return [_as_shown(row, of[0], f"{path}: row {n}") for n, (row, of) in enumerate(zip(rows, found, strict=True), 1)]
+
+
+def _with_options_of(row: Mapping[str, Any], questions: list[Question]) -> list[Question]:
+    """Of several questions with the row's stem, those with the row's options; all if the row has none that fit."""
+    if len(questions) == 1 or not isinstance(row.get("options"), Mapping):
+        return questions
+    shown = content_key(Question("", questions[0].stem, row["options"], ""))
+    return [question for question in questions if content_key(question) == shown] or questions
 
 
 def _check_gold(
@@ -251,6 +297,12 @@ def _as_shown(row: Mapping[str, Any], question: Question, where: str) -> Questio
         raise MedReflError(f"{where}: {error}") from None
     if content_key(shown) != content_key(question):
         raise MedReflError(f"{where}: its options are not those of the question {question.question_id!r}")
+    theirs, ours = shown.options[shown.gold], question.options[question.gold]
+    if words(theirs) != words(ours):
+        raise MedReflError(
+            f"{where}: its gold answer is {theirs[:60]!r}, but that of the question {question.question_id!r} is"
+            f" {ours[:60]!r}"
+        )
     return shown
 
 

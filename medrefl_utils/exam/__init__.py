@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "word_splitting": ["TokenEstimate", "estimate_tokens", "words"],
         "benchmarks": [
             "Benchmark",
+            "benchmark_file",
             "benchmark_registry",
             "check_question_source",
             "lint_counts",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,6 +28,7 @@ from medrefl_utils.exam.questions import (
 )
 
 _OWN_LICENCES = {"clinic": "Apache-2.0", "medrefl_utils/models/tiny_student": "Apache-2.0"}
+_HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause"}
 _CLINIC_QUESTIONS = 1000  # of its endless exam, where no number is given
 _TEXT = ("question", "stem", "prompt", "instruction", "problem", "input", "query", "text", "messages", "conversations")
 REGISTRY = Path(__file__).with_name("benchmarks.yaml")
@@ -161,6 +162,16 @@ def licence_of(name: str, given: Mapping[str, str]) -> str:
     return ({**known, **_OWN_LICENCES} | dict(given)).get(name, "not stated")
 
 
+def card_licence(licences: Iterable[str]) -> str:
+    """Return the licence for the head of a card: the one of all parts in the hub's spelling, else "other".
+
+    Args:
+        licences: of each part, as ``licence_of`` returns them.
+    """
+    found = {licence.lower() for licence in licences}
+    return found.pop() if len(found) == 1 and found <= _HUB_LICENCES else "other"
+
+
 def read_benchmark(source: str, split: str = "", answer_base: int | str = "auto") -> Rows:
     """Read the rows of a benchmark by name, of the clinic, or of any source that ``read_questions`` takes.
 
@@ -192,6 +203,11 @@ def read_benchmark(source: str, split: str = "", answer_base: int | str = "auto"
             f"{source}: {' or '.join(benchmark.files)} is neither in benchmarks/ nor in $MEDREFL_BENCHMARKS"
         )
     return replace(rows, label=source, questions=[(number, replace(q, source=source)) for number, q in rows.questions])
+
+
+def benchmark_file(name: str) -> Path | None:
+    """Return the local file of a benchmark of the registry, in $MEDREFL_BENCHMARKS or benchmarks/; None without one."""
+    return _file(benchmark_registry().benchmarks[name].files)
 
 
 def load_benchmark(
@@ -337,9 +353,11 @@ def _name_hint(source: str) -> Iterator[None]:
         names = [*benchmark_registry().benchmarks, "clinic"]
         if "/" in source or "." in source or not source or Path(source).is_dir():
             raise
-        near = difflib.get_close_matches(source.casefold(), names, n=1, cutoff=0.6)
-        near = near or [name for name in names if len(source) >= 3 and source.casefold() in name]
-        hint = f"did you mean {near[0]}? " if near else ""
+        said = source.casefold()
+        near = [name for name in names if len(said) >= 3 and name.startswith(said)]
+        near = near or [name for name in names if len(said) >= 3 and said in name]
+        near = near or difflib.get_close_matches(said, names, n=1, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise MedReflError(f"{error}; {hint}Benchmarks by name: {', '.join(names)}") from None
 
 

@@ -107,7 +107,8 @@ def remove_overlaps(training: Sequence[Question], found: pd.DataFrame, *, contam
         first = found.iloc[0]
         raise MedReflError(
             f"{found['question_id'].nunique()} of {len(training)} training questions are in the evaluation, the "
-            f"first {first.question_id!r} as {first.other_id!r} ({first.how}): contaminated=drop leaves them out"
+            f"first {first.question_id!r} as {first.other_id!r} ({first.how}):"
+            " 03_pair_construction.contaminated=drop leaves them out"
         )
     return [question for question in training if question.question_id not in set(found["question_id"])]
 

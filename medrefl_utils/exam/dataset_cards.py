@@ -11,7 +11,7 @@ import pandas as pd
 from medrefl_utils import __version__
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.store import content_hash
-from medrefl_utils.exam.benchmarks import licence_of
+from medrefl_utils.exam.benchmarks import card_licence, licence_of
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -26,7 +26,7 @@ def card_facts(
     models: Mapping[str, str],
     licences: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the values that a card's template shows: version, n_questions, size_category, sources, models, files.
+    """Return the values of a card: version, licence, n_questions, size_category, sources, models, files.
 
     Args:
         folder: folder of the exported files.
@@ -42,6 +42,7 @@ def card_facts(
     sources = pd.Series([source_of[name] for name in ids], dtype=object).value_counts()
     return {
         "version": __version__,
+        "licence": card_licence(licence_of(name, licences) for name in (*sources.index, *models.values())),
         "n_questions": len(ids),
         "size_category": next((name for bound, name in _SIZES if n_rows < bound), "n>1M"),
         "sources": [

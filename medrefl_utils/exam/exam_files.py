@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medrefl_utils.core.errors import MedReflError
-from medrefl_utils.core.hub import has_cached_dataset, hub_refusal, is_offline, one_line
+from medrefl_utils.core.hub import has_cached_dataset, hub_refusal, is_offline, one_line, refusal_text
 
 Row = tuple[int, dict[str, Any] | Exception]
 """(row number from 1, in a text file its line; the row, or the exception that says why it cannot be read)"""
@@ -192,7 +192,7 @@ def check_dataset(name: str) -> None:
     if is_offline() and not has_cached_dataset(name):
         raise MedReflError(f"{name}: no such file, not a dataset in the hub's local cache, and HF_HUB_OFFLINE is set")
     if not is_offline() and (error := hub_refusal("dataset", name)) is not None:
-        raise MedReflError(f"{name}: neither a file nor a dataset that the hub provides ({one_line(error)})")
+        raise MedReflError(f"{name}: no such file, and {refusal_text('dataset', name, error)}")
 
 
 def hub_rows(name: str, split: str, config: str | None) -> Iterator[Row]:

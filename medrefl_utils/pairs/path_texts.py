@@ -33,10 +33,23 @@ def questions_by_id(questions: Iterable[Question], paths: pd.DataFrame) -> dict[
     return by_id
 
 
+def check_step_columns(steps: pd.DataFrame, *names: str) -> None:
+    """Raise MedReflError where the table of steps lacks a column that pairs need, and ``step_values`` does not."""
+    if missing := [name for name in names if name not in steps]:
+        raise MedReflError(
+            f"pairs: the table of steps lacks {', '.join(missing)}: found {', '.join(map(str, steps.columns))},"
+            " expected the columns of core.STEPS"
+        )
+
+
 class StepReader:
-    """Find the steps of a path by their node ids. The table is sorted once; only the texts that are used are read."""
+    """Find the steps of a path by their node ids. The table is sorted once; only the texts that are used are read.
+
+    Raises MedReflError for a table of steps without texts or numbers of tokens.
+    """
 
     def __init__(self, steps: pd.DataFrame, questions: pd.Series) -> None:
+        check_step_columns(steps, "text", "n_tokens")
         self.questions = pd.Index(questions.unique())
         code = self.questions.get_indexer(steps["question_id"])
         self.rows = np.lexsort((steps["node_id"].to_numpy(), code))

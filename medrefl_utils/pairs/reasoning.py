@@ -17,7 +17,7 @@ from medrefl_utils.core.records import Question
 from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.pairs.pair_table import pair_row
-from medrefl_utils.pairs.path_texts import PathText, StepReader, questions_by_id
+from medrefl_utils.pairs.path_texts import PathText, StepReader, check_step_columns, questions_by_id
 
 
 def reasoning_pairs(
@@ -53,7 +53,7 @@ def reasoning_pairs(
         and ``cap`` (pairs). Faults: ``pair_table.PAIR_FAULTS``, each only where it occurs.
 
     Raises:
-        MedReflError: a parameter out of its range, or a question that is missing.
+        MedReflError: a parameter out of its range, a question that is missing, or steps without texts.
     """
     for name, value in (("top_k", top_k), ("max_per_question", max_per_question)):
         if value < 1:
@@ -173,6 +173,7 @@ def _provenance(sides: Sequence[PathText]) -> dict[str, object]:
 def _ranked(steps: pd.DataFrame, paths: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """Return the paths of the questions that have both sides, highest S first, and the counts of what is left out."""
     key = ["question_id", "node_id"]
+    check_step_columns(steps, "stop", "text", "n_tokens")
     leaves = steps.loc[steps["outcome"].notna(), [*key, "stop"]]
     table = paths.merge(leaves, on=key, how="left", validate="one_to_one")
     right = table["outcome"] > 0

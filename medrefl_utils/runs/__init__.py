@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "provenance": ["RUN_DATE", "code_hashes", "notebook_hash", "run_date", "versions"],
         "cost_plan": ["Cost", "Plan", "Work", "plan_run", "plan_table"],
         "doctor": ["Check", "Machine", "check_machine", "checks_table", "inspect_machine"],
+        "run_overview": ["RunSummary", "StageState", "differing_parameters", "list_runs", "summarise_run"],
         "distributed_training": ["train_profile", "training_settings", "tuning_settings"],
     },
 )

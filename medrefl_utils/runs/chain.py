@@ -27,7 +27,14 @@ from medrefl_utils.core.schemas import ABLATION, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import lock_run, open_stage, read_manifest, read_table, write_manifest
 from medrefl_utils.runs import provenance
 from medrefl_utils.runs.execution import CHAIN, StageFailed, end_orphans, execute_notebook
-from medrefl_utils.runs.profiles import Profile, did_you_mean, load_profile, matching_names, notebook_parameters
+from medrefl_utils.runs.profiles import (
+    Profile,
+    did_you_mean,
+    limit_questions,
+    load_profile,
+    matching_names,
+    notebook_parameters,
+)
 from medrefl_utils.runs.skipping import Decision, decide, ingredients, stage_key
 from medrefl_utils.runs.stages import (
     BASELINE,
@@ -72,7 +79,8 @@ class Chain:
     def select(self, start: str | None = None, only: str | None = None) -> list[Stage]:
         """Return the stages from ``start`` on, or ``only`` one.
 
-        A stage may be given by its number ('3' or '03'), or by a part of its name that no other stage has ('dpo').
+        A stage may be given by its number ('3' or '03'), by a part of its name that no other stage has ('dpo'), or by
+        what it makes ('pairs', 'training': the names of ``RunFiles``, or their beginnings).
         """
         if start and only:
             raise MedReflError("--from and --only exclude each other: give one of them")
@@ -115,14 +123,17 @@ class Chain:
         """
         self._check_inputs(selected)
         executed: list[str] = []
-        for stage in selected:
+        before = {stage.name: self._entry(stage).get("seconds", 0.0) for stage in selected}
+        for number, stage in enumerate(selected, start=1):
             if not force and not self.decide(stage).run:
                 console.print(Text(f"{stage.name} … unchanged, skipped", style="dim"))
                 continue
             if not executed:
                 stages = read_manifest(self.files).get("stages", {})
                 write_manifest(self.files, self._manifest_head() | {"stages": stages})
-            console.print(Text(f"{stage.name} …"))
+            left = [before[other.name] for other in selected[number - 1 :]]
+            about = f", about {_duration(sum(left))} left, as long as last time" if all(left) else ""
+            console.print(Text(f"{stage.name} … ({number} of {len(selected)}{about})"))
             seconds = self.execute(stage, console, force)
             console.print(Text(f"{stage.name} … done in {_duration(seconds)}"))
             executed.append(stage.name)
@@ -190,11 +201,15 @@ class Chain:
 
     def _named(self, name: str, option: str) -> Stage:
         names = [stage.name for stage in self.stages]
-        fitting = matching_names(name, names)
+        fitting = matching_names(name, names) or [
+            stage.name
+            for stage in self.stages
+            if name and any(artifact.startswith(name.lower()) for artifact in stage.writes)
+        ]
         if len(fitting) > 1:
             raise MedReflError(f"{option} {name}: can mean {' or '.join(fitting)}: give more of the name")
         if not fitting:
-            expected = f"expected a number or a part of the name of one of {', '.join(names)}"
+            expected = f"expected a number, a part of the name of one of {', '.join(names)}, or what it makes"
             raise MedReflError(f"{option} {name}: no such stage{did_you_mean(name, names)}: {expected}")
         return self.stages[names.index(fitting[0])]
 
@@ -234,6 +249,7 @@ def run_profile(
     only: str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    limit: int | None = None,
     console: Console | None = None,
     preflight: Preflight | None = None,
 ) -> list[str]:
@@ -250,7 +266,8 @@ def run_profile(
         start: the first stage to run (``--from``); earlier outputs are used as they are.
         only: the one stage to run (``--only``).
         force: run unchanged stages too.
-        dry_run: print which stages would run and why; run nothing.
+        dry_run: print which stages would run and why, and check their inputs; run nothing.
+        limit: the most questions of each notebook (``limit_questions``); the run is then called ``NAME_limitN``.
         console: where to print; standard output by default.
         preflight: checks the inputs of the stages that will run (``preflight.check_inputs``). It is an argument because
             every notebook imports this module, and would otherwise depend on all that the check imports.
@@ -266,9 +283,9 @@ def run_profile(
             raise MedReflError(f"{notebook} is missing")
     follows = {stage: other for stage, other in FOLLOWS.items() if {stage, other[0]} <= notebooks.keys()}
     continues = {stage: others for stage, others in CONTINUES.items() if stage in notebooks}
-    loaded = load_profile(
-        profile, notebooks, root=root, overrides=overrides, follows=follows, continues=continues
-    )  # fmt: skip
+    loaded = load_profile(profile, notebooks, root=root, overrides=overrides, follows=follows, continues=continues)
+    if limit is not None:
+        loaded = limit_questions(loaded, limit)
     wanted = loaded.stages or (DEFAULT_STAGES if stages is STAGES else tuple(notebooks))
     heading = {"profile": loaded.path, "overrides": list(overrides)}
     chosen = [_with_tuned(stage, loaded) for stage in stages if stage.name in wanted]
@@ -281,18 +298,19 @@ def run_profile(
         place = f"runs/{loaded.baseline}"
         first = Chain(root, place, parameters, stages=beside, package=package, heading=heading)
         selected = {first: (first.select(), force and not start)} | selected
-    if dry_run:
-        for one, (its, forced) in selected.items():
-            console.print(_plan_table(one, one.plan(its, forced)))
-        return []
-    for one, (its, forced) in selected.items():
-        running = {decision.stage.name: decision.stage for decision in one.plan(its, forced) if decision.run}
+    decisions = {one: one.plan(its, forced) for one, (its, forced) in selected.items()}
+    for one, planned in decisions.items():
+        if dry_run:
+            console.print(_plan_table(one, planned))
+        running = {decision.stage.name: decision.stage for decision in planned if decision.run}
         if running and preflight:
             made = {artifact for stage in running.values() for artifact in stage.writes}
             given = {artifact for stage in running.values() for artifact in stage.reads} - made
             values = loaded.before_tuning(root) if one is chain else one.parameters
             for note in preflight({name: values[name] for name in running}, one.files, given) or ():
                 console.print(Text(f"note: {note}", style="yellow"))
+    if dry_run:
+        return []
     executed: list[str] = []
     with ExitStack() as locks:
         for one in selected:

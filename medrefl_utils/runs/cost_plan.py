@@ -58,6 +58,8 @@ _TRAINING, _EVALUATION = "04_dpo_lora_4bit", "05_benchmark_evaluation"
 _CHAINS = "08_knowledge_chains"
 _ANSWERS = 4
 """Answers and reflections per tree of the probe: they cost about as much as the tree, in equally full batches."""
+_ENOUGH = 10
+"""Pairs of a kind from which their number in the whole run is predicted within about a third (ours)."""
 _PASSES = 6
 """Batches to train on."""
 _REFERENCE = 1 / 3
@@ -153,8 +155,7 @@ def plan_run(
         generator = None  # one model at a time
         opened, generator = _opening(lambda: _writer(pairing, run.calls))
         written, made, expected = probe_pairs(probed, steps, generator, pairing, times)
-        what = ", ".join(f"{n:.0f} {kind}" for kind, n in expected.items())
-        costs.append(Cost(_PAIRS, written + opened, f"estimated pairs: {what}"))
+        costs.append(Cost(_PAIRS, written + opened, pairs_text(expected, made)))
         generator = None
         opened, base = _opening(lambda: _writer(asking, run.calls))
         answers, begun = probe_answers(held_out, base, asking, files, probe)
@@ -337,6 +338,20 @@ def probe_pairs(
     replies += times * len(located) if settings["locator"] == "model" else 0
     replies += (n if settings["judge"] != "off" else 0) + (2 * n if settings["thinker"] else 0)
     return work * (replies / max(1, len(turns))), pd.concat(made.values(), ignore_index=True), expected
+
+
+def pairs_text(expected: Mapping[str, float], made: pd.DataFrame) -> str:
+    """Return the pairs expected per kind in words, and of which kinds the probe made too few to tell.
+
+    Args:
+        expected: {kind: number of pairs of the whole run}.
+        made: the probe's pairs.
+    """
+    counts = made["kind"].value_counts()
+    few = [f"{counts.get(kind, 0)} {kind}" for kind in expected if counts.get(kind, 0) < _ENOUGH]
+    what = ", ".join(f"{n:.0f} {kind}" for kind, n in expected.items())
+    note = f"; too few to tell, the probe made only {', '.join(few)}: increase --probe" if few else ""
+    return f"estimated pairs: {what}{note}"
 
 
 def probe_training(

@@ -101,4 +101,5 @@ def _monitor(values: Mapping[str, Any], files: RunFiles) -> MonitorSettings:
         checkpoint_every=values["checkpoint_every"],
         references=files.root.parent / "references" if references else None,
         stop_on=values["stop_on"],
+        report_to=values["report_to"],
     )

@@ -172,6 +172,7 @@ LIMITS: dict[str, Limit] = {
     "compute_dtype": _one_of("auto", "fp32", "bf16", "fp16"),
     "checkpoint_every": _POSITIVE,
     "stop_on": _some_of("not_finite", "flat_margin", "chance", "collapse", "length", none=True),
+    "report_to": _some_of("tensorboard", "wandb", "trackio", none=True),
     # fine-tuning
     "targets": _one_of("chains", "letters", "own"),
     "n_examples": _NATURAL,

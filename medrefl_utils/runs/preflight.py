@@ -23,7 +23,9 @@ from medrefl_utils.exam.benchmarks import check_question_source, load_benchmark
 from medrefl_utils.exam.lint import CONTEXT, prompt_tokens
 from medrefl_utils.models.folder_checks import check_adapter_base, resolve_checked_model
 from medrefl_utils.pairs.pair_table import check_pair_texts
+from medrefl_utils.runs.overlap_check import check_overlaps
 from medrefl_utils.training.sft_targets import sft_examples
+from medrefl_utils.training.trackers import check_trackers
 from medrefl_utils.trees.search import SearchSettings
 
 MIN_FREE_BYTES = 200_000_000
@@ -61,7 +63,7 @@ def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Conta
         given: artifacts (attribute names of ``RunFiles``) that these stages read and that none of them writes.
 
     Returns:
-        Notes on what stages will leave out: questions longer than the model's context.
+        Notes on what stages will leave out: questions longer than the model's context, or in the evaluation.
 
     Raises:
         MedReflError: the first problem that would stop a stage.
@@ -81,18 +83,24 @@ def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Conta
 
         check_disk_space(files.root)
         load_graph(stages[_CHAINS]["graph"], columns=stages[_CHAINS]["graph_columns"], folder=files.root)
+
+    def load(stage: str, source: str) -> list[Question] | None:
+        names = next(names for names in _QUESTION_PARAMETERS if names[0] == source)
+        return loaded.get(_request(stages[stage], names))
+
+    notes += check_overlaps(stages, files, given, load)
     if "pairs" in given and _TRAINING in stages:
         check_pair_texts(read_table(files.pairs, PAIRS))
     if _FINE_TUNING in stages and (chains := stages[_FINE_TUNING]["chains"] or ("chains" in given and files.chains)):
         sft_examples(read_table(Path(chains), TAUGHT))
-    if "adapter" in given and _EVALUATION in stages:
+    if "adapter" in given and "model" in stages.get(_EVALUATION, {}):
         check_adapter_base(files.adapter, stages[_EVALUATION]["model"])
     check_disk_space(files.root)
     return notes
 
 
 def check_disk_space(folder: Path) -> None:
-    """Create the run's folder if necessary, and check that it is writable and has ``MIN_FREE_BYTES`` free.
+    """Check that a run's folder can be written and has ``MIN_FREE_BYTES`` free; nothing is created.
 
     Raises:
         MedReflError: the folder is a file, is not writable, or its disk is full.
@@ -101,12 +109,11 @@ def check_disk_space(folder: Path) -> None:
     if not existing.is_dir():
         raise MedReflError(f"{existing}: is a file, expected a folder for the run")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
+        with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(b"medrefl")
     except OSError as error:
         raise MedReflError(f"{folder}: cannot be written: {error.strerror}") from None
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
         raise MedReflError(f"{folder}: its disk has {free / 1e6:,.0f} MB free, expected {MIN_FREE_BYTES / 1e6:,.0f} MB")
 
@@ -125,6 +132,7 @@ def _check_settings(stage: str, values: Parameters) -> None:
     if values.get("targets") == "own" and not values["own_run"]:
         raise MedReflError(f"{stage}: targets is own, but own_run is empty: name a run's folder with trees there")
     _check_endpoint(stage, values)
+    check_trackers(values.get("report_to", ()))
     if values.get("activation_offloading"):
         from medrefl_utils.training.settings import EfficiencySettings
 
@@ -164,18 +172,24 @@ def _check_questions(
     stage: str, values: Parameters, names: Sequence[str], loaded: dict[tuple[Any, ...], list[Question]]
 ) -> list[str]:
     """Load the questions that the stage's notebook will load, the same ones once; return notes on too long ones."""
-    questions, split, limit, offset, answer_base = (values[name] for name in names)
-    seed = values["seed"] if "seed" in values else values["seeds"][0]
-    request = (questions, split, limit or None, offset, seed, str(answer_base))
+    request = _request(values, names)
+    questions, split, limit, offset, seed, answer_base = request
     if not check_question_source(questions):
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the stage itself will warn
         if request not in loaded:
             loaded[request] = load_benchmark(
-                questions, split=split, limit=limit or None, offset=offset, seed=seed, answer_base=answer_base
+                questions, split=split, limit=limit, offset=offset, seed=seed, answer_base=answer_base
             )
     return _too_long(stage, values, loaded[request])
+
+
+def _request(values: Parameters, names: Sequence[str]) -> tuple[str, str, int | None, int, int, str]:
+    """Return the arguments of ``load_benchmark`` that a stage's parameters give."""
+    questions, split, limit, offset, answer_base = (values[name] for name in names)
+    seed = values["seed"] if "seed" in values else values["seeds"][0]
+    return questions, split, limit or None, offset, seed, str(answer_base)
 
 
 def _too_long(stage: str, values: Parameters, questions: Sequence[Question]) -> list[str]:

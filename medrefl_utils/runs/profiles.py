@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,15 +34,17 @@ DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yaml")
 MAX_BYTES = 100_000  # size limit of a profile
 TOP_LEVEL = ("stages", "continue_from", "baseline")
 """Keys of a profile that are no sections."""
+_NUMBERS_OF_QUESTIONS = ("n_questions", "n_evaluation_questions")  # 0 means all
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's parameters cell; ``annotation`` is its source text."""
+    """One line of a notebook's parameters cell; ``annotation`` is its source text, ``meaning`` its comment."""
 
     name: str
     annotation: str
     default: Any
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
     source = next((source for tags, source in code_cells(notebook) if "parameters" in tags), None)
     if source is None:
         raise MedReflError(f"{notebook}: no cell is tagged 'parameters'")
-    found = {}
+    found, lines = {}, source.splitlines()
     for node in ast.parse(source).body:
         match node:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=ast.expr() as value) if _literal(value):
-                found[name] = Parameter(name, ast.unparse(kind), ast.literal_eval(value))
+                meaning = lines[node.end_lineno - 1].partition("  # ")[2].strip()
+                found[name] = Parameter(name, ast.unparse(kind), ast.literal_eval(value), meaning)
             case _:
                 line = ast.unparse(node)
                 raise MedReflError(f"{notebook}: {line!r} in the parameters cell is not 'name: type = literal'")
@@ -212,6 +215,32 @@ def load_profile(
         if values.get("own_run") == "" and values["targets"] == "own":
             values["own_run"] = f"runs/{beside}"
     return Profile(str(path), run, resolved, stages, tuned, original, beside)
+
+
+def limit_questions(profile: Profile, n: int) -> Profile:
+    """Return the profile with at most ``n`` questions in every notebook that reads some, as the run ``NAME_limitN``.
+
+    A run of its own (and a baseline of its own), so that a trial with few questions replaces no result.
+    """
+    run, baseline = (f"{name}_limit{n}" if name else "" for name in (profile.run, profile.baseline))
+    places = {f"runs/{profile.run}": f"runs/{run}"} | (
+        {f"runs/{profile.baseline}": f"runs/{baseline}"} if baseline else {}
+    )
+
+    def moved(value: Any) -> Any:  # noqa: ANN401 (a parameter's value)
+        for old, new in places.items():
+            if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+                return new + value[len(old) :]
+        return value
+
+    parameters = {
+        stage: {
+            name: min(value or n, n) if name in _NUMBERS_OF_QUESTIONS else moved(value)
+            for name, value in values.items()
+        }
+        for stage, values in profile.parameters.items()
+    }
+    return replace(profile, run=run, parameters=parameters, tuned=moved(profile.tuned), baseline=baseline)
 
 
 def local_paths(value: Any) -> list[str]:

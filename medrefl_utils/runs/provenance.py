@@ -45,17 +45,25 @@ def machine() -> dict[str, Any]:
 
 
 def git(root: Path) -> dict[str, Any]:
-    """Return {revision, dirty} of the checkout at ``root``; both are None if it is not a git checkout."""
+    """Return {revision, dirty} of the checkout at ``root``; both are None if it is not a git checkout.
+
+    Outputs in notebooks are no change where the checkout's filter removes them (``make setup``): git lists these files
+    as modified by their size, but has no difference to show.
+    """
 
     def ask(*words: str) -> str | None:
         try:
-            answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20)
+            # The filter takes a second per notebook, and more on a busy machine.
+            answer = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=120)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     status = ask("status", "--porcelain")
-    return {"revision": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    dirty = None if status is None else bool(status)
+    if dirty and ask("diff", "HEAD") == "":
+        dirty = bool(ask("ls-files", "--others", "--exclude-standard"))
+    return {"revision": ask("rev-parse", "HEAD"), "dirty": dirty}
 
 
 def run_date(files: RunFiles) -> str:

@@ -34,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reference_cache": ["reference_logprobs"],
         "learned": ["warmup_of", "why_nothing_learned"],
         "health_checks": ["TrainingFinding", "check_sft_log", "check_training_log"],
+        "trackers": ["check_trackers"],
         "adapters": ["Agreement", "find_adapter", "merge_adapter", "push_to_hub", "write_model_card", "write_sft_card"],
     },
 )

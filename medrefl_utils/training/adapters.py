@@ -21,7 +21,7 @@ from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import PAIRS, TAUGHT
 from medrefl_utils.core.store import read_table, whole_folder, write_text
 from medrefl_utils.exam import clinic, prompts
-from medrefl_utils.exam.benchmarks import licence_of
+from medrefl_utils.exam.benchmarks import card_licence, licence_of
 from medrefl_utils.models.folder_checks import is_saved_in_4_bit
 from medrefl_utils.models.loading import load_model, load_tokenizer
 from medrefl_utils.training.token_ids import end_of_turn, tokenize_chains
@@ -152,6 +152,7 @@ def _write_card(
     )
     card = environment.get_template(template).render(
         version=__version__,
+        licence=card_licence(licence_of(name, licences) for name in (base, *sources)),
         base=base,
         base_licence=licence_of(base, licences),
         hub=base if "/" in base and not Path(base).exists() else None,

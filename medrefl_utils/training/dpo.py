@@ -40,6 +40,7 @@ from medrefl_utils.training.token_ids import (
     row_tokens,
     tokenize_pairs,
 )
+from medrefl_utils.training.trackers import keep_tensorboard_in
 from medrefl_utils.training.trainer_setup import (
     Watch,
     finished_log,
@@ -145,7 +146,7 @@ def train_dpo(
     watch = Watch("DPO", steps, upkeep, read=training_log, check=check, shown=("loss", "margin", "accuracy"))
     trainer = (SharedPrefixTrainer if economy.shared_prefix else PairTrainer)(
         model=base,
-        args=_arguments(kept or folder, dpo, economy, seed, steps, upkeep if kept else None, bool(len(held_out))),
+        args=_arguments(kept or folder, folder.parent.name, dpo, economy, seed, steps, upkeep, bool(len(held_out))),
         train_dataset=_dataset(train),
         eval_dataset=_dataset(held_out) if len(held_out) else None,
         processing_class=tokenizer,
@@ -154,6 +155,7 @@ def train_dpo(
         **({} if economy.shared_prefix else {"data_collator": DataCollatorForPreference(tokenizer.pad_token_id)}),
     )
     trainer.remove_callback(PrinterCallback)
+    keep_tensorboard_in(trainer, folder.with_name("tensorboard"))
     if trainer.args.deepspeed_plugin is None:  # DeepSpeed needs one data type and keeps its own 32-bit copies
         keep_adapter_in_32_bit(trainer.model)
     # Autocast converts the adapter's input. PEFT would first copy it to 32 bit, for each linear layer.
@@ -269,13 +271,14 @@ def _findings(
 
 def _arguments(
     folder: Path,
+    run_name: str,
     dpo: DpoSettings,
     economy: EfficiencySettings,
     seed: int,
     steps: int,
-    upkeep: MonitorSettings | None,
+    upkeep: MonitorSettings,
     evaluate: bool,
 ) -> DPOConfig:
-    same = {"seed": seed, "steps": steps, "upkeep": upkeep, "evaluate": evaluate}
+    same = {"seed": seed, "steps": steps, "upkeep": upkeep, "evaluate": evaluate, "run_name": run_name}
     warmup = warmup_of(dpo.warmup_steps, steps)
     return training_arguments(DPOConfig, folder, dpo, economy, **same, beta=dpo.beta, warmup_steps=warmup)

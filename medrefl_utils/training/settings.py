@@ -12,6 +12,7 @@ import torch
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.models.loading import compute_dtype, device
 from medrefl_utils.training import health_checks
+from medrefl_utils.training.trackers import check_trackers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,6 +62,8 @@ class MonitorSettings:
     """DPO: folder of the cached log-probabilities of the reference, for other seeds and ablations; None caches none"""
     stop_on: Sequence[str] = ("not_finite",)
     """findings (``health_checks.KINDS``, ``SFT_KINDS``) that stop the training; other findings are warnings"""
+    report_to: Sequence[str] = ()
+    """experiment trackers (``trackers.TRACKERS``); TensorBoard's files go beside the result"""
     show: Callable[[pd.DataFrame], object] | None = field(default=None, compare=False)
     """called after each optimizer step with the log up to that step"""
 
@@ -69,6 +72,7 @@ class MonitorSettings:
         unknown = [name for name in self.stop_on if name not in known]
         if unknown:
             raise MedReflError(f"training: stop_on names {unknown[0]!r}, expected some of {', '.join(known)}")
+        check_trackers(self.report_to)
         if self.checkpoint_every < 1:
             raise MedReflError(f"training: checkpoint_every is {self.checkpoint_every}, expected at least 1")
 

@@ -35,6 +35,7 @@ from medrefl_utils.training.settings import (
     check_held_out_share,
 )
 from medrefl_utils.training.token_ids import chain_lengths, end_of_turn, generation_end_tokens, tokenize_chains
+from medrefl_utils.training.trackers import keep_tensorboard_in
 from medrefl_utils.training.trainer_setup import (
     TRAINED,
     Watch,
@@ -194,9 +195,10 @@ def _train(
             kept or folder,
             sft,
             economy,
+            run_name=folder.parent.name,
             seed=seed,
             steps=steps,
-            upkeep=upkeep if kept else None,
+            upkeep=upkeep,
             evaluate=bool(len(held_out)),
             warmup_steps=warmup,
             weight_decay=sft.weight_decay,
@@ -210,6 +212,7 @@ def _train(
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)
+    keep_tensorboard_in(trainer, folder.with_name("sft_tensorboard"))
     keep_adapter_in_32_bit(trainer.model)
     # Autocast converts the adapter's input. PEFT would first copy it to 32 bit, for each linear layer.
     casting = contextlib.nullcontext()

@@ -63,9 +63,10 @@ def training_arguments(
     settings: TrainingSettings,
     economy: EfficiencySettings,
     *,
+    run_name: str,
     seed: int,
     steps: int,
-    upkeep: MonitorSettings | None,
+    upkeep: MonitorSettings,
     evaluate: bool,
     **own: Any,  # noqa: ANN401 (arguments of ``kind``)
 ) -> _Arguments:
@@ -76,9 +77,10 @@ def training_arguments(
         folder: where the trainer writes its checkpoints.
         settings: what is learned.
         economy: time and memory.
+        run_name: name of the training in an experiment tracker.
         seed: seed of the order of the rows and of the initial adapter.
         steps: optimizer steps of the whole training.
-        upkeep: its checkpoints; None saves none.
+        upkeep: its checkpoints and trackers.
         evaluate: whether there are held-out rows.
         own: arguments of ``kind`` alone.
 
@@ -108,10 +110,12 @@ def training_arguments(
         logging_nan_inf_filter=False,  # shows a NaN as a NaN, not as the mean of earlier steps
         eval_strategy="steps" if evaluate else "no",
         eval_steps=max(1, math.ceil(steps / HELD_OUT_EVALUATIONS)),
-        save_strategy="steps" if upkeep else "no",
-        save_steps=upkeep.checkpoint_every if upkeep else 1,
+        save_strategy="steps" if upkeep.checkpoint_folder else "no",
+        save_steps=upkeep.checkpoint_every,
         save_total_limit=2,
-        report_to="none",
+        report_to=list(upkeep.report_to),
+        run_name=run_name,
+        project="medrefl",
         disable_tqdm=True,  # ``Watch`` has its own bar, which papermill can forward
         seed=seed,
         data_seed=seed,

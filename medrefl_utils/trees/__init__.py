@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "search": ["MODES", "UNFINISHED", "SearchSettings", "grow_trees"],
         "rollout": ["roll_out", "screen_questions", "warn_of_limits"],
-        "values": ["paths", "remain_values", "step_values", "value_table", "values_and_paths"],
+        "values": ["complete_steps", "paths", "remain_values", "step_values", "value_table", "values_and_paths"],
         "corrections": ["EQUAL_WEIGHTS", "locate_errors", "rank_corrections"],
         "model_locator": ["locate_errors_by_model", "read_first_wrong_step"],
     },

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 
 from medrefl_utils.core.errors import MedReflError
-from medrefl_utils.core.schemas import VALUES
+from medrefl_utils.core.schemas import STEPS, VALUES
 
 _Ints = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
@@ -131,6 +131,18 @@ def values_and_paths(steps: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         tables.append(_value_table(block, forest))
         chains.append(_paths(block, forest))
     return pd.concat(tables, ignore_index=True), pd.concat(chains, ignore_index=True)
+
+
+def complete_steps(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return trees with all columns of ``schemas.STEPS``, for views of trees that were not made by the rollout.
+
+    A column that is missing is filled: depth, kind and weight from the tree; ``text`` is empty, the rest is null.
+    Raises the errors of ``step_values``.
+    """
+    forest = read_forest(steps)
+    kind = np.where(forest.leaf, "leaf", np.where(forest.parent < 0, "root", "step"))
+    known = {"depth": forest.depth, "kind": kind, "weight": forest.weight.astype(np.int64), "text": ""}
+    return steps.assign(**{name: known.get(name) for name in STEPS.names if name not in steps})
 
 
 def _blocks(steps: pd.DataFrame) -> list[pd.DataFrame]:

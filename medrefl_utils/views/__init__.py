@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "explorers": ["explore_pairs", "explore_responses", "explore_trees", "is_live"],
         "knowledge_views": ["draw_paths", "explore_paths", "show_entities"],
-        "static_html": ["Tables", "Tree", "read_tables"],
+        "static_html": ["Tables", "Tree", "read_tables", "tables_of"],
         "summary_tables": [
             "ablation_self_correction_table",
             "ablation_table",
@@ -38,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "rates_table",
             "trained_note",
         ],
+        "run_comparison": ["runs_side_by_side", "training_of_runs"],
         "result_files": [
             "compare_with_medreason",
             "compare_with_published",

@@ -44,21 +44,22 @@ def is_live() -> bool:
     return bool(parent.get("content", {}).get("allow_stdin", False))
 
 
-def explore_trees(run: RunFiles, *, start: int = 0, live: bool | None = None) -> TreeExplorer | HTML:
+def explore_trees(run: RunFiles | pd.DataFrame, *, start: int = 0, live: bool | None = None) -> TreeExplorer | HTML:
     """Explore the run's trees: choose a question, see its tree coloured by V, its paths, corrections and pairs.
 
     Args:
-        run: the run's files.
+        run: the run's files; or a table of trees of your own, with the columns that ``trees.step_values`` needs.
         start: index of the first question to show, in order of the most even mix of correct and wrong leaves.
         live: return a widget (True) or static HTML (False); by default, ``is_live`` decides.
 
     Raises:
-        MedReflError: the run has no trees or no values yet.
+        MedReflError: the run has no trees or no values yet, or a tree of your own is malformed.
     """
-    tables = static_html.read_tables(run)
+    of_own = isinstance(run, pd.DataFrame)
+    tables = static_html.tables_of(run) if of_own else static_html.read_tables(run)
     if not (is_live() if live is None else live):
         return HTML(static_html.trees_page(tables, start=start))
-    return TreeExplorer(run, tables, start)
+    return TreeExplorer(None if of_own else run, tables, start)
 
 
 def explore_pairs(run: RunFiles, *, first: str = "", live: bool | None = None) -> PairBrowser | HTML:
@@ -238,11 +239,15 @@ class TreePane(widgets.HBox):
 
 
 class TreeExplorer(_WithStaticHtml):
-    """A widget to choose a run and a question, and see its tree, steps, paths, corrections and pairs."""
+    """A widget to choose a run and a question, and see its tree, steps, paths, corrections and pairs.
 
-    def __init__(self, run: RunFiles, tables: Tables, start: int = 0) -> None:
+    Without a ``run`` (trees of your own) there is no run to choose.
+    """
+
+    def __init__(self, run: RunFiles | None, tables: Tables, start: int = 0) -> None:
         self.tables = tables
-        self.run = RunChooser(run, ("questions", "steps", "values"), self._open)
+        self.run = RunChooser(run or RunFiles(Path()), ("questions", "steps", "values"), self._open)
+        self.run.layout.display = None if run else "none"
         self.questions = Chooser("questions", self._show)
         self.pane = TreePane(self._show_pair)
         self.pair = Pane(label="pair", layout=_FULL)

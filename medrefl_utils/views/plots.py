@@ -23,7 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.store import write_whole
+from medrefl_utils.trees.values import complete_steps
 from medrefl_utils.views.display_text import font_families, wrap_text
 
 RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
@@ -129,18 +131,19 @@ def tree(
     of the steps, cut to two lines.
 
     Args:
-        steps: the table STEPS.
+        steps: the table STEPS; the columns that ``trees.step_values`` needs are enough.
         values: the table VALUES.
         question_id: the question.
         marked: paths to draw: {"chosen", "rejected" or "left" (the wrong path before a correction): node ids}.
         kind: kind of pair, written before the question's id in the title.
 
     Raises:
-        KeyError: the question has no tree.
+        MedReflError: the question has no tree, or its tree is malformed.
     """
-    table = steps[steps["question_id"] == question_id].merge(values, on=["question_id", "node_id"], how="left")
-    if table.empty:
-        raise KeyError(question_id)
+    rows_of_tree = steps[steps["question_id"] == question_id]
+    if rows_of_tree.empty:
+        raise MedReflError(f"question {question_id!r} has no tree in this table of steps")
+    table = complete_steps(rows_of_tree).merge(values, on=["question_id", "node_id"], how="left")
     rows = {row.node_id: row for row in table.itertuples()}
     children: dict[int, list[int]] = {node: [] for node in rows}
     root = 0

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from medrefl_utils.evaluation.statistics import Interval, response_rates
@@ -133,22 +134,36 @@ def findings_table(name: str, findings: Sequence[LintFinding]) -> Table:
 
 
 def comparison_table(compared: pd.DataFrame, names: tuple[str, str]) -> Table:
-    """Return a table of two runs, paired: one row per benchmark, protocol and model.
+    """Return a table of two runs, paired, that fits 80 columns: one row per benchmark, protocol and model.
+
+    Where a gain's interval includes 0, the caption says which gain this number of questions would show.
 
     Args:
         compared: what ``evaluation.compare_runs`` returns.
-        names: of the first run and of the second run.
+        names: of the first run (A) and of the second run (B).
     """
-    table = Table(title=f"{names[1]} against {names[0]}: strict accuracy, percent; questions that both were asked")
-    where = ("benchmark", "protocol", "model")
-    for name in (*where, *names, "gain, points [95%]", "McNemar p", "detectable", "n"):
-        table.add_column(name, justify="left" if name in where else "right", no_wrap=True)
+    table = Table(
+        title=f"A: {names[0]}\nB: {names[1]}\nStrict accuracy in percent, on the questions that both were asked",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    sources = compared["source"].nunique()
+    where = ("benchmark", "protocol", "model")[sources == 1 :]
+    for name in (*where, "A", "B", "B - A, points [95%]", "McNemar p", "n"):
+        table.add_column(name, justify="left" if name in where else "right", no_wrap=name not in where, overflow="fold")
+    captions = [f"benchmark: {compared['source'].iloc[0]}"] * (sources == 1)
     for row in compared.itertuples():
-        table.add_row(
-            *(row.source, row.protocol, row.model),
-            *(f"{100 * share:.1f}" for share in (row.accuracy_first, row.accuracy)),
-            *(gain_text(row), p_text(row.mcnemar_p), f"{100 * row.detectable:.1f}", f"{row.n:,}"),
-        )
+        place = (row.source, row.protocol, row.model)[sources == 1 :]
+        shares = (f"{100 * share:.1f}" for share in (row.accuracy_first, row.accuracy))
+        table.add_row(*place, *shares, gain_text(row), p_text(row.mcnemar_p), f"{row.n:,}")
+        if row.gain_low <= 0 <= row.gain_high:
+            captions.append(
+                f"{', '.join(place)}: no difference shown; {row.n:,} questions show one of"
+                f" {100 * row.detectable:.1f} points in 4 of 5 cases"
+            )
+    table.caption = "\n".join(captions)
     return table
 
 

@@ -29,7 +29,7 @@ from medrefl_utils.exam.prompts import STEP_BOUNDARY
 from medrefl_utils.exam.questions import questions_from_table
 from medrefl_utils.trees.corrections import KINDS as CORRECTIONS
 from medrefl_utils.trees.corrections import locate_errors, rank_corrections
-from medrefl_utils.trees.values import paths
+from medrefl_utils.trees.values import complete_steps, paths, value_table
 from medrefl_utils.views.plots import VALUE_COLOURS, places, signed
 
 HERE = Path(__file__).parent
@@ -128,6 +128,18 @@ def read_tables(run: RunFiles) -> Tables:
     steps, values = read_table(run.steps, STEPS), read_table(run.values, VALUES)
     pairs = read_table(run.pairs, PAIRS) if run.pairs.exists() else pd.DataFrame(columns=PAIRS.names)
     return Tables(questions, steps, values, _of_these_trees(pairs, steps))
+
+
+def tables_of(steps: pd.DataFrame) -> Tables:
+    """Return the tables of trees of your own, without questions and pairs.
+
+    Args:
+        steps: trees; the columns that ``trees.step_values`` needs are enough.
+
+    Raises:
+        MedReflError: a tree is malformed; names the question and the node.
+    """
+    return Tables({}, complete_steps(steps), value_table(steps), pd.DataFrame(columns=PAIRS.names))
 
 
 def _of_these_trees(pairs: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
@@ -246,7 +258,12 @@ class Tree:
         ]
         values = [self.rows[step].value for step in way]
         return self.mark(node) | {
-            **{"depth": len(way), "stop": row.stop, "solution": float(np.mean(values)), "root": self.root},
+            **{
+                "depth": len(way),
+                "stop": row.stop if isinstance(row.stop, str) else "",
+                "solution": float(np.mean(values)),
+                "root": self.root,
+            },
             **{"way": [self.mark(step) for step in way], "corrections": self.corrections_at(node), "pairs": through},
         }
 

@@ -147,7 +147,7 @@ def unopened_close(response: str) -> str | None:
     end = _last_close(response)
     if end < 0 or _opens(response[:end]) or response.startswith(_PLAIN_OPEN):
         return None
-    for tag in _TAG_CLOSE.finditer(response):
+    for tag in TAG_CLOSE.finditer(response):
         if tag.end() == end:
             return tag[0]
     special = [mark for _, marks in _SPECIAL_CLOSE for mark in marks if response[:end].endswith(mark)]
