@@ -435,5 +435,5 @@ def test_trees_of_ones_own_are_explored_without_a_run() -> None:
     assert widget.run.layout.display == "none" and widget.questions.list.value == "mine"
     widget.pane.pick(3)
     assert "None" not in widget.pane.detail.html and "Outcome +1" in widget.pane.detail.html
-    with pytest.raises(MedReflError, match="question 'mine', node 1: outcome 1.0 on an inner step"):
+    with pytest.raises(MedReflError, match="question 'mine', node 1: outcome 1 on an inner step"):
         explorers.explore_trees(own.assign(outcome=[None, 1, None, 1, -1, -1]))
