@@ -268,7 +268,7 @@ def test_missing_and_binary_profiles(root: Path) -> None:
 def test_parameters_cell_is_read_with_what_papermill_misreads(root: Path) -> None:
     toy.notebook(root / "n.ipynb", 'a: str = "x # y"  # text\nb: list[int] = [\n    1,\n]\nc: float = -1.5', [])
     assert notebook_parameters(root / "n.ipynb") == {
-        "a": Parameter("a", "str", "x # y"),
+        "a": Parameter("a", "str", "x # y", "text"),
         "b": Parameter("b", "list[int]", [1]),
         "c": Parameter("c", "float", -1.5),
     }
