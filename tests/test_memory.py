@@ -150,8 +150,9 @@ def test_the_peak_of_a_step_is_what_torch_takes(autocast, checkpointing, layers,
     assert 0.95 < (found.activations + found.working + gradients) / counted.most < 1.15
 
 
-def test_the_peak_of_a_full_fine_tuning_is_what_torch_takes():
-    """In 32 bit, with checkpointing, at the second of two accumulated passes: the gradients of the first are there."""
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_the_peak_of_a_full_fine_tuning_is_what_torch_takes(autocast):
+    """With checkpointing, at the second of two accumulated passes: the gradients of the first are there."""
     config = LlamaConfig(
         vocab_size=97, hidden_size=256, intermediate_size=896, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=1,
@@ -163,14 +164,16 @@ def test_the_peak_of_a_full_fine_tuning_is_what_torch_takes():
     ids = torch.randint(0, 97, (1, 512))
     with Counted(model.parameters()) as counted:
         for _ in range(2):
-            last = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
+            with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+                last = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
             last.float().pow(2).mean().backward()
             del last
     settings = SETTINGS | {"quantization": "none", "optimizer": "adamw", "full_finetuning": True}
     shape = ModelShape.of(config)
-    found = predict_training(shape, longest_chains(512, 1), settings=settings, width=4)
-    assert found.weights == 4 * shape.weights
-    assert 0.9 < (found.activations + found.working + 4 * shape.weights) / counted.most < 1.15
+    found = predict_training(shape, longest_chains(512, 1), settings=settings, width=2 if autocast else 4)
+    copies = found.weights - 4 * shape.weights  # of the linear maps, in 16 bit
+    assert copies == (2 * shape.linear_weights if autocast else 0)
+    assert 0.9 < (found.activations + found.working + 4 * shape.weights + copies) / counted.most < 1.15
 
 
 def test_a_full_fine_tuning_takes_16_bytes_a_weight():
