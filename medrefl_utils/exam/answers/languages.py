@@ -129,6 +129,8 @@ def is_hypothetical(low: str, begin: int, at: int, rules: Rules) -> bool:
     """Say whether a sentence is hypothetical. A language with a mood for it needs more than the conjunction."""
     if rules.mood:
         return rules.mood.search(low[begin : sentence_end(low, at)]) is not None
+    if rules.condition.search(low, begin, at) is None:
+        return False
     return rules.condition.search(low, contrast_end(low, begin, at), at) is not None
 
 

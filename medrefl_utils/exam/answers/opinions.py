@@ -126,6 +126,8 @@ def is_foreign_opinion(low: str, begin: int, at: int, stop: int) -> bool:
         stop: where the verb of opinion must have occurred: the statement's beginning, or the sentence's end in a
             language whose verb comes last.
     """
+    if _EARLY.search(low, begin, at) is None and _PAST_OPINION.search(low, begin, at) is None:
+        return False
     for but in _BUT.finditer(low, begin, at):
         begin = but.end()
     if _PAST_OPINION.search(low, begin, at):
