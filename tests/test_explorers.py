@@ -372,6 +372,13 @@ def test_the_response_browser_by_change_and_protocol(run: RunFiles) -> None:
     assert "✗ Med-REFL: no readable answer" in words(it.pane.html)
 
 
+def test_the_responses_open_on_a_change_that_there_is(run: RunFiles) -> None:
+    rows = [response(CLEAR, model, "A", "Answer: A") for model in ("base", "medrefl")]
+    write_table(run.responses / "clinic.parquet", pd.DataFrame(rows), RESPONSES)
+    it = explorers.explore_responses(run, live=True)
+    assert it.change.value == "right → right" and it.chooser.count.value == "1 of 1 responses"
+
+
 def test_another_runs_responses_are_chosen(run: RunFiles) -> None:
     other = RunFiles(run.root.parent / "other")
     rows = [response(CLEAR, model, answer, f"Answer: {answer}") for model, answer in (("base", "B"), ("medrefl", "B"))]

@@ -399,7 +399,8 @@ class ResponseBrowser(_WithStaticHtml):
         self.protocol.value = "all protocols"
         chosen = self.change.value
         self.change.options = self._changes()  # this selects the first option
-        self.change.value = chosen or CHANGES[0]
+        found = set(self.table["change"])
+        self.change.value = chosen or next((change for change in CHANGES if change in found), CHANGES[0])
 
     def _of_protocol(self) -> pd.DataFrame:
         every = self.protocol.value == "all protocols"
