@@ -199,7 +199,7 @@ def test_version_and_help(tmp_path: Path) -> None:
 
 def test_every_command_has_an_example_and_every_option_a_help_text() -> None:
     for name, command in typer.main.get_command(app).commands.items():
-        assert re.search(rf"\b(medrefl|medrefl_utils) {name} ", command.help), name
+        assert re.search(rf"\b(medrefl|medrefl_utils) {name}\b", command.help.partition("Example:")[2]), name
         assert all(len(parameter.help or "") > 20 for parameter in command.params), name
 
 

@@ -33,7 +33,7 @@ def check_overlaps(
     """Compare training and evaluation questions of the stages that will run.
 
     Args:
-        stages: {stage that will run: its parameters}.
+        stages: {stage that will run: its parameters}; a stage without a source of questions is left out.
         files: the run's files.
         given: artifacts that exist and that none of these stages writes.
         load: returns the questions of a source.
@@ -44,6 +44,8 @@ def check_overlaps(
     Raises:
         MedReflError: a stage would stop because a training question is in its evaluation; names the parameter to set.
     """
+    sources = {_ROLLOUT: "questions", _PAIRS: "evaluation_questions", **dict.fromkeys(_ASKING, "questions")}
+    stages = {stage: values for stage, values in stages.items() if sources.get(stage) in values}
     training, notes = _training(stages, files, given, load), []
     comparing = [stage for stage in (_PAIRS, *_ASKING) if stage in stages]
     if training is None or not comparing:
