@@ -27,6 +27,7 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.store import write_whole
 from medrefl_utils.trees.values import complete_steps
 from medrefl_utils.views.display_text import font_families, wrap_text
+from medrefl_utils.views.tree_layout import places, step_places
 
 RIGHT, WRONG, BASE, INK = "#2166ac", "#d95f02", "#9a9a9a", "#222222"
 VALUE_COLOURS = LinearSegmentedColormap.from_list("value", [WRONG, "#fdb863", "#f7f7f7", "#92c5de", RIGHT])
@@ -153,7 +154,7 @@ def tree(
         else:
             children[int(rows[node].parent_id)].append(node)
     texts = len(rows) <= _SMALL_TREE
-    place = _lines(children, root) if texts else places(children, root)
+    place = step_places(children, root) if texts else places(children, root)
     depth = max(x for x, _ in place.values())
     height = max(y for _, y in place.values()) + 1
 
@@ -196,36 +197,6 @@ def pair_tree(steps: pd.DataFrame, values: pd.DataFrame, pair: pd.Series) -> Fig
     names = {"left": "left_nodes", "chosen": "chosen_nodes", "rejected": "rejected_nodes"}
     marked = {name: pair[column] for name, column in names.items() if pair[column] is not None}
     return tree(steps, values, pair["question_id"], marked, pair["kind"])
-
-
-def places(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, float]]:
-    """Return {node: (depth, height)}: one line per leaf; an inner step is at the mean height of its children."""
-    place: dict[int, tuple[int, float]] = {}
-    lines = 0
-    stack = [(root, 0, False)]
-    while stack:
-        node, depth, done = stack.pop()
-        below = children[node]
-        if not below:
-            place[node] = (depth, lines)
-            lines += 1
-        elif done:
-            place[node] = (depth, (place[below[0]][1] + place[below[-1]][1]) / 2)
-        else:
-            stack.append((node, depth, True))
-            stack.extend((child, depth + 1, False) for child in reversed(below))
-    return place
-
-
-def _lines(children: dict[int, list[int]], root: int) -> dict[int, tuple[int, int]]:
-    """Return {node: (depth, line)}: one line per step, followed by its children."""
-    place: dict[int, tuple[int, int]] = {}
-    stack = [(root, 0)]
-    while stack:
-        node, depth = stack.pop()
-        place[node] = (depth, len(place))
-        stack.extend((child, depth + 1) for child in reversed(children[node]))
-    return place
 
 
 def _draw_step(axes: Axes, at: tuple[float, float], row: Any, *, room: float, is_leaf: bool) -> None:

@@ -30,7 +30,8 @@ from medrefl_utils.exam.questions import questions_from_table
 from medrefl_utils.trees.corrections import KINDS as CORRECTIONS
 from medrefl_utils.trees.corrections import locate_errors, rank_corrections
 from medrefl_utils.trees.values import complete_steps, paths, value_table
-from medrefl_utils.views.plots import VALUE_COLOURS, places, signed
+from medrefl_utils.views.plots import VALUE_COLOURS, signed
+from medrefl_utils.views.tree_layout import places
 
 HERE = Path(__file__).parent
 COLUMN, LINE, BOX = 74, 25, 46
