@@ -46,11 +46,12 @@ def check_overlaps(
     """
     sources = {_ROLLOUT: "questions", _PAIRS: "evaluation_questions", **dict.fromkeys(_ASKING, "questions")}
     stages = {stage: values for stage, values in stages.items() if sources.get(stage) in values}
-    training, notes = _training(stages, files, given, load), []
     comparing = [stage for stage in (_PAIRS, *_ASKING) if stage in stages]
-    if training is None or not comparing:
-        unseen = comparing and _ROLLOUT in stages
-        return [_unseen(comparing[0], stages[_ROLLOUT]["questions"])] if unseen else []
+    if not comparing:
+        return []
+    training, notes = _training(stages, files, given, load), []
+    if training is None:
+        return [_unseen(comparing[0], stages[_ROLLOUT]["questions"])] if _ROLLOUT in stages else []
     compared: set[Any] = set()
     if _PAIRS in stages:
         values = stages[_PAIRS]
