@@ -148,7 +148,7 @@ def spent(server) -> Spent:
 
 LIMITS = [
     {"max_calls": 9},
-    {"max_tokens": 850},
+    {"max_tokens": 720},
     {"max_cost": 0.002, "input_price": 1.0, "output_price": 5.0},
 ]
 

@@ -49,6 +49,35 @@ def test_two_actors_give_the_trees_of_one_process_and_go_on_where_either_stopped
     assert actors.encode("Answer:") == alone.encode("Answer:")
 
 
+@pytest.mark.timeout(600)
+def test_base_and_adapter_share_the_actors_and_the_rows_come_back_in_order(actors, tiny_student, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from medrefl_utils.models import load_model
+
+    tuned = get_peft_model(load_model(tiny_student, "none"), LoraConfig(r=4, target_modules="all-linear"))
+    for name, weights in tuned.named_parameters():
+        if "lora_B" in name:
+            weights.data.normal_(0, 0.2)
+    tuned.save_pretrained(tmp_path / "adapter")
+    messages = [prompts.exam(question) for question in clinic.make_exam(11, seed=2)]
+    settings = dict(adapter=tmp_path / "adapter", calls=tmp_path / "calls")
+    spread = open_generator(tiny_student, workers=2, **settings)
+    counted = []
+    written = spread.chat(messages, SAMPLING, range(11), counted.append)
+    alone = open_generator(tiny_student, **settings | {"calls": None})
+    assert [one.token_ids for one in written] == [one.token_ids for one in alone.chat(messages, SAMPLING, range(11))]
+    assert sum(counted) == 11 and len(counted) > 2 and spread.usage.calls == 11 and spread.key == alone.key
+    base = [one.token_ids for one in actors.chat(messages, SAMPLING, range(11))]
+    assert base == [one.token_ids for one in LocalGenerator(tiny_student).chat(messages, SAMPLING, range(11))]
+    assert base != [one.token_ids for one in written] and spread._actors is actors._actors
+    again = open_generator(tiny_student, workers=2, **settings)
+    assert again.chat(messages, SAMPLING, range(11)) == written
+    for one in (spread, again):
+        one.close()
+    assert actors.encode("Answer:")  # the actors stay while one generator uses them
+
+
 def _steps(path):
     import pyarrow.parquet as pq
 
@@ -79,8 +108,8 @@ def test_actors_against_an_endpoint(actors, tmp_path):
 def test_actors_that_would_wait_for_ever_are_refused_and_so_is_a_missing_model(actors, tiny_student):
     there = ray.cluster_resources()["CPU"]
     held = min(there, 2)  # the two actors that are up hold a CPU each, or all
-    workers = int(there)
-    needed = rf"{workers} actors need {workers} CPUs, Ray's cluster has {there - held:g} of {there:g} free: stop what"
+    workers = int(there) + 1  # as many as are up would share these
+    needed = rf"{workers} actors need {there:g} CPUs, Ray's cluster has {there - held:g} of {there:g} free: stop what"
     with pytest.raises(MedReflError, match=needed):
         open_generator(tiny_student, workers=workers)
     actors.close()

@@ -1,8 +1,18 @@
 """Base and adapter on a server, over real HTTP: by name, loaded at run time, by llama.cpp's scales, on a second one."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
 from medrefl_utils.core import MedReflError, Sampling
+from medrefl_utils.evaluation import evaluate, make_protocol
 from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.models import Budget, check_endpoint, open_generator
 from tests.server import serving
@@ -133,3 +143,52 @@ def test_base_and_adapter_share_what_is_spent(adapter, tmp_path):
         assert base.spent.calls == tuned.spent.calls == calls == 16
         with pytest.raises(MedReflError, match="max_calls is 20, 20 is spent"):
             base.chat(MESSAGES * 5, SAMPLING, range(10, 15))
+
+
+def evaluated(url, folder):
+    """Base and adapter of stage 05, on a server that loads adapters."""
+    names = dict(endpoint=url, endpoint_model="student", concurrency=2, calls=folder / "calls")
+    exam, way = clinic.make_exam(12, seed=3), make_protocol("sampled", n_runs=2, max_tokens=60)
+    both = {}
+    for name, adapter in (("base", None), ("medrefl", folder / "adapter")):
+        generator = open_generator("", adapter=adapter, **names)
+        both[name] = evaluate(exam, generator, folder / "responses", model=name, protocols=[way], seed=0)
+    return both
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from tests.test_served_adapters import evaluated
+evaluated(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("moment", [15, 40])
+def test_an_evaluation_that_was_killed_asks_for_what_is_missing_and_nothing_else(moment, adapter, tmp_path):
+    """Killed in the middle of the base and of the adapter: 24 responses each."""
+    with serving(names={"student"}, loads="/v1/load_lora_adapter") as server:
+        command = [sys.executable, "-c", _KILLED, server.url, str(tmp_path)]
+        run = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+        while len(server.requests) < moment and run.poll() is None:
+            time.sleep(0.005)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        time.sleep(0.5)  # what the server is still working on
+        log = tmp_path / "calls" / "main.jsonl"
+        paid = {json.loads(line)["reply"]["id"] for line in log.read_text().splitlines() if '"reply"' in line}
+        known = [json.dumps(body) for n, body in enumerate(server.requests) if f"reply-{n}" in paid]
+        before = len(server.requests)
+        assert len(known) >= moment - 6
+        both = evaluated(server.url, tmp_path)
+        after = Counter(map(json.dumps, server.requests[before:]))
+        assert not after.keys() & set(known) and after.total() <= 48 + 4 - len(known)
+        assert [len(table) for table in both.values()] == [24, 24]
+        # The seeds are paired: question and run decide them, not the model.
+        asked = [body for body in server.requests if prompts.exam(clinic.make_exam(1, seed=3)[0]) == body["messages"]]
+        seeds = {model: {b["seed"] for b in asked if b["model"] == model} for model in {b["model"] for b in asked}}
+        assert len(seeds) == 2 and len({frozenset(some) for some in seeds.values()}) == 1
+        before = len(server.requests)
+        again = evaluated(server.url, Path(tmp_path))
+        assert len(server.requests) == before
+        assert all(again[name]["response"].equals(both[name]["response"]) for name in both)

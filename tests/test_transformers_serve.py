@@ -43,7 +43,7 @@ def url(tiny_student, tmp_path_factory):
 
 
 def _wait(health: str, server: subprocess.Popen) -> None:
-    for _ in range(240):
+    for _ in range(1200):
         assert server.poll() is None, "transformers serve ended"
         try:
             urllib.request.urlopen(health, timeout=5).close()
@@ -61,7 +61,7 @@ def test_trees_and_a_reflection_through_transformers_serve(url, tmp_path):
     steps = grow_trees(QUESTIONS, generator, **settings)
     # What it lacks is found out: several choices, log-probabilities, a turn that is continued, vLLM's flags for it.
     assert {name for name, there in generator.about.items() if there is False} == {
-        "choices", "logprobs", "prefill", "flags",
+        "choices", "logprobs", "prefill", "flags", "prefix_mark", "repeats_turn",
     }  # fmt: skip
     inner = steps[steps["kind"] == "step"]
     assert steps["question_id"].nunique() == 4 and len(inner) >= 8

@@ -159,7 +159,8 @@ RESPONSES = _schema(
     n_tokens=(pa.int32(), "number of tokens written"),
     stop=(
         pa.string(),
-        "end (the model closed its turn), length (token limit) or forced (thinking truncated, answer requested)",
+        "end (the model closed its turn), length (token limit), forced (thinking truncated, answer requested) or "
+        "refused (by a server, whose words are the response; left out before scoring)",
     ),
     seconds=(pa.float64(), "its share of the wall-clock time of the run's responses"),
     temperature=(pa.float64(), "temperature of this run"),

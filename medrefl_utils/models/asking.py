@@ -83,7 +83,8 @@ def count_faults(asked: Sequence[Reply[_T]], name: str, where: Sequence[str]) ->
     dropped = DropCounts()
     for one, place in zip(asked, where, strict=True):
         if one.value is None:
-            dropped.drop(f"{name}_{one.faults[-1]}", f"{place}, reply {excerpt(one.replies[-1])}")
+            told = one.replies[-1] if one.faults[-1] == "refused" else f"reply {excerpt(one.replies[-1])}"
+            dropped.drop(f"{name}_{one.faults[-1]}", f"{place}, {told}")
     return dropped
 
 

@@ -166,6 +166,7 @@ def plan_run(
         else:
             again, tuned = _opening(lambda: _writer(asking, run.calls, adapter))
             answers = answers + probe_answers(held_out, tuned, asking, files, probe, begun)[0]
+        answers = replace(answers, seconds=answers.seconds / max(1, asking["workers"]))
         costs.append(Cost(_EVALUATION, answers + opened + again, how))
     return Plan(costs, memory)
 

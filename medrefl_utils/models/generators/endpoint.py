@@ -16,7 +16,7 @@ import asyncio
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from medrefl_utils.core.errors import MedReflError
@@ -294,7 +294,9 @@ class EndpointGenerator(Generator):
     async def _prepared(self) -> None:
         """Select the weights, and probe the server, or read from the log what an earlier session found out."""
         self._weights = await select_weights(self.client, self.model, self.adapter)
-        if line := self.log.get(self._probe_key):
+        line = self.log.get(self._probe_key)
+        # What another version of this program found out says nothing about features that it did not know.
+        if line and line["features"].keys() == {field.name for field in fields(Features)}:
             self._features = Features(**line["features"])
             return
         before = self.log.spent
