@@ -97,6 +97,20 @@ def test_a_single_chain_has_no_other(tmp_path) -> None:
         pass_rates(QUESTIONS[:1], CHAINS, Begun(), log=CallLog(None), **(HOW | {"samples": 0}))
 
 
+def test_a_refused_prompt_is_no_wrong_answer_and_is_asked_again(tmp_path) -> None:
+    class Refusing(Begun):
+        def expand(self, prefixes, k, *rest):
+            rows = super().expand(prefixes, k, *rest)
+            refused = Continuation("", (), None, "refused")
+            return [[refused] * k if not prefix.text else row for prefix, row in zip(prefixes, rows, strict=True)]
+
+    found = pass_rates(QUESTIONS, CHAINS, Refusing(), log=CallLog(tmp_path, "filter"), **HOW)
+    assert found[["pass_with", "pass_without", "pass_other"]].isna().all(axis=None)
+    assert filter_fault(found.iloc[0], min_pass=0.0, min_lift=-1.0) == "filter_refused"
+    again = pass_rates(QUESTIONS, CHAINS, Begun(), log=CallLog(tmp_path, "filter"), **HOW)
+    assert again["pass_without"].notna().all()
+
+
 @pytest.mark.parametrize(
     ("with_", "without", "fault"), [(1.0, 0.0, ""), (0.5, 0.5, "low_lift"), (0.25, 0.0, "low_pass"), (0.75, 0.5, "")]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -42,16 +43,17 @@ def hub_refusal(kind: Literal["model", "dataset"], name: str) -> Exception | Non
     def ask() -> None:
         try:
             HfApi().repo_info(name, repo_type=kind, timeout=SECONDS)
+            failed[0] = None  # it is there; only a clear refusal of the second question counts
             found.set()
+        except Exception as error:  # the HTTP client's own errors have no common base
+            failed[0] = error
+            return
+        with suppress(Exception):  # a mirror that does not know this question, or a slow one
             try:
                 HfApi().auth_check(name, repo_type=kind)
             except HfHubHTTPError as error:
                 if error.response.status_code in (401, 403):
-                    raise
-                # Any other status: a mirror that does not know this question.
-            failed[0] = None
-        except Exception as error:  # the HTTP client's own errors have no common base
-            failed[0] = error
+                    failed[0] = error
 
     # In a thread, since a timeout of the HTTP client does not cover the name server.
     thread = threading.Thread(target=ask, daemon=True)

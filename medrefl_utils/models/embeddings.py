@@ -123,7 +123,7 @@ class _Endpoint:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         import openai
 
-        from medrefl_utils.models.generators.endpoint import api_key
+        from medrefl_utils.models.generators.servers.client import api_key, blotted
 
         client = openai.OpenAI(base_url=self.url, api_key=api_key() or "none", max_retries=6, timeout=600.0)
         rows: list[list[float]] = []
@@ -135,7 +135,7 @@ class _Endpoint:
             except openai.APIStatusError as error:
                 raise MedReflError(f"{where}: HTTP {error.status_code} for embeddings") from None
             except openai.OpenAIError as error:
-                raise MedReflError(f"{where}: no embeddings: {one_line(error)}") from None
+                raise MedReflError(f"{where}: no embeddings: {blotted(one_line(error))}") from None
             found = sorted(reply.data, key=lambda one: one.index)
             if len(found) != len(some):
                 raise MedReflError(f"{where}: {len(found)} vectors for {len(some)} texts")

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -356,7 +356,13 @@ def print_results(files: RunFiles, console: Console, written: Container[str], ba
 
 
 def make_missing_inputs(
-    stage: str, run: str | Path, *, root: Path | None = None, stages: Sequence[Stage] = STAGES, package: Path = PACKAGE
+    stage: str,
+    run: str | Path,
+    *,
+    replaced: Collection[str] = (),
+    root: Path | None = None,
+    stages: Sequence[Stage] = STAGES,
+    package: Path = PACKAGE,
 ) -> None:
     """Make the missing inputs of a notebook that is opened by hand, and warn of inputs that are out of date.
 
@@ -366,7 +372,8 @@ def make_missing_inputs(
 
     Args:
         stage: the stage of the notebook.
-        run: the run's folder, such as "runs/interactive".
+        run: the run's folder, such as "runs/demo".
+        replaced: artifacts that a parameter of the notebook replaces, so that this run need not have them.
         root: the checkout; by default the one that contains the working folder.
         stages: all stages.
         package: the folder of the package that the notebooks import.
@@ -378,6 +385,7 @@ def make_missing_inputs(
     root = root or repository_root()
     folder = os.path.relpath(root / run, root)
     by_name = {s.name: s for s in stages}
+    by_name[stage] = replace(by_name[stage], reads=tuple(a for a in by_name[stage].reads if a not in replaced))
     chain = Chain(root, folder, {}, stages=stages, package=package)
     if CHAIN in os.environ:
         chain._check_inputs([by_name[stage]])

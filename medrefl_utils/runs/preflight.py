@@ -78,7 +78,7 @@ def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Conta
         for names in _QUESTION_PARAMETERS:
             if names[0] in values:
                 notes += _check_questions(stage, values, names, loaded)
-    if _CHAINS in stages:
+    if _CHAINS in stages and stages[_CHAINS]["graph"] != "clinic":  # which the stage writes itself
         from medrefl_utils.knowledge.graph_source import load_graph
 
         check_disk_space(files.root)

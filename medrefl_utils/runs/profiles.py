@@ -235,7 +235,7 @@ def limit_questions(profile: Profile, n: int) -> Profile:
 
     parameters = {
         stage: {
-            name: min(value or n, n) if name in _NUMBERS_OF_QUESTIONS else moved(value)
+            name: min(value or n, n) if name in _NUMBERS_OF_QUESTIONS else 0 if name == "n_examples" else moved(value)
             for name, value in values.items()
         }
         for stage, values in profile.parameters.items()

@@ -85,8 +85,8 @@ def composition_table(composition: pd.DataFrame) -> Table:
     Args:
         composition: what ``evaluation.compare_bases`` returns.
     """
-    first = composition.iloc[0]
-    title = f"MedReason, Med-REFL and both: {first['n']:,} questions, paired"
+    asked = " to ".join(f"{n:,}" for n in sorted({composition["n"].min(), composition["n"].max()}))
+    title = f"MedReason, Med-REFL and both: {asked} questions, paired"
     table = _plain(title, "arm", "protocol", "acc. %", "against", "gain, points", "McNemar p")
     for row in composition.itertuples():
         against = row.against if isinstance(row.against, str) else "-"

@@ -7,6 +7,7 @@ turn after ``prompts.exam``, so that a model that knows no other prompt can be t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -52,7 +53,8 @@ def pass_rates(
     Returns:
         A row per question, in order: ``question_id``, ``other_id`` (whose chain was the other; None where no other
         question has a chain) and the shares of right answers ``pass_with``, ``pass_without`` and ``pass_other`` (NaN
-        without another chain). An unreadable answer is wrong.
+        without another chain). An unreadable answer is wrong. All shares are NaN where a server refused one of the
+        question's prompts.
 
     Raises:
         MedReflError: ``samples`` below 1.
@@ -67,6 +69,7 @@ def pass_rates(
         if (other := others[question.question_id]) is not None:
             begun.append((place, "other", _begin(chains[other])))
     passed: dict[tuple[int, str], float] = {}
+    refused: set[int] = set()
     with tqdm(total=len(begun) * samples, desc="filter", unit="answer") as bar:
         for start in range(0, len(begun), _BATCH):
             batch = begun[start : start + _BATCH]
@@ -76,6 +79,9 @@ def pass_rates(
             )  # fmt: skip
             for (place, condition, _), replies in zip(batch, texts, strict=True):
                 question = questions[place]
+                if replies is None:
+                    refused.add(place)
+                    continue
                 letters = [
                     extract_answer(text, question.options, thinking_open=generator.thinking_open).letter
                     for text in replies
@@ -83,10 +89,14 @@ def pass_rates(
                 passed[place, condition] = sum(letter == question.gold for letter in letters) / samples
     rows = [
         {"question_id": question.question_id, "other_id": others[question.question_id]}
-        | {f"pass_{condition}": passed.get((place, condition), float("nan")) for condition in CONDITIONS}
+        | {f"pass_{condition}": _share(passed, refused, place, condition) for condition in CONDITIONS}
         for place, question in enumerate(questions)
     ]
     return pd.DataFrame(rows, columns=["question_id", "other_id", *(f"pass_{c}" for c in CONDITIONS)])
+
+
+def _share(passed: Mapping[tuple[int, str], float], refused: set[int], place: int, condition: str) -> float:
+    return float("nan") if place in refused else passed.get((place, condition), float("nan"))
 
 
 def other_questions(questions: Sequence[Question], seed: int) -> dict[str, str | None]:
@@ -104,13 +114,15 @@ def other_questions(questions: Sequence[Question], seed: int) -> dict[str, str |
 
 
 def filter_fault(rates: Mapping[str, Any], *, min_pass: float, min_lift: float) -> str:
-    """Return why the filter refuses a chain: ``low_pass``, ``low_lift``, or "" for a chain that it keeps.
+    """Return why the filter refuses a chain, or "": ``filter_refused``, ``low_pass`` or ``low_lift``.
 
     Args:
         rates: a row of ``pass_rates``.
         min_pass: smallest share of right answers with the chain.
         min_lift: smallest ``pass_with - pass_without``.
     """
+    if math.isnan(rates["pass_with"]):  # a server refused a prompt, for its content or length
+        return "filter_refused"
     if rates["pass_with"] < min_pass:
         return "low_pass"
     return "low_lift" if rates["pass_with"] - rates["pass_without"] < min_lift else ""
@@ -130,8 +142,11 @@ def _answers(
     sampling: Sampling,
     seed: int,
     progress: Callable[[int], object],
-) -> list[list[str]]:
-    """Return the answers after each beginning; a batch is one entry of the log, since rounding depends on the batch."""
+) -> list[list[str] | None]:
+    """Return the answers after each beginning, None where a server refused the prompt.
+
+    A batch is one entry of the log, since rounding depends on the batch.
+    """
     # Two questions may have the same chain, and then two conditions of one question ask the same.
     places = {(question.question_id, text): place for place, (question, text) in enumerate(begun)}
     asked = [begun[place] for place in places.values()]
@@ -144,8 +159,12 @@ def _answers(
             [derive_seed(seed, "filter", question.question_id, run) for run in range(samples)] for question, _ in asked
         ]
         rows = generator.expand(prefixes, samples, None, sampling, seeds, progress)
-        line = {"filter": [[one.text for one in row] for row in rows]}
-        log.append(key, line)
+        # A prompt that the server refused has no answer; it is asked again in another run.
+        line = {
+            "filter": [None if any(one.stop == "refused" for one in row) else [o.text for o in row] for row in rows]
+        }
+        if None not in line["filter"]:
+            log.append(key, line)
     else:
         progress(samples * len(asked))
     of = dict(zip(places, line["filter"], strict=True))

@@ -44,9 +44,10 @@ def leave_out_long_paths(
 def questions_that_fit(
     questions: Sequence[Question], chains: Mapping[str, Sequence[str]], model: str, *, new_tokens: int
 ) -> tuple[list[Question], DropCounts]:
-    """Return the questions that fit into the filter's context with the longest chain of all, and the counts.
+    """Return the questions that fit into the filter's context with their own chain and any other's, and the counts.
 
-    Each question is answered after another question's chain as well, so the longest chain counts for all.
+    Each question is answered after another question's chain as well. So a chain that does not even fit behind its own
+    question is left out first; then the longest of the others counts for all.
 
     Args:
         questions: those that have a chain.
@@ -54,9 +55,15 @@ def questions_that_fit(
         model: folder or hub id of the filter's model.
         new_tokens: tokens that an answer may have.
     """
-    longest = max(("\n".join(steps) for steps in chains.values()), key=len, default="")
+    texts = {question_id: "\n".join(steps) for question_id, steps in chains.items()}
 
-    def prompt(question: Question) -> prompts.Messages:
-        return [*prompts.exam(question), {"role": "assistant", "content": longest}]
+    def after(chain: str, question: Question) -> prompts.Messages:
+        return [*prompts.exam(question), {"role": "assistant", "content": chain}]
 
-    return drop_too_long(questions, model, prompt=prompt, new_tokens=new_tokens)
+    fitting, dropped = drop_too_long(
+        questions, model, prompt=lambda question: after(texts[question.question_id], question), new_tokens=new_tokens
+    )
+    longest = max((texts[question.question_id] for question in fitting), key=len, default="")
+    kept, more = drop_too_long(fitting, model, prompt=lambda question: after(longest, question), new_tokens=new_tokens)
+    dropped.add(more)
+    return kept, dropped

@@ -93,7 +93,8 @@ class EndpointGenerator(Generator):
         self._settled = asyncio.Condition()
         self._features: Features | None = None
         self._weights: Weights | None = None
-        self._refused = 0
+        self._refused: set[str] = set()
+        """prompts that were refused since the last reply"""
         self._told: set[str] = set()
 
     @property
@@ -219,9 +220,10 @@ class EndpointGenerator(Generator):
                     again = replace(request, n=1, seed=request.seed + number)
                     [written[number]] = await self._replies(again, None)
         except Refused as refused:
-            self._refused += 1
-            if self._refused >= _REFUSED_IN_A_ROW:
-                raise MedReflError(f"{refused}; {self._refused} prompts in a row are refused") from None
+            self._refused.add(call_key(request.messages))
+            # Replies from the log come at once, before any refusal: each makes room for one refused prompt.
+            if len(self._refused) >= _REFUSED_IN_A_ROW + self.usage.reused:
+                raise MedReflError(f"{refused}; {len(self._refused)} prompts in a row are refused") from None
             written = [Continuation("", (), None, "refused", refusal=str(refused))] * request.n
         self.usage.calls += len(written)
         return written
@@ -260,7 +262,7 @@ class EndpointGenerator(Generator):
                     raise
                 self._learn(less)
                 continue
-            self._refused = 0
+            self._refused.clear()
             self._warn_of_lost(request.sampling)
             return reply, raw, sent
 

@@ -9,7 +9,6 @@ from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.models.generators.budget import Budget
 from medrefl_utils.models.generators.call_log import CallLog
 from medrefl_utils.models.generators.interface import Generator
-from medrefl_utils.models.generators.servers.adapters import ServedAdapter
 from medrefl_utils.models.generators.servers.rate_limits import RateLimits
 
 ENGINES = ("local", "vllm")
@@ -94,6 +93,7 @@ def open_in_process(
     log = _shared_log(calls, f"worker-{worker}" if workers > 1 else "main")
     if endpoint:
         from medrefl_utils.models.generators.endpoint import EndpointGenerator
+        from medrefl_utils.models.generators.servers.adapters import ServedAdapter
 
         served = adapter and ServedAdapter(adapter, endpoint_adapter, alone=bool(adapter_endpoint))
         return EndpointGenerator(
