@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from medrefl_utils.core import CHAINS, RESPONSES, SFT_TRAINING, MedReflError, RunFiles, content_hash, read_table
 from medrefl_utils.core.store import write_table
@@ -93,9 +95,13 @@ def test_the_table_and_the_published_rows(runs: tuple[Path, Path]) -> None:
     found = compare_bases(*runs)
     table = composition_table(found)
     cells = [list(column.cells) for column in table.columns]
-    assert cells[0] == ["base", "+ MedReason", "+ Med-REFL", "both", "both", "both", "both"]
-    assert cells[2][0] == "40.0" and cells[3][:2] == ["-", "base"] and cells[4][1].startswith("+20.0 [")
-    assert cells[5][0] == "-" and cells[5][1] == "0.500" and cells[5][6] == "-"
+    arms = ["base", "+ MedReason", "+ Med-REFL", "both", "both", "both", "both"]
+    assert cells[0] == ["clinic, greedy", *(f" {arm}" for arm in arms)]
+    assert cells[1][1] == "40.0" and cells[2][1:3] == ["-", "base"] and cells[3][2].startswith("+20.0 [")
+    assert cells[4][1] == "-" and cells[4][2] == "0.500" and cells[4][7] == "-"
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    assert "…" not in console.file.getvalue()
     published = compare_with_medreason(found, "org/none")
     assert set(published.ours) == {"not run"} and len(published) == 11
     row = published[(published.benchmark == "MedBullets, 4 options") & (published.model == "Llama3.1-8B")].iloc[0]

@@ -86,12 +86,15 @@ def composition_table(composition: pd.DataFrame) -> Table:
         composition: what ``evaluation.compare_bases`` returns.
     """
     asked = " to ".join(f"{n:,}" for n in sorted({composition["n"].min(), composition["n"].max()}))
-    title = f"MedReason, Med-REFL and both: {asked} questions, paired"
-    table = _plain(title, "arm", "protocol", "acc. %", "against", "gain, points", "McNemar p")
-    for row in composition.itertuples():
-        against = row.against if isinstance(row.against, str) else "-"
-        p = "-" if pd.isna(row.mcnemar_p) else p_text(row.mcnemar_p)
-        table.add_row(row.arm, row.protocol, _share(row, "accuracy"), against, _between(row, "gain", signed=True), p)
+    title = f"MedReason, Med-REFL and both: {asked} questions, paired; p by McNemar"
+    table = _plain(title, "arm", "acc. %", "against", "gain, points", "p")
+    for (source, protocol), rows in composition.groupby(["source", "protocol"], sort=False):
+        table.add_row(f"{source}, {protocol}", style="bold")
+        for row in rows.itertuples():
+            against = row.against if isinstance(row.against, str) else "-"
+            p = "-" if pd.isna(row.mcnemar_p) else p_text(row.mcnemar_p)
+            table.add_row(f" {row.arm}", _share(row, "accuracy"), against, _between(row, "gain", signed=True), p)
+        table.add_section()
     return table
 
 
