@@ -32,6 +32,9 @@ from medrefl_utils.pairs import PAIR_KINDS
 from medrefl_utils.runs import DEFAULT_STAGES
 
 
+pytestmark = pytest.mark.timeout(900)  # the small run takes minutes where other work has the cores
+
+
 def medrefl(root: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "medrefl_utils", *arguments]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)

@@ -15,7 +15,6 @@ from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.core.schemas import PAIRS, QUESTIONS
 from medrefl_utils.core.store import read_table
-from medrefl_utils.exam.contamination import find_overlaps
 from medrefl_utils.exam.lint import content_key
 from medrefl_utils.exam.questions import questions_from_table
 
@@ -44,6 +43,8 @@ def check_overlaps(
     Raises:
         MedReflError: a stage would stop because a training question is in its evaluation; names the parameter to set.
     """
+    from medrefl_utils.exam.contamination import find_overlaps  # a second, which a refused profile need not wait
+
     sources = {_ROLLOUT: "questions", _PAIRS: "evaluation_questions", **dict.fromkeys(_ASKING, "questions")}
     stages = {stage: values for stage, values in stages.items() if sources.get(stage) in values}
     comparing = [stage for stage in (_PAIRS, *_ASKING) if stage in stages]
