@@ -31,7 +31,6 @@ from medrefl_utils.core import (
 from medrefl_utils.pairs import PAIR_KINDS
 from medrefl_utils.runs import DEFAULT_STAGES
 
-
 pytestmark = pytest.mark.timeout(900)  # the small run takes minutes where other work has the cores
 
 
