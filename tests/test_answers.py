@@ -665,7 +665,8 @@ def test_a_megabyte_is_read_at_once(piece: str) -> None:
     extract_answer(text, OPTIONS)
     start = time.process_time()
     extract_answer(text, OPTIONS)
-    assert time.process_time() - start < 0.2
+    # 0.1 to 0.35 s on a busy machine. A rule that reads a text again for each of its matches takes minutes.
+    assert time.process_time() - start < 1.0
 
 
 def test_published_responses(shared_data: Path) -> None:
