@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from medrefl_utils.core import PAIRS, TRAINING, MedReflError, RunFiles, read_manifest, read_table, write_table
 from medrefl_utils.runs import STAGES, load_profile, notebook_parameters, training_settings, tuning_settings
 from medrefl_utils.runs.distributed_training import STAGE
-from medrefl_utils.training import DpoSettings, EfficiencySettings, SftSettings, dpo
+from medrefl_utils.training import DpoSettings, EfficiencySettings, SftSettings, trainer_setup
 from tests.models import make_pairs
 
 ROOT = Path(__file__).parents[1]
@@ -51,8 +51,8 @@ def test_two_processes_learn_what_one_does(tiny_student, tmp_path, root):
 def test_an_accumulation_that_cannot_be_shared_is_told(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(MedReflError, match="accumulation is 16, which 3 processes cannot share evenly"):
-        dpo._share(16)
-    assert dpo._share(9) == 3
+        trainer_setup._share(16)
+    assert trainer_setup._share(9) == 3
 
 
 def test_train_by_command_makes_what_the_notebook_makes(root, tiny_student):
@@ -91,7 +91,8 @@ def test_train_by_command_makes_what_the_notebook_makes(root, tiny_student):
 def test_the_notebooks_parameters_are_all_settings(tmp_path):
     values = {p.name: p.default for p in notebook_parameters(ROOT / "notebooks" / f"{STAGE}.ipynb").values()}
     dpo, economy, upkeep = training_settings(values, RunFiles(tmp_path / "runs" / "x"))
-    used = {*vars(dpo), *vars(economy), "checkpoint_folder", "checkpoint_every", "cache_references", "stop_on"}
+    used = {*vars(dpo), *vars(economy), "checkpoint_folder", "checkpoint_every", "cache_references"}
+    used |= {"stop_on", "report_to"}
     assert set(values) - used == {"run", "model", "kinds", "seed", "licences"}
     assert economy == EfficiencySettings() and dpo.held_out_share == values["held_out_share"]
     assert upkeep.references == tmp_path / "runs" / "references"

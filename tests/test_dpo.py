@@ -218,7 +218,9 @@ def test_long_pairs_are_whole_by_default(long_pairs, tiny_student, tmp_path, mon
 
 def test_nothing_is_passed_that_trl_takes_and_ignores(tmp_path):
     """padding_free is accepted and switched off; arguments of older tutorials would be an error."""
-    arguments = dpo._arguments(tmp_path, SMALL, EfficiencySettings(group_by_length=True), 0, 6, None, False)
+    arguments = dpo._arguments(
+        tmp_path, "run", SMALL, EfficiencySettings(group_by_length=True), 0, 6, MonitorSettings(), False
+    )
     assert not arguments.padding_free and arguments.disable_dropout and arguments.max_length is None
     assert arguments.train_sampling_strategy == "group_by_length"
     for gone in ("max_prompt_length", "rpo_alpha", "warmup_ratio", "group_by_length"):

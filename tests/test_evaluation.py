@@ -47,7 +47,9 @@ def test_one_response_a_question_and_run(responses):
     assert table.groupby(["protocol", "run", "question_id"]).size().eq(1).all()
     assert sorted(f.name for f in folder.iterdir()) == ["base_greedy.parquet", "base_sampled.parquet"]
     kept = read_table(folder / "base_greedy.parquet", RESPONSES)
-    pd.testing.assert_frame_equal(kept, table[table.protocol == "greedy"].reset_index(drop=True), check_dtype=False)
+    greedy = table[table.protocol == "greedy"].reset_index(drop=True)
+    kept, greedy = (one.astype(object).where(one.notna(), None) for one in (kept, greedy))  # pandas 2 and 3 alike
+    pd.testing.assert_frame_equal(kept, greedy)
 
 
 def test_the_student_answers_step_by_step_and_errs_as_it_was_taught(responses):
