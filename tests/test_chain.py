@@ -407,6 +407,7 @@ def test_ctrl_c_ends_the_kernel_and_can_be_taken_up_again(tmp_path: Path) -> Non
     code = "from pathlib import Path; from tests import toy; toy.run(Path('.').resolve())"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's child would ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 60
