@@ -60,6 +60,7 @@ def test_the_parts_of_a_path(text: str, parts: tuple[str, str, str, str]) -> Non
 
 
 WAIT = "Wait,\n  INR belongs to warfarin."
+ASTRAY = "Wait,\n  INR belongs to heparin."
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,9 @@ def test_pairs_of_a_tree_in_the_form_of_a_thinking_model() -> None:
     for kind in ("mid", "post"):
         ranked, _ = rank_corrections(steps, locate_errors(steps), kind=kind)
         found, _ = reflection_candidates(ranked, top_k=1, min_margin=0.0, max_per_question=1)
-        texts = dict.fromkeys(correction_texts([QUESTION], steps, paths(steps), found), WAIT)
+        right = {row.node_id for row in steps.itertuples() if row.outcome == 1.0}
+        keys = correction_texts([QUESTION], steps, paths(steps), found)
+        texts = {key: WAIT if key[2] in right else ASTRAY for key in keys}
         made[kind], dropped = reflection_pairs(
             [QUESTION], steps, paths(steps), found, texts,
             kind=f"reflection_{kind}", prompt=lambda question: [{"role": "user", "content": question.stem}],
@@ -281,6 +284,8 @@ def test_pairs_of_a_tree_in_the_form_of_a_thinking_model() -> None:
         assert not dropped.faults
     for kind, pairs in made.items():
         [pair] = pairs.to_dict("records")
-        begins = "<think>\nAspirin thins blood.\nWait, INR belongs to warfarin.\n"
-        assert pair["chosen"][0]["content"] == f"{begins}INR follows warfarin.\n</think>\n\nAnswer: C", kind
-        assert pair["rejected"][0]["content"] == f"{begins}Heparin is old.\n</think>\n\nAnswer: A", kind
+        chosen, rejected = (
+            f"<think>\nAspirin thins blood.\nWait, INR belongs to {drug}.\n" for drug in ("warfarin", "heparin")
+        )
+        assert pair["chosen"][0]["content"] == f"{chosen}INR follows warfarin.\n</think>\n\nAnswer: C", kind
+        assert pair["rejected"][0]["content"] == f"{rejected}Heparin is old.\n</think>\n\nAnswer: A", kind
