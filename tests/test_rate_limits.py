@@ -148,7 +148,8 @@ def test_tokens_count_at_their_maximum_until_the_reply_says_what_was_used():
         replies = generator.chat(MESSAGES, SAMPLING, range(6))
         taken = time.monotonic() - before
         used = 10 * len(MESSAGES) + sum(len(one.text.split()) for one in replies)
-    assert used * 60 / limits.tokens_per_minute < taken < 6 * 2
+    # The first request waits for nothing.
+    assert 5 / 6 * used * 60 / limits.tokens_per_minute < taken < 6 * 2
 
 
 def test_limits_are_shared_among_workers_and_checked():

@@ -45,7 +45,7 @@ def profile(name: str, content: str | bytes, line: str) -> Case:
 def value(text: str, line: str) -> Case:
     """A value given on the command line, of a parameter of one stage."""
     name = text.partition("=")[0]
-    where = f"--set {name} (for {name.partition('.')[0].replace('shared', '01_tree_rollout')})"
+    where = f"--set {name} (for {name.partition('.')[0].replace('shared', '08_knowledge_chains')})"
     return f"set-{text}", lambda root: None, ["run", PROFILE, "--set", text], f"{where}: {line}"
 
 
@@ -266,9 +266,9 @@ CASES: list[Case] = [
         "stages",
         "stages: [[1]]\n",
         (
-            "'stages' names [1], which is not a notebook, expected one of 08_knowledge_chains, 01_tree_rollout, "
-            "02_step_valuation, 03_pair_construction, 04_dpo_lora_4bit, 05_benchmark_evaluation, "
-            "06_report, 07_ablation"
+            "'stages' names [1], which is not a notebook, expected one of 01_tree_rollout, 02_step_valuation, "
+            "03_pair_construction, 04_dpo_lora_4bit, 05_benchmark_evaluation, 06_report, 07_ablation, "
+            "08_knowledge_chains, 09_sft_lora_4bit"
         ),
     ),
     profile(
