@@ -330,8 +330,8 @@ def test_the_defaults_are_published():
     assert (found.learning_rate, found.warmup_share, found.weight_decay, found.epochs) == (5e-6, 0.05, 0.1, 3)
     assert found.batch_size * found.gradient_accumulation == 128 and found.max_length == 8192
     arguments = sft.training_arguments(
-        sft.SFTConfig, Path("x"), replace(found, quantization="none"), EfficiencySettings(), seed=0, steps=10,
-        upkeep=None, evaluate=False, weight_decay=found.weight_decay, warmup_steps=1,
+        sft.SFTConfig, Path("x"), replace(found, quantization="none"), EfficiencySettings(), run_name="x", seed=0,
+        steps=10, upkeep=MonitorSettings(), evaluate=False, weight_decay=found.weight_decay, warmup_steps=1,
     )  # fmt: skip
     assert arguments.lr_scheduler_type == "cosine" and arguments.weight_decay == 0.1 and not arguments.packing
     assert arguments.max_length is None and arguments.loss_type == "nll"
