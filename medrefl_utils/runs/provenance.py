@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -111,20 +112,43 @@ def code_hashes(notebook: Path, package: Path) -> dict[str, str]:
 
 def _imports(source: str, package: Path, folder: Path) -> Iterable[Path]:
     """Yield the module files of the package that the source imports. Relative imports start in ``folder``."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        names: list[tuple[Path, list[str]]] = []
-        if isinstance(node, ast.Import):
-            names = [(package.parent, alias.name.split(".")) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = package.parent if not node.level else [folder, *folder.parents][node.level - 1]
-            parts = node.module.split(".") if node.module else []
-            names = [(start, [*parts, alias.name]) for alias in node.names]
-        for start, parts in names:
+    for level, module, aliases, attributes in _statements(source):
+        start = [folder, *folder.parents][level - 1] if level else package.parent
+        for alias, read in zip(aliases, attributes, strict=True):
+            parts = [*module, *alias]
             if start == package.parent and parts[:1] != [package.name]:
                 continue
-            bound = next((a.asname for a in node.names if a.asname and a.name == parts[-1]), parts[-1])
-            yield from _files(start, parts, package, _attributes(tree, bound))
+            yield from _files(start, parts, package, read)
+
+
+_Statement = tuple[int, tuple[str, ...], tuple[tuple[str, ...], ...], tuple[frozenset[str], ...]]
+
+
+@cache
+def _statements(source: str) -> tuple[_Statement, ...]:
+    """Return the imports of a source: (level, module, imported names, attributes read from each name).
+
+    They are kept, since the stages of a chain import mostly the same modules.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    read: dict[str, set[str]] = {}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            read.setdefault(node.value.id, set()).add(node.attr)
+
+    def attributes(alias: ast.alias) -> frozenset[str]:
+        return frozenset(read.get(alias.asname or alias.name.split(".")[-1], ()))
+
+    found: list[_Statement] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names = tuple(tuple(alias.name.split(".")) for alias in node.names)
+            found.append((0, (), names, tuple(map(attributes, node.names))))
+        elif isinstance(node, ast.ImportFrom):
+            module = tuple(node.module.split(".")) if node.module else ()
+            names = tuple((alias.name,) for alias in node.names)
+            found.append((node.level, module, names, tuple(map(attributes, node.names))))
+    return tuple(found)
 
 
 def _files(start: Path, parts: Sequence[str], package: Path, attributes: Iterable[str]) -> Iterable[Path]:
@@ -145,26 +169,23 @@ def _files(start: Path, parts: Sequence[str], package: Path, attributes: Iterabl
                     yield file
 
 
-def _attributes(tree: ast.AST, name: str) -> set[str]:
-    """Return the attributes of a name that a source reads: {"paths"} for ``trees.paths(steps)``."""
-    return {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
-    }
-
-
 def _exported(init: Path) -> dict[str, Path]:
     """Return {public name: file of its module} for a room; empty for any other module."""
     if not init.is_file():
         return {}
-    found: dict[str, Path] = {}
-    for node in ast.walk(ast.parse(init.read_text(encoding="utf-8"))):
+    return {name: init.parent / file for name, file in _attached(init.read_text(encoding="utf-8")).items()}
+
+
+@cache
+def _attached(source: str) -> dict[str, str]:
+    """Return {public name: file of its module beside the source} of a room's ``__init__``."""
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "attach":
             given = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg}
-            found |= {module: init.parent / f"{module}.py" for module in given.get("submodules", ())}
+            found |= {module: f"{module}.py" for module in given.get("submodules", ())}
             for module, names in given.get("submod_attrs", {}).items():
-                found |= dict.fromkeys(names, init.parent / f"{module.replace('.', '/')}.py")
+                found |= dict.fromkeys(names, f"{module.replace('.', '/')}.py")
     return found
 
 
