@@ -92,8 +92,9 @@ _OTHERS_SAY = re.compile(
 )
 _THOUGHT = re.compile(r"\b(?:was|were|is) (?:\w+ )?(?:thought|believed|assumed|said|felt)\b")
 _OTHERS_ANSWER = re.compile(
-    r"\b(?:many|most|some|students?|people|others?|nobody|no one)\s(?:[\w']+\s){0,3}(?:answer|choose|pick|select|"
-    r"option)\s[\"'“‘*(]{0,4}\Z"
+    r"\b(?:many|most|some|students?|people|others?|nobody|no one|almost|nearly|wanted to|would have|"
+    r"(?:was|were) (?:going|about|tempted|inclined) to)\s(?:[\w']+\s){0,3}"
+    r"(?:answer|answered|choose|chosen|pick|picked|select|selected|option)\s[\"'“‘*(]{0,4}\Z"
 )
 _WRONG_HEAD = re.compile(r"\b(?:wrong|incorrect|false|mistaken?|trap|distractor|error)\b")
 _MISTAKEN = re.compile(

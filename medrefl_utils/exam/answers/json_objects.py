@@ -30,6 +30,7 @@ _KEY_ALSO = frozenset(
         "label",
         "output",
         "likely",
+        "correct",
     )
 )
 _KEY_WORDS = (

@@ -104,7 +104,8 @@ def rules_of(language: Language) -> Rules:
 # Words that begin the second half of "not A but C", where they have no other use.
 # Then "it is" before an option, whose letter is masked.
 _CONTRAST = {
-    "zh": "而(?:应该|应当|应|可能|更可能|很可能)?是",
+    "zh": "而(?:应该|应当|应|可能|更可能|很可能)?是|"
+    "最(?:可能|有可能|合适|恰当|适合|佳|符合题意)的(?:诊断|选项)?(?:是|为)",
     "es": r"\bsino\b|\bes (?:la )?(?=\0)",
     "fr": r"\bc'est (?:la |l'option |la réponse )?(?=\0)",
     "de": r"\bsondern\b|\bes ist (?=\0)",

@@ -23,7 +23,10 @@ _PASSED_CLAUSE = re.compile(
     r"\A\s*(?:while|although|though|unlike|whereas)\b[^,.;]{0,120},|\bif (?:it|this|he|she|there) were\b[^,.;]{0,60}",
     re.IGNORECASE,
 )
-_ORDERED_OFF = re.compile(r"\b(?:stop|avoid|hold|discontinue|withhold)\s[^.;:,]{0,40}", re.IGNORECASE)
+_ORDERED_OFF = re.compile(
+    r"\b(?:stop|avoid|hold|discontinue|withhold)\s(?:(?! and (?:start|begin|give|use|add|switch))[^.;:,]){0,40}",
+    re.IGNORECASE,
+)
 # The same in other languages: "not A but", "B, not A".
 _PASSED_ABROAD = re.compile(
     r"[^。、，,\s]{0,40}(?:では|で)なく、?|[^\s,]{1,30}(?:이|가) 아니라,?|"
@@ -153,6 +156,8 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
 
     if any(rules.language.code == "tr" for rules in languages):
         text = _SUFFIX.sub(r"\1", text)
+    if stated := _whole_clause(text, options):
+        return Found(stated), "text"
     for sentence in _choosing(text, languages, options):
         subject = options.text_at(sentence, _SUBJECT.match(sentence).end())
         if subject and _COUNTERFACTUAL.match(sentence, subject[1]):
@@ -183,9 +188,32 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
         *single,
         *(without_refusals(kept, options) for kept in islice(_choosing(text, languages, options), 5)),
     ]:
+        if len(text) < 60 and len(short := options.shortened(sentence)) == 1:
+            return Found(short.pop()), "text"
         if len(near := options.nearly(sentence[-400:])) == 1:
             return Found(near.pop()), "misspelled"
     return None
+
+
+_CLAUSE_HEAD = re.compile(
+    r"(?:\A|[.;:!\n]\s|,\s(?:so|but|and|thus|hence|therefore)\s)\W{0,3}(?P<article>the\s|an?\s)?", re.IGNORECASE
+)
+_CLAUSE_END = re.compile(r"\s(?:is|are) (?:true|right|correct)\b|\s(?:is|does)(?=[.!]|\Z)|(?=[.;!\n]|\Z)")
+
+
+def _whole_clause(text: str, options: Options) -> str | None:
+    """Return the one option whose text is a clause of its own ("...; the drug opens potassium channels."), or is called
+    true, or is set against another ("Vitamin A is not the cause; vitamin C is.").
+    """
+    said: set[str] = set()
+    for head in _CLAUSE_HEAD.finditer(text):
+        named = options.text_at(text, head.end())
+        if named is None and head["article"]:
+            named = options.text_at(text, head.start("article"))
+        end = _CLAUSE_END.match(text, named[1]) if named else None
+        if named and end and (end[0] or len(text[head.end() : named[1]].split()) > 3):
+            said.add(named[0])
+    return said.pop() if len(said) == 1 and is_complete(text) else None
 
 
 def _whole(text: str, letter: str, options: Options) -> bool:

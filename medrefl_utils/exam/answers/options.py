@@ -77,10 +77,12 @@ _EVERY = re.compile(
     r"(?:all|each|every one) of (?:the above|these|those|them|the (?:options|choices|answers))|all (?:the )?above", re.I
 )
 _NO_ONE = re.compile(
-    r"none(?: of (?:the above|these|those|them|the (?:options|choices|answers)))?|no(?:ne)? (?:of )?the above", re.I
+    r"none(?: of (?:the above|(?:the|these|those) (?:options|choices|answers)|these|those|them))?|"
+    r"no(?:ne)? (?:of )?the above",
+    re.I,
 )
 _ALL = re.compile(r"all(?=[.!\s*]*(?:\Z|\n))", re.I)
-_PHRASE_ENDS = re.compile(r"\s*(?:[.!,;:)*\"'\n}\]]|\Z|\s(?:are|is|apply|applies|were)\b)")
+_PHRASE_ENDS = re.compile(r"\s*(?:[.!,;:)*\"'\n}\]]|\Z|\s(?:are|is|apply|applies|were|fits?|matches|match)\b)")
 _BOTH = re.compile(r"(?:both\s)?\(?([A-Z])\)?(?:\s?(?:,|and|&|\+)\s?\(?([A-Z])\)?)+(?:\s(?:only|are correct))?", re.I)
 _ALL_TWO = re.compile(r"both(?: of (?:the above|these|them))?", re.I)
 _ORDER = re.compile(

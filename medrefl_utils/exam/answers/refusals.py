@@ -37,6 +37,7 @@ _REFUSES = re.compile(
 _MENTIONS = re.compile(
     r"\b(?:allerg\w+|intoleran\w+|(?:past |medical |family )?history of|the history|"
     r"(?:is|was|are|were|been|be) (?:already |currently |still |now |also )?(?:taking|using|on)|"
+    r"(?:patient|he|she|man|woman|who) (?:also |regularly |still )?takes|"
     r"(?:already|currently|previously) (?:takes?|took|uses?|used|on|taking|received?|receives|receiving)|"
     r"has been (?:\w+ )?(?:on|taking|treated with)|had (?:been )?(?:taken|received)|"
     r"received|was (?:given|prescribed|started on)|took|"
@@ -72,7 +73,7 @@ _OTHER_REFUSES = re.compile(
 )
 _CLAUSES = re.compile(
     r"(?<=[^\d][,;:])\s?|(?<=[、,;])(?=[^\d\s])|\s(?=(?:so|therefore|thus|hence|but|because|since|whereas|while|"
-    r"although|"
+    r"although|and (?:then )?(?:start|begin|give|use|add|switch|replace)|"
     r"which makes|due to|y|et|und|mais|pero|aber|но|а)\b)"
 )
 # A clause that chooses an option by its text alone has one of these: an order, a need, a diagnosis.

@@ -31,6 +31,7 @@ _TAKES_BACK = re.compile(
     r"\bi (?:just )?(?:overlooked|forgot|misread|misunderstood|misinterpreted|misjudged)\b|"
     r"\A[\s.…!,\"'*)—–-]{0,6}(?:wrong|incorrect)[.!,]|"
     r"\b(?:or rather|i meant to say|no longer sure)\b|"
+    r"(?:\A|[.!?…,\n—–-])\s{0,2}(?:wait|hmm+|hold on|oh)[,.!…\s—–-]{1,4}no[.!…\s]{0,4}\Z|"
     r"(?:\A[\s.…!,\"'*)—–-]{0,6}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
     r"(?:(?:that|this|it|(?:this|that|my|the above) answer)(?:'s| is| was| seems)(?: clearly)? (?:wrong|incorrect|"
     r"not right|not correct|a mistake(?! to)|an error(?! to))|"

@@ -58,8 +58,9 @@ def review(text: str, low: str, options: Options) -> Review | None:
 
     A list that only repeats the options is an undecided review.
 
-    The letter is the only one with a verdict for it, where each option has an item, or something speaks against half of
-    the others. Without such a verdict it is the only one that nothing speaks against, where each option has an item.
+    Where each item has a share of 100% or a score of 10, the letter is the one with the highest. Else it is the only
+    one with a verdict for it, where each option has an item, or something speaks against half of the others. Without
+    such a verdict it is the only one that nothing speaks against, where each option has an item.
     A review that is truncated in its last item has none.
     """
     heads = _heads(text, options)
@@ -72,6 +73,8 @@ def review(text: str, low: str, options: Options) -> Review | None:
         stop = following[0] if following else _last_end(text, start)
         items.append((letter, low[begin:stop]))
         end = stop
+    if len(items) == len(options.letters) and (best := _highest(items)):
+        return Review(best, end)
     verdicts = [_verdict(item) for _, item in items]
     if verdicts[-1] is None and not is_complete(text):
         return Review(None, end)
@@ -86,6 +89,25 @@ def review(text: str, low: str, options: Options) -> Review | None:
         return Review(next(iter(set(options.letters) - set(against))), len(text))
     left = [letter for letter, item in items if letter not in against and len(item.split()) > 3]
     return Review(left[0] if whole and not pro and len(left) == 1 == len(items) - len(against) else None, end)
+
+
+_SCORE = re.compile(r"(?<![\d.])(\d{1,3}(?:\.\d{1,3})?)\s?(%|/\s?10\b)")
+
+
+def _highest(items: list[tuple[str, str]]) -> str | None:
+    """Return the option with the highest share or score, where each item has one: "A: 10%", "B: 9/10"."""
+    scores: dict[str, float] = {}
+    units: set[str] = set()
+    for letter, item in items:
+        found = _SCORE.findall(item)
+        if len(found) != 1:
+            return None
+        scores[letter] = float(found[0][0])
+        units.add(found[0][1][0])
+    best = max(scores, key=scores.__getitem__)
+    if len(units) > 1 or list(scores.values()).count(scores[best]) > 1:
+        return None
+    return best if units == {"/"} or 90 <= sum(scores.values()) <= 110 else None
 
 
 def _heads(text: str, options: Options) -> list[tuple[int, int, str]]:
@@ -152,13 +174,24 @@ _DENIED_HEAD = re.compile(
 )
 
 
+# "A, B and D are wrong", "A and B do not fit": one verdict on several options.
+_TOGETHER = re.compile(
+    r"(?<![a-z])(?:[a-z][)\"'*]{0,3},\s){0,8}[a-z][)\"'*]{0,3},?\s"
+    r"(?:and|&|or|nor)\s(?:option\s)?[\"'*(]{0,3}[a-z][)\"'*]{0,3}\s"
+    r"(?:(?:are|were|can be|could be|have been|must be)\s(?:(?:all|both|also|clearly|thus|therefore)\s)?(?:incorrect|"
+    r"wrong|false|out\b|ruled out|excluded|eliminated|unlikely|inappropriate|contra-?indicated|not\b|less\b)|"
+    r"(?:do|would|can|could|are)(?:\snot|n['’]t)\b|cannot\b|fail\b)"
+)
+
+
 def eliminated(text: str, low: str, letters: list[int], wrong: set[str], options: Options) -> str | None:
     """Return the only option that a text does not deny, where it names each of the others and denies it."""
     if len({text[at] for at in letters}) < max(2, len(options.letters) - 1):
         return None
     denied, open_ = set(wrong), set()
+    together = [said.span() for said in _TOGETHER.finditer(low)]
     for at in letters:
-        if _DENIED_HEAD.search(low, clause_begin(low, at), at):
+        if any(begin <= at < end for begin, end in together) or _DENIED_HEAD.search(low, clause_begin(low, at), at):
             denied.add(text[at])
         elif text[at] not in wrong and (text[at] != "A" or options.is_letter(text, at)):
             open_.add(text[at])

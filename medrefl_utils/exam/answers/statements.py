@@ -123,7 +123,8 @@ OTHERS_HEAD = re.compile(
     r"doctors|test[- ]takers?|"
     r"one (?:might|may|could)|you (?:might|may|could)|tempt\w*|common\w*|easy to|error|mistake|trap|was going to|"
     r"were to|"
-    r"initially|at first|first|almost|reason(?:s)? to|when to|how to|wrong to)\b[^.;:!?\n]{0,50}\Z"
+    r"initially|at first|first|almost|reason(?:s)? to|when to|how to|wrong to)\b"
+    r"(?:(?!\b(?:but (?:i|we)|now|however)\b)[^.;:!?\n]){0,50}\Z"
 )
 # "Heparin first, then warfarin" names two options in order.
 _IN_ORDER = re.compile(

@@ -54,6 +54,11 @@ def verdicts(
 
 
 _THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
+# "A would be right for arterial clots" speaks of another case.
+_ELSEWHERE = re.compile(
+    r"[^.;\n]{0,40}?\swould (?:only )?(?:be|have been)\s(?:[\w-]+\s){1,4}?(?:if|when|were|for|in|with)\b(?! (?:this|"
+    r"these|the|her|his|him|our|my))"
+)
 _AT_FIRST = re.compile(
     r"\b(?:at first|at a first|on first|initially|originally)\b(?: (?:glance|sight|look))?[^.;\n]{0,24}\Z"
 )
@@ -96,6 +101,8 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
         return False
     begin = clause_begin(low, at)
     if _AT_FIRST.search(low, begin, at):
+        return None
+    if _ELSEWHERE.match(low, end):
         return None
     if _JOINED_HEAD.search(low, max(0, at - 12), at) or IF.search(low[begin:at]) or _asked(low, right.end()):
         return None
