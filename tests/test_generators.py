@@ -13,9 +13,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from medrefl_utils.core import Continuation, MedReflError, Sampling
 from medrefl_utils.exam import clinic, prompts, step_end
-from medrefl_utils.models import LocalGenerator, Prefix, derive_seed, open_generator
+from medrefl_utils.models import Generator, LocalGenerator, Prefix, derive_seed, open_generator
 from medrefl_utils.models.chat_templates import thinking_is_open
-from medrefl_utils.models.generators.local import _Draw
+from medrefl_utils.models.generators.drawing import Draw
 from medrefl_utils.models.generators.shared_prefix import PlainRows, Rows, take_trunks
 from medrefl_utils.models.memory import is_out_of_memory
 from medrefl_utils.trees import SearchSettings, grow_trees
@@ -154,7 +154,7 @@ def test_a_prompt_beyond_the_context_is_refused(generator):
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(20_000, 1)
-    draw = _Draw(Sampling(1.0, 0.8, 1), [derive_seed(i) for i in range(20_000)], [()] * 20_000, logits)
+    draw = Draw(Sampling(1.0, 0.8, 1), [derive_seed(i) for i in range(20_000)], [()] * 20_000, logits)
     tokens, _ = draw(logits, list(range(20_000)), 0)
     shares = torch.bincount(tokens, minlength=4) / 20_000
     # top-p 0.8 keeps the two tokens that reach 0.8 together.
@@ -203,7 +203,7 @@ def test_a_token_that_was_read_ahead_is_in_no_step_and_no_cache(tiny_student, mo
         return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Draw, "__call__", scripted)
+        patch.setattr(Draw, "__call__", scripted)
         [rows] = generator.expand([Prefix(PROMPTS[0])], 2, "sentence", Sampling(1.0, 1.0, 40), [[1, 2]])
     assert [(row.text, row.token_ids, row.stop) for row in rows] == [("The INR is high.", said, "boundary")] * 2
     assert len(rows[0].logprobs) == len(said) and rows[0].logprob == pytest.approx(sum(rows[0].logprobs))
@@ -247,7 +247,7 @@ def test_caches_beyond_the_budget_are_read_again(tiny_student):
     assert 0 < generator.usage.prompt_tokens - before < sum(map(len, expected)) * 2
 
 
-class Slow:
+class Slow(Generator):
     """The slow way: the whole prefix through the model for every token, no cache, the draw by numpy."""
 
     thinking_open = False
@@ -276,7 +276,7 @@ class Slow:
             total += float(logits.log_softmax(-1)[token])
             written.append(token)
             text = g.tokenizer.decode(written, skip_special_tokens=True)
-            if token in g._ends:
+            if token in g.ends:
                 why = "end"
                 break
             if step_end(text, steps) is not None:

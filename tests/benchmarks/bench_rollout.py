@@ -100,7 +100,7 @@ def long_questions(generator: LocalGenerator, n: int, tokens: int = PROMPT) -> l
 
 
 @dataclass
-class Recorder:
+class Recorder(Generator):
     """A generator that records the prefixes of each call, the seconds and the tokens written."""
 
     generator: LocalGenerator
