@@ -72,12 +72,11 @@ class Trunks:
             self.layers = [[side.new_zeros(0, side.shape[0], 0, side.shape[2]) for side in pair] for pair in trunks[0]]
         for number, sides in enumerate(self.layers):
             for which, side in enumerate(sides):
-                have = side.shape
-                if have[0] < len(self.ends) or have[2] < longest:
-                    sides[which] = side.new_zeros(
-                        max(len(self.ends), 2 * have[0]), have[1], max(longest, have[2]), have[3]
-                    )
-                    sides[which][: have[0], :, : have[2]] = side
+                slots, heads, columns, width = side.shape
+                if slots < len(self.ends) or columns < longest:
+                    more = slots if len(self.ends) <= slots else max(len(self.ends), 2 * slots)
+                    sides[which] = side.new_zeros(more, heads, max(longest, columns), width)
+                    sides[which][:slots, :, :columns] = side
                 for slot, trunk in enumerate(trunks, first):
                     sides[which][slot, :, : self.ends[slot]] = trunk[number][which]
         return list(range(first, len(self.ends)))
