@@ -3,6 +3,7 @@
 import copy
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from medrefl_utils.core import Continuation, MedReflError, Sampling
 from medrefl_utils.exam import clinic, prompts, step_end
-from medrefl_utils.models import LocalGenerator, Prefix, derive_seed, open_generator
+from medrefl_utils.models import Budget, Generator, LocalGenerator, Prefix, derive_seed, open_generator
 from medrefl_utils.models.chat_templates import thinking_is_open
-from medrefl_utils.models.generators.local import _Draw
+from medrefl_utils.models.generators.drawing import Draw
+from medrefl_utils.models.generators.interface import Expansion
+from medrefl_utils.models.generators.ragged_rows import RaggedRows
 from medrefl_utils.models.generators.shared_prefix import PlainRows, Rows, take_trunks
 from medrefl_utils.models.memory import is_out_of_memory
 from medrefl_utils.trees import SearchSettings, grow_trees
@@ -154,7 +157,7 @@ def test_a_prompt_beyond_the_context_is_refused(generator):
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(20_000, 1)
-    draw = _Draw(Sampling(1.0, 0.8, 1), [derive_seed(i) for i in range(20_000)], [()] * 20_000, logits)
+    draw = Draw(Sampling(1.0, 0.8, 1), [derive_seed(i) for i in range(20_000)], [()] * 20_000, logits)
     tokens, _ = draw(logits, list(range(20_000)), 0)
     shares = torch.bincount(tokens, minlength=4) / 20_000
     # top-p 0.8 keeps the two tokens that reach 0.8 together.
@@ -203,7 +206,7 @@ def test_a_token_that_was_read_ahead_is_in_no_step_and_no_cache(tiny_student, mo
         return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Draw, "__call__", scripted)
+        patch.setattr(Draw, "__call__", scripted)
         [rows] = generator.expand([Prefix(PROMPTS[0])], 2, "sentence", Sampling(1.0, 1.0, 40), [[1, 2]])
     assert [(row.text, row.token_ids, row.stop) for row in rows] == [("The INR is high.", said, "boundary")] * 2
     assert len(rows[0].logprobs) == len(said) and rows[0].logprob == pytest.approx(sum(rows[0].logprobs))
@@ -247,7 +250,7 @@ def test_caches_beyond_the_budget_are_read_again(tiny_student):
     assert 0 < generator.usage.prompt_tokens - before < sum(map(len, expected)) * 2
 
 
-class Slow:
+class Slow(Generator):
     """The slow way: the whole prefix through the model for every token, no cache, the draw by numpy."""
 
     thinking_open = False
@@ -276,7 +279,7 @@ class Slow:
             total += float(logits.log_softmax(-1)[token])
             written.append(token)
             text = g.tokenizer.decode(written, skip_special_tokens=True)
-            if token in g._ends:
+            if token in g.ends:
                 why = "end"
                 break
             if step_end(text, steps) is not None:
@@ -381,3 +384,88 @@ def test_the_parameters_choose_the_generator_and_a_missing_extra_is_one_line(tin
     except ImportError:
         with pytest.raises(MedReflError, match="vLLM is not installed: run pip install"):
             open_generator(tiny_student, engine="vllm")
+
+
+def as_lists(tree: pd.DataFrame) -> list:
+    return [
+        list(row)
+        for row in tree[["question_id", "node_id", "parent_id", "text", "stop", "weight"]].astype(str).to_numpy()
+    ]
+
+
+def levels(generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a generator write level by level, as those do that cannot do better."""
+    monkeypatch.setattr(generator, "expand_onward", partial(Generator.expand_onward, generator))
+
+
+@pytest.mark.parametrize("growth", [{}, {"max_leaves": 5}, {"max_frontier": 3}, {"target_right": 1, "target_wrong": 1}])
+def test_trees_without_a_barrier_are_those_of_the_levels(tiny_student, monkeypatch, growth):
+    """Whatever is limited, and with room for few rows only: then most steps wait, and some are read again."""
+    settings = {"growth": SearchSettings((3, 2), **growth), "sampling": Sampling(1.0, 1.0, 60), "seed": 7}
+    whole = LocalGenerator(tiny_student)
+    ours = grow_trees(QUESTIONS[:5], whole, **settings)
+    crowded = LocalGenerator(tiny_student, max_rows=3, keep_gib=0)
+    few = grow_trees(QUESTIONS[:5], crowded, **settings)
+    levels(slow := LocalGenerator(tiny_student), monkeypatch)
+    theirs = grow_trees(QUESTIONS[:5], slow, **settings)
+    assert len(ours) > 30 and as_lists(ours) == as_lists(theirs) == as_lists(few)
+    assert (ours.logprob - theirs.logprob).abs().max() < 1e-4
+    assert whole.usage.calls == slow.usage.calls == crowded.usage.calls
+    assert whole.usage.completion_tokens == slow.usage.completion_tokens == whole.spent.written
+    # No prefix is read twice, unless memory is short.
+    assert whole.usage.prompt_tokens == slow.usage.prompt_tokens < crowded.usage.prompt_tokens
+
+
+def test_a_step_goes_on_before_the_other_questions_have_theirs(generator):
+    """One question's steps are complete while another's first is still being written."""
+    told, left = [], dict.fromkeys((q.question_id for q in QUESTIONS[:6]), 4)
+
+    def then(expansion, written):
+        told.append(expansion.of)
+        left[expansion.of] -= 1
+        [one] = written
+        if one.stop != "boundary" or not left[expansion.of]:
+            return []
+        more = Prefix(expansion.prefix.messages, expansion.prefix.token_ids + one.token_ids)
+        return [Expansion(more, [1], expansion.of)]
+
+    first = [Expansion(Prefix(prompts.exam(q)), [5], q.question_id) for q in QUESTIONS[:6]]
+    generator.expand_onward(first, "line", Sampling(1.0, 1.0, 60), then)
+    assert set(told) == set(left)
+    assert len(set(told[:6])) < 6  # level by level, the first six would be of six questions
+
+
+def test_penalties_follow_each_row_through_its_moves(tiny_student, monkeypatch):
+    """Rows that join late and change places keep their own set of tokens written so far."""
+    settings = {"growth": SearchSettings((2, 2)), "sampling": Sampling(0.7, 0.95, 50, 1.3), "seed": 2}
+    ours = grow_trees(QUESTIONS[:4], LocalGenerator(tiny_student, max_rows=4), **settings)
+    levels(slow := LocalGenerator(tiny_student), monkeypatch)
+    assert as_lists(ours) == as_lists(grow_trees(QUESTIONS[:4], slow, **settings))
+
+
+@pytest.mark.parametrize("method", ["forward", "add"])
+def test_rows_that_run_out_of_memory_wait_and_are_written_all_the_same(tiny_student, monkeypatch, method):
+    settings = {"growth": SearchSettings((3, 2)), "sampling": Sampling(1.0, 1.0, 60), "seed": 7}
+    expected = grow_trees(QUESTIONS[:4], LocalGenerator(tiny_student), **settings)
+    whole, limit = getattr(RaggedRows, method), 5
+
+    def limited(rows, *arguments):
+        if len(rows) + (len(arguments[0]) if method == "add" else 0) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(rows, *arguments)
+
+    monkeypatch.setattr(RaggedRows, method, limited)
+    generator = LocalGenerator(tiny_student)
+    with pytest.warns(UserWarning, match=r"out of memory with \d+ rows decoded together: continuing with \d+"):
+        found = grow_trees(QUESTIONS[:4], generator, **settings)
+    assert as_lists(found) == as_lists(expected)
+    limit = 0
+    with pytest.raises(MedReflError, match=r"out of memory with \d continuations of one prompt"), pytest.warns():
+        grow_trees(QUESTIONS[:1], LocalGenerator(tiny_student), **settings)
+
+
+def test_a_budget_ends_growing_trees_before_it_is_passed(tiny_student):
+    generator = LocalGenerator(tiny_student, budget=Budget(max_calls=20))
+    with pytest.raises(MedReflError, match="max_calls is 20"):
+        grow_trees(QUESTIONS[:4], generator, growth=SearchSettings((3, 2)), sampling=Sampling(1.0, 1.0, 60), seed=7)
+    assert 0 < generator.spent.calls <= 20

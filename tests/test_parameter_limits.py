@@ -16,7 +16,7 @@ from medrefl_utils.pairs import lengths, pair_table
 from medrefl_utils.runs import STAGES, limit_of, notebook_parameters
 from medrefl_utils.runs.parameter_limits import LIMITS, NOTEBOOK_LIMITS
 from medrefl_utils.training import dpo, health_checks, settings
-from medrefl_utils.trees import search
+from medrefl_utils.trees import growing_tree
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PARAMETERS = {stage.name: notebook_parameters(NOTEBOOKS / f"{stage.name}.ipynb") for stage in STAGES}
@@ -41,8 +41,8 @@ def test_no_limit_is_of_a_parameter_that_there_is_not() -> None:
     [
         ("quantization", loading.QUANTIZATIONS),
         ("engine", opening.ENGINES),
-        ("search_mode", search.MODES),
-        ("unfinished", search.UNFINISHED),
+        ("search_mode", growing_tree.MODES),
+        ("unfinished", growing_tree.UNFINISHED),
         ("steps", steps.STEP_KINDS),
         ("overlong_pairs", lengths.OVERLONG_PAIRS),
         ("answer_format", prompts.FORMS),

@@ -49,8 +49,8 @@ from medrefl_utils.training.sft import train_sft
 from medrefl_utils.training.sft_targets import sft_examples
 from medrefl_utils.training.token_ids import chain_lengths, end_of_turn, pair_lengths, tokenize_chains, tokenize_pairs
 from medrefl_utils.trees import corrections
+from medrefl_utils.trees.growing_tree import SearchSettings
 from medrefl_utils.trees.rollout import roll_out
-from medrefl_utils.trees.search import SearchSettings
 from medrefl_utils.trees.values import paths
 
 _ROLLOUT, _PAIRS = "01_tree_rollout", "03_pair_construction"

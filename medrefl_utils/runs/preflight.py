@@ -26,7 +26,7 @@ from medrefl_utils.pairs.pair_table import check_pair_texts
 from medrefl_utils.runs.overlap_check import check_overlaps
 from medrefl_utils.training.sft_targets import sft_examples
 from medrefl_utils.training.trackers import check_trackers
-from medrefl_utils.trees.search import SearchSettings
+from medrefl_utils.trees.growing_tree import SearchSettings
 
 MIN_FREE_BYTES = 200_000_000
 """Free bytes that a run needs on its disk: many times the artifacts of a smoke run."""

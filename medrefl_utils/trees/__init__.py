@@ -11,7 +11,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "search": ["MODES", "UNFINISHED", "SearchSettings", "grow_trees"],
+        "growing_tree": ["MODES", "UNFINISHED", "SearchSettings"],
+        "search": ["grow_trees"],
         "rollout": ["roll_out", "screen_questions", "warn_of_limits"],
         "values": ["complete_steps", "paths", "remain_values", "step_values", "value_table", "values_and_paths"],
         "corrections": ["EQUAL_WEIGHTS", "locate_errors", "rank_corrections"],

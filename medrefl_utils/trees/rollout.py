@@ -35,8 +35,9 @@ from medrefl_utils.exam import answers, prompts
 from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.answers.reader import extract_answer
 from medrefl_utils.models.generators.interface import Generator, Prefix, Usage, derive_seed
-from medrefl_utils.trees import search
-from medrefl_utils.trees.search import SearchSettings, Watch, grow_trees
+from medrefl_utils.trees import growing_tree, search
+from medrefl_utils.trees.growing_tree import SearchSettings
+from medrefl_utils.trees.search import Watch, grow_trees
 
 Ledger = DropCounts
 """Calls and tokens that the results cost, in this run or earlier; and counts of what ended or was cut, by reason.
@@ -327,7 +328,7 @@ def _say_nothing(*_: Any) -> None:
 
 def _code(generator: Generator) -> str:
     """Return a hash of the code that makes the trees: a change of the code makes new trees."""
-    modules = (search, exam_steps, sys.modules[__name__], sys.modules[type(generator).__module__])
+    modules = (search, growing_tree, exam_steps, sys.modules[__name__], sys.modules[type(generator).__module__])
     reader = sorted(Path(answers.__file__).parent.glob("*.py"))
     return _digest([inspect.getsource(module) for module in modules] + [file.read_text("utf-8") for file in reader])
 

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medrefl_utils.core import Question, Sampling
+from medrefl_utils.core import Continuation, Question, Sampling
 from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.models import Generator, LocalGenerator, Prefix
+from medrefl_utils.models.generators.interface import Expansion, Then
 from medrefl_utils.trees import SearchSettings, grow_trees
 from tests.benchmarks.measure import Measurement
 from tests.conftest import ROOT
@@ -38,12 +39,13 @@ ROUNDS = int(os.environ.get("MEDREFL_BENCH_ROUNDS", "2"))
 SAMPLE_S = 20.0  # each peer is measured for at least so many seconds per round
 
 _MEMORY = """
-import json, resource, sys
+import json, re, sys
 from tests.benchmarks.bench_rollout import *
 exam = clinic.make_exam(int(sys.argv[1]), seed=5)
 generator = LocalGenerator(STUDENT, max_rows=64)
 grow_tree(exam, generator, Sampling(1.0, 1.0, 128), shard=32)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+# Not getrusage's ru_maxrss: a child process begins with the peak of its parent.
+print(json.dumps(int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) / 2**20))
 """
 
 
@@ -100,7 +102,7 @@ def long_questions(generator: LocalGenerator, n: int, tokens: int = PROMPT) -> l
 
 
 @dataclass
-class Recorder:
+class Recorder(Generator):
     """A generator that records the prefixes of each call, the seconds and the tokens written."""
 
     generator: LocalGenerator
@@ -109,14 +111,20 @@ class Recorder:
     written: int = 0
     thinking_open: bool = False
 
-    def expand(self, prefixes: Sequence[Prefix], k: int, *rest: object) -> list:
-        """Call the generator's ``expand`` and record it."""
-        start = time.perf_counter()
-        rows = self.generator.expand(prefixes, k, *rest)
-        self.seconds += time.perf_counter() - start
-        self.prefixes += [(prefix, k) for prefix in prefixes]
-        self.written += sum(len(one.token_ids) for row in rows for one in row)
-        return rows
+    def expand_onward(self, first: Sequence[Expansion], steps: str | None, sampling: Sampling, then: Then) -> None:
+        """Call the generator's and record it; the caller's own time does not count."""
+
+        def told(expansion: Expansion, written: list[Continuation]) -> Sequence[Expansion] | None:
+            self.prefixes.append((expansion.prefix, len(expansion.seeds)))
+            self.written += sum(len(one.token_ids) for one in written)
+            start = time.perf_counter()
+            more = then(expansion, written)
+            self.seconds -= time.perf_counter() - start
+            return more
+
+        self.seconds -= time.perf_counter()
+        self.generator.expand_onward(first, steps, sampling, told)
+        self.seconds += time.perf_counter()
 
 
 def grow_tree(questions: Sequence[Question], generator: Generator, sampling: Sampling, shard: int = 64) -> None:
@@ -153,7 +161,7 @@ def sampled_rate(
     generator: LocalGenerator, batches: Sequence[Sequence[Sequence[int]]], sampling: Sampling, seconds: float
 ) -> tuple[int, float]:
     """Run ``generate`` on random batches for at least ``seconds`` (or on all), and return tokens and seconds."""
-    stops = sorted({i for i, text in enumerate(generator._vocabulary) if "\n" in text} | generator._ends)
+    stops = sorted({i for i, text in enumerate(generator._vocabulary) if "\n" in text} | generator.ends)
     tokens, start = 0, time.perf_counter()
     for i in np.random.default_rng(0).permutation(len(batches)):
         tokens += generated(generator, batches[i], sampling, stops)

@@ -16,7 +16,7 @@ import asyncio
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from medrefl_utils.core.errors import MedReflError
@@ -26,7 +26,7 @@ from medrefl_utils.exam import prompts
 from medrefl_utils.exam.steps import SERVER_STOPS, split_into_steps
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key
-from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
+from medrefl_utils.models.generators.interface import Expansion, Generator, Prefix, Progress, Then, Usage
 from medrefl_utils.models.generators.servers.adapters import (
     ServedAdapter,
     Weights,
@@ -155,6 +155,17 @@ class EndpointGenerator(Generator):
         finally:
             self.usage.seconds += time.perf_counter() - start
 
+    def expand_onward(self, first: Sequence[Expansion], steps: str | None, sampling: Sampling, then: Then) -> None:
+        """Write expansions and those that follow: each is requested as soon as the one before it is complete.
+
+        Requests are those of ``expand``.
+        """
+        start = time.perf_counter()
+        try:
+            run_in_loop(self._expand_onward(first, steps, sampling, then))
+        finally:
+            self.usage.seconds += time.perf_counter() - start
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Return no tokens: an endpoint uses the text."""
         return ()
@@ -174,35 +185,71 @@ class EndpointGenerator(Generator):
         seeds: Sequence[Sequence[int]],
         progress: Progress | None,
     ) -> list[list[Continuation]]:
-        failed: list[MedReflError] = []
+        queue = await self._queue(progress)
+        rows = await asyncio.gather(
+            *(self._continued(p, row[:k], steps, sampling, queue) for p, row in zip(prefixes, seeds, strict=True))
+        )
+        queue.raise_if_failed()
+        return rows
+
+    async def _expand_onward(
+        self, first: Sequence[Expansion], steps: str | None, sampling: Sampling, then: Then
+    ) -> None:
+        queue = await self._queue(None)
+        running: set[asyncio.Task[None]] = set()
+
+        async def one(expansion: Expansion) -> None:
+            written = await self._continued(expansion.prefix, expansion.seeds, steps, sampling, queue)
+            if not queue.failed:
+                start(then(expansion, written) or ())
+
+        def start(expansions: Sequence[Expansion]) -> None:
+            running.update(asyncio.create_task(one(expansion)) for expansion in expansions)
+
+        start(first)
+        try:
+            while running:
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                running -= done
+                for task in done:
+                    task.result()
+        finally:
+            for task in running:
+                task.cancel()
+        queue.raise_if_failed()
+
+    async def _queue(self, progress: Progress | None) -> _Queue:
         if self._features is None:
             await self._prepared()
-        limit = asyncio.Semaphore(self.concurrency)
+        return _Queue(asyncio.Semaphore(self.concurrency), progress)
+
+    async def _continued(
+        self, prefix: Prefix, seeds: Sequence[int], steps: str | None, sampling: Sampling, queue: _Queue
+    ) -> list[Continuation]:
+        """Return the continuations of a prefix, from one request or from one per seed; not all after a failure."""
         whole = self._features.choices
-        asked = [
-            Request(p.messages, p.text, steps, sampling, seed, k if whole else 1)
-            for p, row in zip(prefixes, seeds, strict=True)
-            for seed in (row[:1] if whole else row[:k])
-        ]
+        n = len(seeds) if whole else 1
+        rows = await asyncio.gather(
+            *(
+                self._in_turn(Request(prefix.messages, prefix.text, steps, sampling, seed, n), queue)
+                for seed in (seeds[:1] if whole else seeds)
+            )
+        )
+        return [one for row in rows for one in row]
 
-        async def one(request: Request) -> list[Continuation]:
-            async with limit:
-                if failed:
-                    return []
-                try:
-                    written = await self._written(request)
-                except MedReflError as error:
-                    failed.append(error)  # no new request starts; those under way are paid for and are completed
-                    return []
-            if progress is not None:
-                progress(len(written))
-            return written
-
-        rows = await asyncio.gather(*(one(request) for request in asked))
-        if failed:
-            raise failed[0]
-        each = 1 if whole else k
-        return [[c for row in rows[i : i + each] for c in row] for i in range(0, len(rows), each)]
+    async def _in_turn(self, request: Request, queue: _Queue) -> list[Continuation]:
+        """Return the continuations of a request, once one of ``concurrency`` places is free."""
+        async with queue.places:
+            if queue.failed:
+                return []
+            try:
+                written = await self._written(request)
+            except MedReflError as error:
+                queue.failed.append(error)  # no new request starts; those under way are paid for and are completed
+                return []
+        if queue.progress is not None:
+            queue.progress(len(written))
+        return written
 
     async def _written(self, request: Request) -> list[Continuation]:
         """Return the continuations of one request; choices that the server left out are requested one by one."""
@@ -323,6 +370,20 @@ class EndpointGenerator(Generator):
     @property
     def _probe_key(self) -> str:
         return call_key(self.url, self._who, "features", COUNT)
+
+
+@dataclass
+class _Queue:
+    """The requests of a call: their places, whom to tell, and what failed."""
+
+    places: asyncio.Semaphore
+    progress: Progress | None
+    failed: list[MedReflError] = field(default_factory=list)
+
+    def raise_if_failed(self) -> None:
+        """Raise the first error of a request."""
+        if self.failed:
+            raise self.failed[0]
 
 
 def _paid(reply: Reply) -> Spent:

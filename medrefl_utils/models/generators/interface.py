@@ -30,6 +30,20 @@ class Prefix:
     text: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """A prefix to be continued, once per seed; ``of`` is the caller's own."""
+
+    prefix: Prefix
+    seeds: Sequence[int]
+    of: Any = None
+
+
+Then = Callable[[Expansion, list[Continuation]], Sequence[Expansion] | None]
+"""A function that gets an expansion's continuations as soon as all are complete. It returns further expansions; none;
+or None, if it decides later whether these steps go on."""
+
+
 @dataclass
 class Usage:
     """What a generator has used so far."""
@@ -91,6 +105,26 @@ class Generator(Protocol):
             progress: called after each batch.
         """
         ...
+
+    def expand_onward(self, first: Sequence[Expansion], steps: str | None, sampling: Sampling, then: Then) -> None:
+        """Write the continuations of expansions, and of those that ``then`` returns for each complete one.
+
+        No expansion waits for another, where a generator can do that; here all that wait are written together.
+
+        Args:
+            first: the first expansions.
+            steps: see ``expand``.
+            sampling: see ``expand``.
+            then: gets each complete expansion, in any order.
+        """
+        waiting = list(first)
+        while waiting:
+            k = len(waiting[0].seeds)
+            now = [one for one in waiting if len(one.seeds) == k]
+            waiting = [one for one in waiting if len(one.seeds) != k]
+            rows = self.expand([one.prefix for one in now], k, steps, sampling, [one.seeds for one in now])
+            for one, row in zip(now, rows, strict=True):
+                waiting += then(one, row) or ()
 
     def chat(
         self,

@@ -14,13 +14,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Sampling
@@ -28,12 +27,22 @@ from medrefl_utils.core.store import content_hash
 from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.models.chat_templates import open_thinking, render_prompt
-from medrefl_utils.models.generators import shared_prefix, token_cutting
+from medrefl_utils.models.generators import continuous, drawing, ragged_rows, shared_prefix, token_cutting
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key, logged_continuation
-from medrefl_utils.models.generators.interface import Generator, Prefix, Progress, Usage
-from medrefl_utils.models.generators.shared_prefix import Layers, PlainRows, Rows, next_logits, sliceable, take_trunks
-from medrefl_utils.models.generators.token_cutting import StepCutter, text_after, vocabulary
+from medrefl_utils.models.generators.continuous import ContinuousDecoder
+from medrefl_utils.models.generators.drawing import Draw, Ids, Row
+from medrefl_utils.models.generators.interface import Expansion, Generator, Prefix, Progress, Then, Usage
+from medrefl_utils.models.generators.shared_prefix import (
+    Layers,
+    PlainRows,
+    Rows,
+    next_logits,
+    size_of,
+    sliceable,
+    take_trunks,
+)
+from medrefl_utils.models.generators.token_cutting import StepCutter, vocabulary
 from medrefl_utils.models.loading import load_model, load_tokenizer, model_key
 from medrefl_utils.models.memory import GIB, free_bytes, is_out_of_memory, power_of_two, rows_that_fit
 
@@ -45,8 +54,6 @@ _SMALL = 20_000_000
 
 _ROWS_SHARE = 0.6
 """Share of the free memory for rows. A quarter is for kept caches, the rest for what is not counted (ours)."""
-
-Ids = tuple[int, ...]
 
 
 class LocalGenerator(Generator):
@@ -93,7 +100,7 @@ class LocalGenerator(Generator):
         left = free()
         self.keep_bytes = min(int(keep_gib * GIB), power_of_two(left / 4))
         self._for_rows = _ROWS_SHARE * left  # bytes
-        self._did_not_fit = sys.maxsize  # the smallest number of rows that ran out of memory
+        self.did_not_fit = sys.maxsize  # the smallest number of rows that ran out of memory
         self.log, self.budget = log or CallLog(None), budget or Budget()
         self.spent = Spent()
         self.usage = Usage()
@@ -105,7 +112,7 @@ class LocalGenerator(Generator):
         self._cutters: dict[str, StepCutter] = {}
         self._rows_of = Rows if take_trunks(self.model) else PlainRows.of
         ends = self.model.generation_config.eos_token_id
-        self._ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         mark = open_thinking(self.tokenizer)
         self.thinking_open, self.thinking_close = mark is not None, mark[1] if mark else None
 
@@ -148,7 +155,7 @@ class LocalGenerator(Generator):
         prompt_ids = {name: self.prompt_ids(messages) for name, messages in prompts.items()}
         ids = [(*prompt_ids[id(p.messages)], *p.token_ids) for p in prefixes]
         longest = max(map(len, ids), default=0)
-        self._check_room(longest, sampling)
+        self.check_room(longest, sampling)
         # Kept caches serve the next call only: a search expands its whole frontier at once and does not return to it.
         kept, self._kept = self._kept, {}
         kept = {row: kept[row] for row in ids if row in kept}
@@ -159,7 +166,7 @@ class LocalGenerator(Generator):
         fresh = sorted((i for i, row in enumerate(ids) if row not in kept), key=lambda i: len(ids[i]))
         for part in (resumed, fresh):
             while part:
-                chosen = part[: self._prefixes_at_once(longest, k, sampling)]
+                chosen = part[: self.prefixes_at_once(longest, k, sampling)]
                 rows = [ids[i] for i in chosen]
                 written = self._logged(log, rows, kept, k, steps, sampling, [s for i in chosen for s in seeds[i]])
                 if written is None:
@@ -228,13 +235,13 @@ class LocalGenerator(Generator):
                 raise
         return None
 
-    def _prefixes_at_once(self, longest: int, k: int, sampling: Sampling) -> int:
+    def prefixes_at_once(self, longest: int, k: int, sampling: Sampling) -> int:
         """Return how many prefixes of at most ``longest`` tokens are continued together, ``k`` times each."""
         config, width, budget = self.model.config, self.model.dtype.itemsize, self._for_rows
         most = self.max_rows or rows_that_fit(
             config, prefix=longest, new=sampling.max_tokens, k=k, width=width, budget=budget
         )
-        return max(1, min(most, self._did_not_fit // 2) // k)
+        return max(1, min(most, self.did_not_fit // 2) // k)
 
     def _take_fewer(self, prefixes: int, k: int, longest: int, sampling: Sampling) -> None:
         """Halve the number of rows from now on, because these ran out of memory."""
@@ -243,7 +250,7 @@ class LocalGenerator(Generator):
                 f"out of memory with {k} continuations of one prompt of {longest} tokens, {sampling.max_tokens} new "
                 "tokens each: use fewer continuations or tokens, a smaller model, or quantization nf4"
             )
-        self._did_not_fit = prefixes * k
+        self.did_not_fit = prefixes * k
         fewer = max(1, prefixes // 2) * k
         warnings.warn(f"out of memory with {prefixes * k} rows decoded together: continuing with {fewer}", stacklevel=3)
 
@@ -264,9 +271,25 @@ class LocalGenerator(Generator):
 
     def cut(self, chain: Continuation, steps: str) -> list[Continuation]:
         """Cut a chain into steps, as ``expand`` would have ended them."""
-        return self._cutter(steps).cut(chain, self._ends)
+        return self._cutter(steps).cut(chain, self.ends)
 
-    def _check_room(self, longest: int, sampling: Sampling) -> None:
+    def expand_onward(self, first: Sequence[Expansion], steps: str | None, sampling: Sampling, then: Then) -> None:
+        """Write expansions and those that follow, each as soon as the one before it is complete.
+
+        A model with another attention than torch's own writes all that wait together.
+
+        Raises:
+            MedReflError: see ``expand``.
+        """
+        if self._rows_of is not Rows:
+            super().expand_onward(first, steps, sampling, then)
+            return
+        start = time.perf_counter()
+        with _threads(self._threads), torch.inference_mode():
+            ContinuousDecoder(self, self._cutter(steps) if steps else None, sampling).run(first, then)
+        self.usage.seconds += time.perf_counter() - start
+
+    def check_room(self, longest: int, sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
         if room is not None and longest + sampling.max_tokens > room:
             raise MedReflError(
@@ -292,8 +315,8 @@ class LocalGenerator(Generator):
                 (layer.keys[place, :, part].clone(), layer.values[place, :, part].clone()) for layer in cache.layers
             ]
             trunks.append(trunk)
-            if self._held + _bytes(trunk) <= self.keep_bytes:
-                self._held += _bytes(trunk)
+            if self._held + size_of(trunk) <= self.keep_bytes:
+                self._held += size_of(trunk)
                 self._trunks[row] = trunk
         none = [(keys[:, :0], values[:, :0]) for keys, values in trunks[0]]
         rows = self._rows_of(self.model, trunks, range(len(ids)), [none] * len(ids))
@@ -317,14 +340,14 @@ class LocalGenerator(Generator):
         if k > 1:
             lines.repeat(k)
         logits = batch.logits.repeat_interleave(k, 0)
-        draw = _Draw(sampling, seeds, [ids for ids in batch.ids for _ in range(k)], logits)
-        rows = [_Row(batch.ids[i // k], batch.trunks[i // k]) for i in range(len(seeds))]
+        draw = Draw(sampling, seeds, [ids for ids in batch.ids for _ in range(k)], logits)
+        rows = [Row(batch.ids[i // k], batch.trunks[i // k]) for i in range(len(seeds))]
         cutter = self._cutter(steps) if steps else None
         alive = list(range(len(rows)))
         for step in range(sampling.max_tokens):
             chosen, logprobs = draw(logits, alive, step)
             for i, token, logprob in zip(alive, chosen.tolist(), logprobs.tolist(), strict=True):
-                rows[i].add(token, logprob, self._ends, cutter)
+                rows[i].add(token, logprob, self.ends, cutter)
             going = [place for place, i in enumerate(alive) if rows[i].stop is None]
             last = not going or step + 1 == sampling.max_tokens
             compact = len(going) < _COMPACT * len(alive) or (len(going) == 1 and len(alive) > 1)
@@ -340,7 +363,7 @@ class LocalGenerator(Generator):
         self._looked_ahead += sum(row.looked_ahead for row in rows)
         return [row.finish(self.tokenizer) for row in rows]
 
-    def _keep(self, lines: Rows | PlainRows, rows: list[_Row]) -> None:
+    def _keep(self, lines: Rows | PlainRows, rows: list[Row]) -> None:
         """Keep the caches of finished steps for the next call, up to ``keep_bytes``."""
         if not sliceable(lines.cache) and isinstance(lines, PlainRows):
             return
@@ -349,16 +372,16 @@ class LocalGenerator(Generator):
             if row.stop != "boundary" or ids in self._kept or row.trunk not in self._trunks:
                 continue
             own = lines.own(place, len(row.trunk), len(ids) - 1 - len(row.trunk))
-            if self._held + _bytes(own) > self.keep_bytes:
+            if self._held + size_of(own) > self.keep_bytes:
                 return
-            self._held += _bytes(own)
+            self._held += size_of(own)
             self._kept[ids] = _Kept(row.trunk, own)
 
     def _drop_trunks(self, kept: Iterable[_Kept]) -> None:
         """Drop the trunks that no kept step needs, and recount the bytes held."""
         kept = list(kept)
         self._trunks = {one.trunk: self._trunks[one.trunk] for one in kept}
-        self._held = sum(map(_bytes, [*self._trunks.values(), *(one.own for one in kept)]))
+        self._held = sum(map(size_of, [*self._trunks.values(), *(one.own for one in kept)]))
 
     def _cutter(self, steps: str) -> StepCutter:
         if steps not in self._cutters:
@@ -399,92 +422,8 @@ class _Batch:
     logits: torch.Tensor
 
 
-@dataclass
-class _Row:
-    """One continuation that is being written."""
-
-    prefix: Ids
-    trunk: Ids
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stop: str | None = None
-    may_end: bool = False
-    looked_ahead: int = 0
-
-    def add(self, token: int, logprob: float, ends: set[int], cutter: StepCutter | None) -> None:
-        """Add the next token. A row that has ended stays as it is until the cache is compacted."""
-        if self.stop is not None:
-            return
-        self.logprobs.append(logprob)
-        self.token_ids.append(token)
-        if token in ends:
-            self.stop = "end"
-        elif cutter is not None:
-            self.may_end = self.may_end or cutter.may_end(token)
-            length = cutter.end(self.token_ids, self._before) if self.may_end else None
-            if length is not None:
-                self.stop, self.looked_ahead = "boundary", len(self.token_ids) - length
-                del self.token_ids[length:], self.logprobs[length:]
-
-    def finish(self, tokenizer: PreTrainedTokenizerBase) -> Continuation:
-        text = text_after(tokenizer, self._before, self.token_ids)
-        stop, logprobs = self.stop or "length", tuple(self.logprobs)
-        return Continuation(text, tuple(self.token_ids), sum(logprobs), stop, len(self.token_ids), logprobs)
-
-    @property
-    def _before(self) -> int | None:
-        return self.prefix[-1] if self.prefix else None
-
-
 @cache
 def _code() -> str:
     """Return a hash of the code that writes: a change of the code invalidates the log."""
-    modules = (sys.modules[__name__], shared_prefix, token_cutting, exam_steps)
+    modules = (sys.modules[__name__], continuous, drawing, ragged_rows, shared_prefix, token_cutting, exam_steps)
     return call_key(*(inspect.getsource(module) for module in modules))
-
-
-def _bytes(layers: Layers) -> int:
-    return sum(keys.nbytes + values.nbytes for keys, values in layers)
-
-
-class _Draw:
-    """Draws each row's next token: the inverse of its cumulative distribution at the row's own uniform number."""
-
-    def __init__(self, sampling: Sampling, seeds: list[int], prefixes: Sequence[Ids], logits: torch.Tensor):
-        """Prepare rows that begin with ``prefixes``; ``logits`` [rows, vocabulary] gives the vocabulary's size."""
-        self.sampling = sampling
-        self.uniform = None
-        if sampling.temperature > 0:
-            draws = [np.random.Generator(np.random.Philox(s)).random(sampling.max_tokens) for s in seeds]
-            self.uniform = torch.tensor(np.array(draws), dtype=torch.float64, device=logits.device)
-        self.seen = None
-        if sampling.repetition_penalty != 1.0:
-            self.seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-            for row, ids in enumerate(prefixes):
-                self.seen[row, torch.tensor(ids, device=logits.device)] = True
-
-    def __call__(self, logits: torch.Tensor, alive: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return tokens [rows] and their log-probabilities [rows] under the model, before any sampling setting."""
-        logprobs = logits.log_softmax(-1)
-        rows = torch.tensor(alive, device=logits.device)
-        if self.seen is not None:
-            penalty = self.sampling.repetition_penalty
-            punished = torch.where(logits > 0, logits / penalty, logits * penalty)
-            logits = torch.where(self.seen[rows], punished, logits)
-        if self.uniform is None:
-            chosen = logits.argmax(-1)
-        else:
-            chosen = self._invert(logits / self.sampling.temperature, self.uniform[rows, step])
-        if self.seen is not None:
-            self.seen[rows, chosen] = True
-        return chosen, logprobs.gather(1, chosen[:, None])[:, 0]
-
-    def _invert(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        mass = logits.softmax(-1).double()
-        order = None
-        if self.sampling.top_p < 1:
-            mass, order = mass.sort(stable=True, dim=-1, descending=True)
-            mass = torch.where(mass.cumsum(-1) - mass < self.sampling.top_p, mass, 0.0)
-        mass = mass.cumsum(-1)
-        place = torch.searchsorted(mass, (uniform * mass[:, -1])[:, None], right=True).clamp(max=mass.shape[-1] - 1)
-        return (place if order is None else order.gather(1, place))[:, 0]

@@ -8,9 +8,10 @@ buffers with room to grow, so that a decoding step copies nothing. When rows end
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -24,7 +25,26 @@ _ROOM = 32  # columns by which a full buffer grows
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of one row: [heads, tokens, width] for each layer."""
 
-_NOW: ContextVar[Rows | None] = ContextVar("rows that are decoded now", default=None)
+
+class Attending(Protocol):
+    """Rows that are decoded: they compute their own attention."""
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return the attention [rows, heads, width] of scaled queries [rows, heads, width] over earlier tokens."""
+        ...
+
+
+_NOW: ContextVar[Attending | None] = ContextVar("rows that are decoded now", default=None)
+
+
+@contextmanager
+def decoding(rows: Attending) -> Iterator[None]:
+    """Let these rows compute the attention of the model's next forward passes."""
+    token = _NOW.set(rows)
+    try:
+        yield
+    finally:
+        _NOW.reset(token)
 
 
 def attention(
@@ -101,8 +121,9 @@ class _Shared:
         """Return the attention of [rows, heads, queries, width] over each row's shared part, and its log-sum-exp."""
         heads = query.shape[1]
         keys, values = self.layers[layer]
-        over, total = _attended(self._to_groups(query), keys, values, self.mask[:, None, None])
-        return self._to_rows(over, heads), self._to_rows(total, heads)
+        grouped = to_groups(query, self.place, self.widest, len(self.lengths))
+        over, total = attended(grouped, keys, values, self.mask[:, None, None])
+        return tuple(from_groups(one, self.place, self.widest, heads) for one in (over, total))
 
     def take(self, rows: torch.Tensor) -> None:
         """Keep only these rows, in this order; a row may occur more than once."""
@@ -123,25 +144,37 @@ class _Shared:
             self.layers = [(keys[alive], values[alive]) for keys, values in self.layers]
             self.lengths, self.mask = self.lengths[alive], self.mask[alive]
             self.group = torch.searchsorted(alive, self.group)
-            counts = counts[alive]
-        self.widest = int(counts.max())
-        order = self.group.argsort(stable=True)
-        first = counts.cumsum(0) - counts
-        self.place = torch.empty_like(order)
-        self.place[order] = torch.arange(len(order), device=order.device) - first[self.group[order]]
-        self.place += self.group * self.widest
+        self.place, self.widest = places_in_groups(self.group, len(self.lengths))
 
-    def _to_groups(self, query: torch.Tensor) -> torch.Tensor:
-        _, heads, each, width = query.shape
-        out = query.new_zeros(len(self.lengths) * self.widest, heads, each, width)
-        out[self.place] = query
-        out = out.view(-1, self.widest, heads, each, width).transpose(1, 2)
-        return out.reshape(-1, heads, self.widest * each, width)
 
-    def _to_rows(self, grouped: torch.Tensor, heads: int) -> torch.Tensor:
-        width = grouped.shape[-1]
-        out = grouped.view(len(grouped), heads, self.widest, -1, width).transpose(1, 2)
-        return out.reshape(len(grouped) * self.widest, heads, -1, width)[self.place]
+def places_in_groups(group: torch.Tensor, groups: int) -> tuple[torch.Tensor, int]:
+    """Return each row's place where a product has the rows of its group side by side, and the size of the largest.
+
+    ``group`` [rows] holds numbers below ``groups``.
+    """
+    counts = torch.bincount(group, minlength=groups)
+    widest = int(counts.max())
+    order = group.argsort(stable=True)
+    first = counts.cumsum(0) - counts
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device) - first[group[order]]
+    return place + group * widest, widest
+
+
+def to_groups(query: torch.Tensor, place: torch.Tensor, widest: int, groups: int) -> torch.Tensor:
+    """Return queries of rows, [rows, heads, queries, width], as [groups, heads, widest * queries, width]."""
+    _, heads, each, width = query.shape
+    out = query.new_zeros(groups * widest, heads, each, width)
+    out[place] = query
+    out = out.view(-1, widest, heads, each, width).transpose(1, 2)
+    return out.reshape(-1, heads, widest * each, width)
+
+
+def from_groups(grouped: torch.Tensor, place: torch.Tensor, widest: int, heads: int) -> torch.Tensor:
+    """Undo ``to_groups`` for a result [groups, heads, widest * queries, width]."""
+    width = grouped.shape[-1]
+    out = grouped.view(len(grouped), heads, widest, -1, width).transpose(1, 2)
+    return out.reshape(len(grouped) * widest, heads, -1, width)[place]
 
 
 class Rows:
@@ -166,8 +199,7 @@ class Rows:
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append a token [rows] to each row; return next-token logits [rows, vocabulary] in float32."""
         before = sum(part.lengths[part.group] for part in self.shared)
-        token = _NOW.set(self)
-        try:
+        with decoding(self):
             out = self.model(
                 input_ids=tokens[:, None],
                 # The shape of a finished 4D mask: the model does not change it, and ``attend`` has its own masks.
@@ -177,8 +209,6 @@ class Rows:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        finally:
-            _NOW.reset(token)
         return out.logits[:, -1].float()
 
     def repeat(self, k: int) -> None:
@@ -207,7 +237,7 @@ class Rows:
         few = key.shape[1]  # heads of keys and values; several query heads share one
         query = query.view(rows, few, heads // few, width)
         parts = [part.attend(layer, query) for part in self.shared]
-        over, total = _attended(query, key, value)
+        over, total = attended(query, key, value)
         for other, its_total in parts:
             share = torch.sigmoid(its_total - total)
             over = over + (other - over) * share.to(over.dtype)
@@ -322,7 +352,7 @@ def take_trunks(model: PreTrainedModel) -> bool:
     return same
 
 
-def _attended(
+def attended(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the attention of [rows, heads, queries, width] over [rows, heads, keys, width], and its log-sum-exp."""
@@ -343,3 +373,8 @@ def _padded(rows: Sequence[torch.Tensor], width: int, left: bool = False) -> tor
         n = row.shape[1]
         out[place, :, width - n if left else 0 : width if left else n] = row
     return out
+
+
+def size_of(layers: Layers) -> int:
+    """Return the bytes of keys and values."""
+    return sum(keys.nbytes + values.nbytes for keys, values in layers)

@@ -1,0 +1,378 @@
+"""Write the steps of growing trees without a barrier: each step is handed out, and goes on, as soon as it is complete.
+
+Rows join and leave the decoding at any token (continuous batching). A step that goes on stays in its line of the cache;
+its copies are for siblings. New rows join in an order that depends on tokens alone, never on the clock, so that the
+same expansions give the same batches again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache
+
+from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.records import Sampling
+from medrefl_utils.exam.prompts import Messages
+from medrefl_utils.models.generators.budget import Budget, Spent
+from medrefl_utils.models.generators.drawing import Ids, Row, draw_tokens, uniform_numbers
+from medrefl_utils.models.generators.interface import Expansion, Then, Usage
+from medrefl_utils.models.generators.ragged_rows import RaggedRows
+from medrefl_utils.models.generators.shared_prefix import Layers, next_logits, size_of
+from medrefl_utils.models.generators.token_cutting import StepCutter
+from medrefl_utils.models.memory import is_out_of_memory
+
+_READ_AT_ONCE = 16_384
+"""Maximum number of tokens, padding included, that are read in one pass (ours)."""
+_FREE_TO_READ = 8
+"""New prompts wait until one row in so many is free, so that several are read in one pass (ours)."""
+
+
+class Decoding(Protocol):
+    """What the decoder needs of a ``LocalGenerator``; its attributes say what they are."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ends: set[int]
+    about: dict[str, Any]
+    usage: Usage
+    budget: Budget
+    spent: Spent
+    keep_bytes: int
+    did_not_fit: int
+
+    def prompt_ids(self, messages: Messages) -> list[int]: ...  # noqa: D102
+    def check_room(self, longest: int, sampling: Sampling) -> None: ...  # noqa: D102
+    def prefixes_at_once(self, longest: int, k: int, sampling: Sampling) -> int: ...  # noqa: D102
+
+
+@dataclass(eq=False)
+class _Group:
+    """The continuations of one expansion."""
+
+    expansion: Expansion
+    worst: Spent
+    rows: list[Row] = field(default_factory=list)
+    left: int = 0
+    read: int = 0
+
+
+@dataclass(eq=False)
+class _Line:
+    """A row that is decoded or waits, its group, and its uniform numbers (None: the most likely token)."""
+
+    row: Row
+    group: _Group
+    uniform: np.ndarray | None
+
+    @property
+    def ids(self) -> Ids:
+        """All tokens so far. The model reads the last one next; keys and values are of those before it."""
+        return (*self.row.prefix, *self.row.token_ids)
+
+    @property
+    def columns(self) -> int:
+        """How many own keys and values the row has behind its trunk."""
+        return len(self.row.prefix) + len(self.row.token_ids) - 1 - len(self.row.trunk)
+
+
+class ContinuousDecoder:
+    """Decodes the continuations of expansions, and of those that the caller asks for when one is complete."""
+
+    def __init__(self, generator: Decoding, cutter: StepCutter | None, sampling: Sampling):
+        """Prepare to decode; ``cutter`` finds the end of a step (None: a continuation is the whole turn)."""
+        self.generator, self.cutter, self.sampling = generator, cutter, sampling
+        self.rows = RaggedRows(generator.model)
+        self.lines: list[_Line] = []
+        self.tokens: list[int] = []
+        # Rows that wait, in lists of rows with the same tokens: behind a step, and behind a prompt.
+        self.resumed: deque[list[_Line]] = deque()
+        self.fresh: deque[list[_Line]] = deque()
+        self.slots: dict[Ids, int] = {}
+        self.kept: dict[Ids, tuple[Ids, Layers]] = {}
+        self.held = 0  # bytes
+        self.undecided: dict[Ids, list[Ids]] = {}
+        self.in_flight = Spent()
+        self.joining: list[list[_Line]] = []
+        self.seen: torch.Tensor | None = None
+        self.prompts: dict[int, tuple[Messages, Ids]] = {}
+
+    def run(self, first: Sequence[Expansion], then: Then) -> None:
+        """Write all expansions, and those that ``then`` returns.
+
+        Raises:
+            MedReflError: a prefix leaves no room in the model's context, one prefix's continuations do not fit into
+                memory, or the budget is too small.
+        """
+        self._wait(self._prepared(first))
+        while self.lines or self.resumed or self.fresh:
+            try:
+                self._join()
+                ended = self._step()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._take_fewer()
+                continue
+            if ended:
+                self._finish(ended, then)
+
+    def _prepared(self, expansions: Sequence[Expansion]) -> list[list[_Line]]:
+        """Return the lines of each expansion, after checking that they have room and are in the budget."""
+        return [self._lines_of(expansion) for expansion in expansions]
+
+    def _lines_of(self, expansion: Expansion) -> list[_Line]:
+        generator, sampling, k = self.generator, self.sampling, len(expansion.seeds)
+        messages = expansion.prefix.messages
+        if id(messages) not in self.prompts:  # siblings share theirs; kept here, so that no other gets the same id
+            self.prompts[id(messages)] = messages, tuple(generator.prompt_ids(messages))
+        prompt = self.prompts[id(messages)][1]
+        ids = (*prompt, *expansion.prefix.token_ids)
+        generator.check_room(len(ids), sampling)
+        worst = Spent(k, 0 if expansion.prefix.token_ids else len(ids), k * sampling.max_tokens)
+        if complaint := generator.budget.complaint(generator.spent, self.in_flight + worst):
+            raise MedReflError(f"model {generator.about['model']}: {complaint}")
+        self.in_flight += worst
+        group = _Group(expansion, worst, [Row(ids, prompt[:-1]) for _ in expansion.seeds], k)
+        draws = [uniform_numbers(s, sampling) if sampling.temperature > 0 else None for s in expansion.seeds]
+        return [_Line(row, group, draw) for row, draw in zip(group.rows, draws, strict=True)]
+
+    def _wait(self, waiting: Sequence[list[_Line]]) -> None:
+        for lines in waiting:
+            (self.resumed if lines[0].group.expansion.prefix.token_ids else self.fresh).append(lines)
+
+    def _join(self) -> None:
+        """Let waiting rows join while there is room: first those behind a step, then new prompts."""
+        if not (self.resumed or self.fresh):
+            return
+        n, room = len(self.lines), self._room()
+        self.joining = []
+        for queue in (self.resumed, self.fresh):
+            if queue is self.fresh and n and room - n < max(1, room // _FREE_TO_READ):
+                break
+            while queue and (not n or n + len(queue[0]) <= room):
+                n += len(queue[0])
+                self.joining.append(queue.popleft())
+        if not self.joining:
+            return
+        own = self._own_parts(self.joining)
+        self.rows.add([self.slots[lines[0].row.trunk] for lines in self.joining], own)
+        joining, self.joining = self.joining, []
+        first = len(self.lines)
+        for lines in joining:
+            self._set(len(self.lines), lines[0])
+        for place, lines in enumerate(joining, first):
+            self._copy(place, lines[1:])
+
+    def _copy(self, place: int, lines: Sequence[_Line]) -> None:
+        """Let lines with the same tokens as the one at ``place`` join behind the others."""
+        if lines:
+            self.rows.copy(place, len(lines))
+            for line in lines:
+                self._set(len(self.lines), line)
+
+    def _set(self, place: int, line: _Line) -> None:
+        """Let a line be at a place, an old one or the next."""
+        ids = line.ids
+        if place == len(self.lines):
+            self.lines.append(line)
+            self.tokens.append(ids[-1])
+        else:
+            self.lines[place], self.tokens[place] = line, ids[-1]
+        if self.sampling.repetition_penalty != 1.0:
+            device = self.rows.device
+            if self.seen is None or place >= len(self.seen):
+                vocabulary = self.generator.model.get_output_embeddings().weight.shape[0]
+                more = torch.zeros(max(64, place), vocabulary, dtype=torch.bool, device=device)
+                self.seen = more if self.seen is None else torch.cat([self.seen, more])
+            self.seen[place] = False
+            self.seen[place, torch.tensor(ids, device=device)] = True
+
+    def _room(self) -> int:
+        """Return how many rows fit together."""
+        waiting = [queue[0][0] for queue in (self.resumed, self.fresh) if queue]
+        longest = max(len(line.row.prefix) + len(line.row.token_ids) for line in (*self.lines, *waiting))
+        return self.generator.prefixes_at_once(longest, 1, self.sampling)
+
+    def _own_parts(self, joining: Sequence[list[_Line]]) -> list[Layers]:
+        """Return each row's own keys and values: kept ones, or read now with the trunk, several in one pass."""
+        own: list[Layers | None] = []
+        for lines in joining:
+            trunk, ids = lines[0].row.trunk, lines[0].ids
+            kept = self._take(ids)
+            own.append(kept if trunk in self.slots else None)
+        missing = [i for i, layers in enumerate(own) if layers is None]
+        if missing:
+            self._drop_trunks(joining)
+        missing.sort(key=lambda i: len(joining[i][0].ids))
+        while missing:
+            width = [len(joining[i][0].ids) - 1 for i in missing]
+            n = max(1, sum((place + 1) * columns <= _READ_AT_ONCE for place, columns in enumerate(width)))
+            part, missing = missing[:n], missing[n:]
+            read = self._read([joining[i][0].ids[:-1] for i in part])
+            for i, layers in zip(part, read, strict=True):
+                line = joining[i][0]
+                end = len(line.row.trunk)
+                if line.row.trunk not in self.slots:
+                    [slot] = self.rows.trunks.add([[tuple(side[:, :end] for side in pair) for pair in layers]])
+                    self.slots[line.row.trunk] = slot
+                own[i] = [tuple(side[:, end:] for side in pair) for pair in layers]
+                line.group.read += len(line.ids)
+                self.generator.usage.prompt_tokens += len(line.ids)
+        return own
+
+    def _read(self, ids: Sequence[Ids]) -> list[Layers]:
+        """Let the model read token sequences, left-padded; return the keys and values of each."""
+        device, width = self.rows.device, max(map(len, ids))
+        pad = self.generator.tokenizer.pad_token_id
+        tokens = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
+        cache = DynamicCache(config=self.generator.model.config)
+        next_logits(self.generator.model, tokens, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+        return [
+            [(layer.keys[i, :, width - len(row) :], layer.values[i, :, width - len(row) :]) for layer in cache.layers]
+            for i, row in enumerate(ids)
+        ]
+
+    def _drop_trunks(self, joining: Sequence[list[_Line]]) -> None:
+        """Drop the trunks that no row has, is to have, or has kept keys and values behind."""
+        waiting = chain.from_iterable((*joining, *self.resumed, *self.fresh))
+        used = {line.row.trunk for line in chain(self.lines, waiting)} | {trunk for trunk, _ in self.kept.values()}
+        for trunk in [trunk for trunk in self.slots if trunk not in used]:
+            slot = self.slots.pop(trunk)
+            last = self.rows.drop_trunk(slot)
+            self.slots = {name: slot if one == last else one for name, one in self.slots.items()}
+
+    def _step(self) -> list[int]:
+        """Write the next token of each row; return the places of the rows that have ended."""
+        n, device = len(self.lines), self.rows.device
+        logits = self.rows.forward(self.tokens)
+        uniform = None
+        if self.sampling.temperature > 0:
+            draws = [line.uniform[len(line.row.token_ids)] for line in self.lines]
+            uniform = torch.tensor(draws, dtype=torch.float64, device=device)
+        seen = None if self.seen is None else self.seen[:n]
+        chosen, logprobs = draw_tokens(logits, self.sampling, uniform, seen)
+        if self.seen is not None:
+            self.seen[torch.arange(n, device=device), chosen] = True
+        self.tokens = chosen.tolist()
+        self.generator.usage.completion_tokens += n
+        ended = []
+        for place, (line, token, logprob) in enumerate(zip(self.lines, self.tokens, logprobs.tolist(), strict=True)):
+            row = line.row
+            row.add(token, logprob, self.generator.ends, self.cutter)
+            if row.stop is None and len(row.token_ids) == self.sampling.max_tokens:
+                row.stop = "length"
+            if row.stop is not None:
+                ended.append(place)
+        return ended
+
+    def _finish(self, ended: list[int], then: Then) -> None:
+        """Hand out the groups that are complete, continue their steps in place, and let the other rows leave."""
+        for place in ended:
+            self.lines[place].group.left -= 1
+        here: dict[Ids, int] = {}
+        complete: dict[_Group, None] = {}
+        for place in ended:
+            line = self.lines[place]
+            if not line.group.left:
+                complete[line.group] = None
+            if line.row.stop == "boundary":
+                if line.group.left:
+                    self._keep(place)
+                else:
+                    here[line.ids] = place
+        waiting: list[list[_Line]] = []
+        for group in complete:
+            waiting += self._handed_out(group, here, then)
+        room, stay = self._room_for_copies(), set()
+        for lines in waiting:
+            place = here.get(lines[0].ids)
+            if place is None or (len(lines) > 1 and len(self.lines) + len(lines) - 1 > room):
+                if place is not None:
+                    self._keep(place)
+                self._wait([lines])
+                continue
+            stay.add(place)
+            self.rows.cut(place, lines[0].columns)
+            self._set(place, lines[0])
+            self._copy(place, lines[1:])
+        self._leave([place for place in ended if place not in stay])
+
+    def _room_for_copies(self) -> int:
+        longest = max(len(line.row.prefix) + len(line.row.token_ids) for line in self.lines)
+        return self.generator.prefixes_at_once(longest, 1, self.sampling)
+
+    def _handed_out(self, group: _Group, here: dict[Ids, int], then: Then) -> list[list[_Line]]:
+        """Hand out a complete group; return the lines of the expansions that follow."""
+        generator = self.generator
+        written = [row.finish(generator.tokenizer) for row in group.rows]
+        tokens = sum(len(row.token_ids) + row.looked_ahead for row in group.rows)
+        generator.usage.calls += len(written)
+        generator.spent += Spent(len(written), group.read, tokens)
+        self.in_flight -= group.worst
+        more = then(group.expansion, written)
+        trunk = group.rows[0].trunk
+        steps = [(*row.prefix, *row.token_ids) for row in group.rows if row.stop == "boundary"]
+        if more is None:
+            for ids in steps:
+                if ids in here:
+                    self._keep(here[ids])
+            self.undecided.setdefault(trunk, []).extend(steps)
+            return []
+        waiting = self._prepared(more)
+        wanted = {lines[0].ids for lines in waiting}
+        for ids in (*self.undecided.pop(trunk, ()), *steps):
+            if ids not in wanted:
+                self._take(ids)
+        return waiting
+
+    def _leave(self, places: list[int]) -> None:
+        for place, row in self.rows.remove(places):
+            self.lines[place], self.tokens[place] = self.lines[row], self.tokens[row]
+            if self.seen is not None:
+                self.seen[place] = self.seen[row]
+        del self.lines[len(self.rows) :], self.tokens[len(self.rows) :]
+
+    def _keep(self, place: int) -> None:
+        """Keep a copy of a complete step's keys and values, if ``keep_bytes`` has room."""
+        line = self.lines[place]
+        if line.ids in self.kept:
+            return
+        own = self.rows.own(place, line.columns)
+        if self.held + size_of(own) <= self.generator.keep_bytes:
+            self.kept[line.ids] = line.row.trunk, own
+            self.held += size_of(own)
+
+    def _take(self, ids: Ids) -> Layers | None:
+        """Return kept keys and values, which are then kept no more; None where there are none."""
+        _, own = self.kept.pop(ids, (None, None))
+        self.held -= size_of(own) if own is not None else 0
+        return own
+
+    def _take_fewer(self) -> None:
+        """Let rows wait and decode fewer from now on, because these ran out of memory."""
+        n, joining, self.joining = len(self.lines), self.joining, []
+        tried = n + sum(map(len, joining))
+        if joining:
+            self.resumed.extendleft(reversed(joining))
+        if tried == 1 or (not n and len(joining) == 1):
+            line = joining[0][0] if joining else self.lines[0]
+            raise MedReflError(
+                f"out of memory with {tried} continuations of one prompt of {len(line.row.prefix)} tokens, "
+                f"{self.sampling.max_tokens} new tokens each: use fewer continuations or tokens, a smaller model, or "
+                "quantization nf4"
+            )
+        self.generator.did_not_fit = tried
+        if not joining:
+            self.resumed.extendleft([line] for line in reversed(self.lines[tried // 2 :]))
+            self._leave(list(range(tried // 2, n)))
+        warnings.warn(f"out of memory with {tried} rows decoded together: continuing with {tried // 2}", stacklevel=4)
