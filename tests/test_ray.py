@@ -98,7 +98,8 @@ def test_actors_against_an_endpoint(actors, tmp_path):
             sampling=SAMPLING,
             seed=1,
         )
-        assert (steps.stop == "answer").sum() >= 2 and 0 < ledger["requests"] <= len(server.requests)
+        assert (steps.stop == "answer").sum() >= 2 and ledger["requests"] == len(server.requests)
+        assert ledger["probes"] == 2 < ledger["requests"] and generator.about["prefill"]
         assert generator.spent.calls == sum(body.get("n", 1) for body in server.requests)  # for the bar's budget
         assert (tmp_path / "calls/main.jsonl").exists()
         generator.close()

@@ -88,8 +88,8 @@ def roll_out(
             right or all wrong gets no tree (``too_easy``, ``too_hard`` in the ledger).
 
     Returns:
-        All steps, and the ledger. Its ``requests`` to an endpoint and those ``reused`` from the log count this session
-        only.
+        All steps, and the ledger. Its ``requests`` to an endpoint, the ``probes`` among them, and the replies
+        ``reused`` from the log count this session only.
 
     Raises:
         MedReflError: the screening leaves no question.
@@ -116,7 +116,7 @@ def roll_out(
     _lay_out([part.path for part in parts], folder)
     for stale in set(shards.glob("*.parquet")) - {part.path for part in [*kept, *parts]}:
         stale.unlink()
-    ledger.add({"requests": generator.usage.requests, "reused": generator.usage.reused})
+    ledger.add({name: getattr(generator.usage, name) for name in ("requests", "probes", "reused")})
     return steps, ledger
 
 

@@ -304,7 +304,9 @@ class EndpointGenerator(Generator):
         before = self.log.spent
 
         async def ask(body: dict[str, Any]) -> Reply:
-            return (await self._paid_for(body))[0]
+            reply, _ = await self._paid_for(body)
+            self.usage.probes += 1
+            return reply
 
         features = await probe(ask, self.client, self._weights.model)
         self._learn(features, self.log.spent - before)
