@@ -105,6 +105,8 @@ class Server(ThreadingHTTPServer):
     """whole responses that it writes: one that begins as the turn does, chosen by the seed"""
     refuses: Sequence[str] = ()
     """names of ``MANNERS``"""
+    penalty = "repetition_penalty"
+    """the name under which it heeds a repetition penalty; "": it heeds none. It ignores other names without a word"""
     silent = False
     """its refusals say nothing but "Bad Request\""""
     form = "text"
@@ -144,6 +146,10 @@ class Server(ThreadingHTTPServer):
         if messages[-1]["role"] == "assistant":
             text = messages[-1]["content"] if self.prefill else ""
             messages = messages[:-1]
+        if "word yes 20 times" in messages[0]["content"]:
+            penalty = body.get(self.penalty, 1.0)
+            lines = ("yes\n" if penalty == 1 else f"{word}\n" for word in "yes, Yes no sure fine right so well".split())
+            return [self._choice("".join(lines), "stop", body, i, text) for i in range(n)]
         if self.form.startswith("thinking") and "word yes" in messages[0]["content"]:
             return [self._choice("yes", "stop", body, i) for i in range(n)]
         if "numbers from 1 to 20" in messages[0]["content"]:

@@ -32,8 +32,9 @@ LEARNED = {
     "seed": {"seed": False},
     "logprobs": {"logprobs": False},
     "flags": {"flags": False},
-    "repetition_penalty": {"repetition_penalty": False},
+    "repetition_penalty": {"penalty_name": ""},
 }
+ALL = Features(penalty_name="repetition_penalty")
 pytestmark = pytest.mark.filterwarnings("ignore:endpoint")
 
 
@@ -54,7 +55,7 @@ def test_a_manner_is_found_out_and_recorded_and_the_tree_grows(name, tmp_path):
     with serving(refuses=[name]) as server:
         log = CallLog(tmp_path / "calls")
         generator, tree = grown(server, log=log)
-        assert asdict(generator._features) == asdict(Features()) | LEARNED[name]
+        assert asdict(generator._features) == asdict(ALL) | LEARNED[name]
         assert generator.about.items() >= LEARNED[name].items()
         requests, refused = len(server.requests), len(server.refused)
         assert 1 <= refused <= 4  # learned once, but for requests that were on their way
@@ -68,21 +69,21 @@ def test_two_manners_together(one, other):
     """The tree grows, and nothing is given up that the server does not refuse."""
     with serving(refuses=[one, other]) as server:
         generator, _ = grown(server, concurrency=1)
-    found, before = asdict(generator._features), asdict(Features())
+    found, before = asdict(generator._features), asdict(ALL)
     changed = {name: value for name, value in found.items() if value != before[name]}
     assert changed and changed.items() <= (LEARNED[one] | LEARNED[other]).items()
 
 
 @pytest.mark.parametrize("name", [name for name in MANNERS if name not in ("white space", "few tokens")])
 def test_a_refusal_without_words_is_found_out_by_leaving_things_out(name):
-    found_by_probe = name not in ("temperature", "repetition_penalty")
+    found_by_probe = name != "temperature"
     with serving(refuses=[name], silent=True) as server:
         if found_by_probe:
             grown(server)
             return
         with pytest.raises(MedReflError, match="Bad Request.*prompts in a row are refused"):
             generator = EndpointGenerator(server.url, "m", concurrency=1)
-            greedy = Sampling(0.3, 0.9, 20, repetition_penalty=1.1)
+            greedy = Sampling(0.3, 0.9, 20)
             generator.chat([prompts.exam(q) for q in QUESTIONS], greedy, range(12))
 
 
@@ -117,16 +118,59 @@ def test_what_a_version_with_other_features_found_out_is_found_out_again(tmp_pat
         log.write_text(log.read_text().replace('"prefix_mark": false, ', ""))
         before = len(server.requests)
         generator, _ = grown(server, log=CallLog(tmp_path / "calls"))
-        assert len(server.requests) - before <= 2 and not generator._features.stop
+        assert len(server.requests) - before == generator.usage.probes == 4 and not generator._features.stop
 
 
 def test_a_fixed_temperature_is_warned_of_once_and_the_greedy_request_goes_on():
     with serving(refuses=["temperature"]) as server:
         generator = EndpointGenerator(server.url, "m")
-        with pytest.warns(UserWarning, match="does not accept temperature 0; its own is used") as told:
+        with pytest.warns(UserWarning, match="does not heed temperature 0; its own is used") as told:
             generator.chat([prompts.exam(q) for q in QUESTIONS], Sampling(0.0, 1.0, 20), range(12))
         assert sum("temperature" in str(one.message) for one in told) == 1
         assert all("temperature" not in body for body in server.requests[-12:])
+
+
+PENALIZED = Sampling(0.0, 1.0, 20, repetition_penalty=1.1)
+
+
+@pytest.mark.parametrize(
+    ("heeded", "sent", "probes"),
+    [
+        ("repetition_penalty", {"repetition_penalty": 1.1}, 4),
+        ("repeat_penalty", {"repeat_penalty": 1.1, "repeat_last_n": 131_072}, 5),
+    ],
+)
+def test_the_penalty_has_the_name_under_which_the_server_heeds_it(heeded, sent, probes, recwarn, tmp_path):
+    """A server ignores the other name without a word."""
+    with serving(penalty=heeded) as server:
+        for _ in range(2):  # the second time from the log
+            generator = EndpointGenerator(server.url, "m", log=CallLog(tmp_path))
+            generator.chat([prompts.exam(q) for q in QUESTIONS], PENALIZED, range(12))
+            assert generator.about["penalty_name"] == heeded
+        for body in server.requests[-12:]:
+            assert {name: value for name, value in body.items() if name.startswith("rep")} == sent
+        assert len(server.requests) == probes + 12
+        assert not [one for one in recwarn if "repetition_penalty" in str(one.message)]
+    with serving() as server:
+        EndpointGenerator(server.url, "m").chat([prompts.exam(QUESTIONS[0])], Sampling(0.0, 1.0, 20), [0])
+        assert len(server.requests) == 3, "a protocol without a penalty does not ask for it"
+
+
+@pytest.mark.parametrize("manners", [{"penalty": ""}, {"refuses": ["repetition_penalty"]}])
+def test_a_penalty_that_the_server_ignores_or_refuses_is_recorded_and_warned_of(manners):
+    with serving(**manners) as server:
+        generator = EndpointGenerator(server.url, "m")
+        with pytest.warns(UserWarning, match="does not heed repetition_penalty 1.1; its own is used"):
+            generator.chat([prompts.exam(QUESTIONS[0])], PENALIZED, [0])
+        assert generator.about["penalty_name"] == "" and not any(name.startswith("rep") for name in server.requests[-1])
+
+
+def test_a_server_whose_text_does_not_repeat_is_asked_with_the_usual_name_and_the_doubt_is_told():
+    with serving(thinks=5000) as server:
+        generator = EndpointGenerator(server.url, "m")
+        with pytest.warns(UserWarning, match="not known if the server heeds repetition_penalty"):
+            generator.chat([prompts.exam(QUESTIONS[0])], PENALIZED, [0])
+        assert generator.about["penalty_name"] is None and server.requests[-1]["repetition_penalty"] == 1.1
 
 
 def test_with_one_of_both_only_the_one_that_says_something_is_sent():

@@ -44,6 +44,7 @@ def test_two_actors_give_the_trees_of_one_process_and_go_on_where_either_stopped
     assert tables.keys() == files.keys()
     assert {name: _steps(tmp_path / "a" / name) for name in files} == {name: _steps(f) for name, f in tables.items()}
     assert same == ledger  # what the actors used came back
+    assert {file.name for file in (tmp_path / "sa").iterdir()} == {file.name for file in (tmp_path / "sb").iterdir()}
     [one] = actors.chat([prompts.exam(questions[0])], SAMPLING, [5])
     assert one.token_ids == alone.chat([prompts.exam(questions[0])], SAMPLING, [5])[0].token_ids
     assert actors.encode("Answer:") == alone.encode("Answer:")
@@ -98,7 +99,8 @@ def test_actors_against_an_endpoint(actors, tmp_path):
             sampling=SAMPLING,
             seed=1,
         )
-        assert (steps.stop == "answer").sum() >= 2 and 0 < ledger["requests"] <= len(server.requests)
+        assert (steps.stop == "answer").sum() >= 2 and ledger["requests"] == len(server.requests)
+        assert ledger["probes"] == 2 < ledger["requests"] and generator.about["prefill"]
         assert generator.spent.calls == sum(body.get("n", 1) for body in server.requests)  # for the bar's budget
         assert (tmp_path / "calls/main.jsonl").exists()
         generator.close()

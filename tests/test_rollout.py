@@ -1,12 +1,18 @@
 """Trees: their shape, their leaves and weights with a scripted generator; their seeds and shards with the student."""
 
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import medrefl_utils
 from medrefl_utils.core import STEPS, Continuation, MedReflError, Question, Sampling, read_table, table_notes
 from medrefl_utils.exam import clinic, step_end
 from medrefl_utils.models import Budget, Generator, LocalGenerator, derive_seed
@@ -458,6 +464,28 @@ def test_a_rerun_grows_only_what_is_missing_and_other_settings_lose_nothing_befo
     pd.testing.assert_frame_equal(first, back)
     assert len(list(shards.iterdir())) == 2  # the others went, now that the trees asked for are complete
     pd.testing.assert_frame_equal(read_table(folder, STEPS), first)
+
+
+def test_a_change_of_the_code_that_writes_or_reads_makes_new_trees(tmp_path):
+    """In a copy of the package; what reads replies of a server counts, and what the model in this process imports."""
+    shutil.copytree(Path(medrefl_utils.__file__).parent, tmp_path / "medrefl_utils")
+    changed = [
+        *("trees/rollout.py", "trees/search.py", "exam/steps.py", "exam/answers/reader.py", "models/chat_templates.py"),
+        *("models/generators/endpoint.py", "models/generators/local.py", "models/generators/shared_prefix.py"),
+        *("models/generators/servers/replies.py", "models/generators/servers/features.py"),
+    ]
+    script = (
+        "from pathlib import Path; from medrefl_utils.trees import rollout; keys = [rollout._code()]\n"
+        f"for name in {changed}:\n"
+        "    file = Path('medrefl_utils', name); whole = file.read_text(); file.write_text(whole + '# changed')\n"
+        "    keys.append(rollout._code()); file.write_text(whole)\n"
+        "print(*keys, rollout._code())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    first, *others, last = told.stdout.split()
+    assert first == last and len({first, *others}) == 1 + len(changed)
 
 
 def test_the_first_pass_leaves_out_what_is_decided_and_says_so(student, tmp_path):

@@ -52,6 +52,16 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add
     return _render(tokenizer, template, messages, _AS_PARTS[template], add_generation_prompt)
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[list[int]]:
+    """Return the token ids of each prompt, with the header of the assistant's turn.
+
+    Prompts that are one object, as siblings in a tree share theirs, are rendered once.
+    """
+    texts = {id(messages): render_prompt(tokenizer, messages) for messages in {id(m): m for m in prompts}.values()}
+    ids = {name: tokenizer(text, add_special_tokens=False).input_ids for name, text in texts.items()}
+    return [ids[id(messages)] for messages in prompts]
+
+
 def template_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return what is wrong with the tokenizer's chat template; None where a prompt renders and holds its question."""
     try:

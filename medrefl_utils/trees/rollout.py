@@ -7,7 +7,6 @@ if other settings were run in between. Shards of other settings are deleted afte
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ from medrefl_utils.core.store import read_table, table_key, table_notes, write_t
 from medrefl_utils.exam import answers, prompts
 from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.answers.reader import extract_answer
+from medrefl_utils.models import chat_templates, generators
 from medrefl_utils.models.generators.interface import Generator, Prefix, Usage, derive_seed
 from medrefl_utils.trees import growing_tree, search
 from medrefl_utils.trees.growing_tree import SearchSettings
@@ -89,13 +89,13 @@ def roll_out(
             right or all wrong gets no tree (``too_easy``, ``too_hard`` in the ledger).
 
     Returns:
-        All steps, and the ledger. Its ``requests`` to an endpoint and those ``reused`` from the log count this session
-        only.
+        All steps, and the ledger. Its ``requests`` to an endpoint, the ``probes`` among them, and the replies
+        ``reused`` from the log count this session only.
 
     Raises:
         MedReflError: the screening leaves no question.
     """
-    common = [_code(generator), prompts.version(), asdict(sampling), seed, generator.key]
+    common = [_code(), prompts.version(), asdict(sampling), seed, generator.key]
     ledger = Ledger()
     kept: list[_Shard] = []
     if screening_chains:
@@ -117,7 +117,7 @@ def roll_out(
     _lay_out([part.path for part in parts], folder)
     for stale in set(shards.glob("*.parquet")) - {part.path for part in [*kept, *parts]}:
         stale.unlink()
-    ledger.add({"requests": generator.usage.requests, "reused": generator.usage.reused})
+    ledger.add({name: getattr(generator.usage, name) for name in ("requests", "probes", "reused")})
     return steps, ledger
 
 
@@ -326,11 +326,15 @@ def _say_nothing(*_: Any) -> None:
     pass
 
 
-def _code(generator: Generator) -> str:
-    """Return a hash of the code that makes the trees: a change of the code makes new trees."""
-    modules = (search, growing_tree, exam_steps, sys.modules[__name__], sys.modules[type(generator).__module__])
-    reader = sorted(Path(answers.__file__).parent.glob("*.py"))
-    return _digest([inspect.getsource(module) for module in modules] + [file.read_text("utf-8") for file in reader])
+def _code() -> str:
+    """Return a hash of the code that makes the trees: a change of the code makes new trees.
+
+    It covers all generators, so that Ray's actors and this process share their shards.
+    """
+    folders = [Path(folder.__file__).parent for folder in (answers, generators)]
+    files = [Path(module.__file__) for module in (search, growing_tree, exam_steps, chat_templates, sys.modules[__name__])]
+    files += [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    return _digest([file.read_text("utf-8") for file in files])
 
 
 def _digest(value: object) -> str:

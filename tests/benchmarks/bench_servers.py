@@ -1,8 +1,9 @@
 """Measure the rollout of the same questions through four engines: transformers, vLLM, vLLM served, llama.cpp served.
 
-24 questions of MedQA, SmolLM2-135M, three paths per question. Each part runs in its own process, in the environment of
-``make test-servers``. Its result is kept in ``runs/bench/servers``: an interrupted benchmark goes on with the parts
-that are missing. The leaves and the prompt tokens are printed beside the speed.
+24 questions of MedQA (MEDREFL_BENCH_QUESTIONS asks fewer or more), SmolLM2-135M, three paths per question. Each part
+runs in its own process, in the environment of ``make test-servers``. Its result is kept in ``runs/bench/servers``: an
+interrupted benchmark goes on with the parts that are missing. The leaves and the prompt tokens are printed beside the
+speed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.benchmarks.measure import RESULTS, Measurement
 from tests.conftest import ROOT
 
 PARTS = ("transformers", "vLLM", "vLLM served", "llama.cpp served")
-QUESTIONS = 24
+QUESTIONS = int(os.environ.get("MEDREFL_BENCH_QUESTIONS", "24"))
 GROWTH = SearchSettings((3,), 1000, 128)
 SAMPLING = Sampling(1.0, 1.0, 64)
 BENCHMARK = "benchmarks/medqa_usmle_5op_test.jsonl"
@@ -50,6 +51,7 @@ def measured(part: str, questions: Path) -> dict[str, Any]:
         used = generator.usage.since(before)
         leaves, inner = steps[steps["kind"] == "leaf"], steps[steps["kind"] == "step"]
         return {
+            "questions": len(exam),
             "leaves": {stop: int(n) for stop, n in leaves["stop"].value_counts().items()},
             "blank_steps": int((~inner["text"].map(has_content)).sum()),
             "steps": len(inner) + len(leaves),
@@ -88,7 +90,7 @@ def _cached(log: CallLog) -> int:
 
 def results(questions: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each part with its figures, from its file or measured now."""
-    key = call_key(inspect.getsource(sys.modules[__name__]))
+    key = call_key(inspect.getsource(sys.modules[__name__]), QUESTIONS)
     for part in PARTS:
         path = RESULTS / "servers" / f"{part}.json"
         if not path.is_file() or json.loads(path.read_text())["key"] != key:

@@ -38,6 +38,23 @@ def test_the_probe_finds_out_what_the_server_can_do(server):
     assert generator.about["prefill"] and generator.about["logprobs"] and generator.about["stop"]
 
 
+def test_a_repetition_penalty_is_heeded_under_the_servers_own_name(server):
+    """llama.cpp ignores vLLM's name without a word."""
+    url, name, folder = server
+    generator, local = EndpointGenerator(url, name), LocalGenerator(folder)
+    messages = [prompts.exam(question) for question in clinic.make_exam(8, seed=11)]
+    texts = {}
+    for penalty in (1.0, 1.5):
+        both = [one.chat(messages, Sampling(0.0, 1.0, 48, penalty), [0] * 8) for one in (local, generator)]
+        texts[penalty] = [[reply.text for reply in replies] for replies in both]
+    assert generator.about["penalty_name"] == ("repetition_penalty" if name == "student" else "repeat_penalty")
+    equal = {penalty: sum(a == b for a, b in zip(*each, strict=True)) for penalty, each in texts.items()}
+    begin = {penalty: sum(a[:24] == b[:24] for a, b in zip(*each, strict=True)) for penalty, each in texts.items()}
+    print(f"{name}: texts equal to those in this process {equal} of 8, their first 24 characters {begin}")
+    assert begin[1.5] >= begin[1.0] - 2 and begin[1.0] >= 5
+    assert sum(a != b for a, b in zip(texts[1.0][1], texts[1.5][1], strict=True)) >= 6
+
+
 def test_trees_of_steps_with_content_and_a_log_that_costs_nothing(server, tmp_path):
     url, name, _ = server
     settings = {"growth": SearchSettings((3, 2), 6, 200), "sampling": Sampling(1.0, 1.0, 64), "seed": 4}

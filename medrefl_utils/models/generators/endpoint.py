@@ -35,7 +35,7 @@ from medrefl_utils.models.generators.servers.adapters import (
 )
 from medrefl_utils.models.generators.servers.client import Refused, ServerClient, run_in_loop
 from medrefl_utils.models.generators.servers.features import Features, learn_from, lost_sampling, request_body
-from medrefl_utils.models.generators.servers.probe import COUNT, probe
+from medrefl_utils.models.generators.servers.probe import COUNT, find_penalty, probe
 from medrefl_utils.models.generators.servers.rate_limits import RateLimits
 from medrefl_utils.models.generators.servers.replies import Reply, Request, continuation, part_of, read_reply
 
@@ -92,6 +92,7 @@ class EndpointGenerator(Generator):
         """the maximum cost of the requests that are under way"""
         self._settled = asyncio.Condition()
         self._features: Features | None = None
+        self._penalty_tried = False
         self._weights: Weights | None = None
         self._refused: set[str] = set()
         """prompts that were refused since the last reply"""
@@ -185,7 +186,7 @@ class EndpointGenerator(Generator):
         seeds: Sequence[Sequence[int]],
         progress: Progress | None,
     ) -> list[list[Continuation]]:
-        queue = await self._queue(progress)
+        queue = await self._queue(progress, sampling)
         rows = await asyncio.gather(
             *(self._continued(p, row[:k], steps, sampling, queue) for p, row in zip(prefixes, seeds, strict=True))
         )
@@ -195,7 +196,7 @@ class EndpointGenerator(Generator):
     async def _expand_onward(
         self, first: Sequence[Expansion], steps: str | None, sampling: Sampling, then: Then
     ) -> None:
-        queue = await self._queue(None)
+        queue = await self._queue(None, sampling)
         running: set[asyncio.Task[None]] = set()
 
         async def one(expansion: Expansion) -> None:
@@ -218,9 +219,11 @@ class EndpointGenerator(Generator):
                 task.cancel()
         queue.raise_if_failed()
 
-    async def _queue(self, progress: Progress | None) -> _Queue:
+    async def _queue(self, progress: Progress | None, sampling: Sampling) -> _Queue:
         if self._features is None:
             await self._prepared()
+        if sampling.repetition_penalty != 1 and self._features.penalty_name is None:
+            await self._find_penalty()
         return _Queue(asyncio.Semaphore(self.concurrency), progress)
 
     async def _continued(
@@ -349,12 +352,23 @@ class EndpointGenerator(Generator):
             self._features = Features(**line["features"])
             return
         before = self.log.spent
-
-        async def ask(body: dict[str, Any]) -> Reply:
-            return (await self._paid_for(body))[0]
-
-        features = await probe(ask, self.client, self._weights.model)
+        features = await probe(self._probed, self.client, self._weights.model)
         self._learn(features, self.log.spent - before)
+
+    async def _find_penalty(self) -> None:
+        """Find out once whether, and under which name, the server heeds a repetition penalty."""
+        if self._penalty_tried:
+            return
+        self._penalty_tried, before = True, self.log.spent
+        self._learn(await find_penalty(self._probed, self._features), self.log.spent - before)
+        if self._features.penalty_name is None:
+            warnings.warn(f"{self.client.where}: it is not known if the server heeds repetition_penalty", stacklevel=2)
+
+    async def _probed(self, body: dict[str, Any]) -> Reply:
+        """Return the reply to a probe's request."""
+        reply, _ = await self._paid_for(body)
+        self.usage.probes += 1
+        return reply
 
     def _learn(self, features: Features, paid: Spent | None = None) -> None:
         self._features = features
@@ -365,7 +379,7 @@ class EndpointGenerator(Generator):
         for lost in lost_sampling(sampling, self._features):
             if lost not in self._told:
                 self._told.add(lost)
-                warnings.warn(f"{self.client.where}: the server does not accept {lost}; its own is used", stacklevel=2)
+                warnings.warn(f"{self.client.where}: the server does not heed {lost}; its own is used", stacklevel=2)
 
     @property
     def _probe_key(self) -> str:

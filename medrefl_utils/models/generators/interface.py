@@ -55,7 +55,9 @@ class Usage:
     completion_tokens: int = 0
     """tokens written, with those of steps that were cut or merged"""
     requests: int = 0
-    """endpoint: HTTP requests that were answered"""
+    """endpoint: chat requests that were answered, probes included"""
+    probes: int = 0
+    """endpoint: those of the requests that found out what the server accepts"""
     reused: int = 0
     """replies of an endpoint, or batches of a local model, that were read from the log at no cost"""
     seconds: float = field(default=0.0, compare=False)

@@ -26,7 +26,7 @@ from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.core.store import content_hash
 from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.prompts import Messages
-from medrefl_utils.models.chat_templates import open_thinking, render_prompt
+from medrefl_utils.models.chat_templates import open_thinking, prompt_ids
 from medrefl_utils.models.generators import continuous, drawing, ragged_rows, shared_prefix, token_cutting
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key, logged_continuation
@@ -118,8 +118,7 @@ class LocalGenerator(Generator):
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Return the token ids of a prompt, with the header of the assistant's turn."""
-        text = render_prompt(self.tokenizer, messages)
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return prompt_ids(self.tokenizer, [messages])[0]
 
     def expand(
         self,
@@ -151,9 +150,8 @@ class LocalGenerator(Generator):
         progress: Progress | None,
         log: CallLog,
     ) -> list[list[Continuation]]:
-        prompts = {id(p.messages): p.messages for p in prefixes}  # siblings share theirs
-        prompt_ids = {name: self.prompt_ids(messages) for name, messages in prompts.items()}
-        ids = [(*prompt_ids[id(p.messages)], *p.token_ids) for p in prefixes]
+        prompts = prompt_ids(self.tokenizer, [p.messages for p in prefixes])
+        ids = [(*prompt, *p.token_ids) for prompt, p in zip(prompts, prefixes, strict=True)]
         longest = max(map(len, ids), default=0)
         self.check_room(longest, sampling)
         # Kept caches serve the next call only: a search expands its whole frontier at once and does not return to it.

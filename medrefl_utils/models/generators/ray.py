@@ -59,11 +59,12 @@ class RayGenerator:
         adapter = settings.get("adapter")
         settings |= {"calls": calls and calls.resolve(), "adapter": adapter and adapter.resolve(), "workers": workers}
         self._opening = open_one, model, settings
-        identity = _got(self._actors.list[0].identity.remote(self._opening))
-        self.key, about, share, self.thinking_open, self.thinking_close = identity
+        identity, *used = _got(self._actors.list[0].identity.remote(self._opening))
+        self.key, about, earlier, self.thinking_open, self.thinking_close = identity
         self.about = {**about, "ray_workers": workers}
-        self.budget, self.spent = settings.get("budget") or Budget(), sum([share] * workers, Spent())
+        self.budget, self.spent = settings.get("budget") or Budget(), sum([earlier] * workers, Spent())
         self.usage = Usage()
+        self._add(*used)
 
     def expand(
         self,
@@ -186,9 +187,13 @@ class _Actor:
         self.worker = worker
         self.generators: dict[str, Generator] = {}
 
-    def identity(self, opening: _Opening) -> tuple[str, dict[str, Any], Spent, bool, str | None]:
+    def identity(self, opening: _Opening) -> tuple[tuple[Any, ...], dict[str, float], Spent]:
+        """Return what the generator is and what it had spent before, and what it used to find that out."""
         one = self._opened(opening)
-        return one.key, one.about, one.spent, one.thinking_open, one.thinking_close
+        earlier = one.spent
+        # An endpoint probes its server when it is asked about the thinking; only then ``about`` is complete.
+        thinking, *used = self._with_costs(one, lambda: (one.thinking_open, one.thinking_close))
+        return (one.key, one.about, earlier, *thinking), *used
 
     def work(
         self, opening: _Opening, work: Callable[[Generator, Item], Result], item: Item

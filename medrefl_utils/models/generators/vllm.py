@@ -24,7 +24,7 @@ from medrefl_utils.core.hub import one_line
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.core.store import content_hash
 from medrefl_utils.exam.prompts import Messages
-from medrefl_utils.models.chat_templates import open_thinking, render_prompt
+from medrefl_utils.models.chat_templates import open_thinking, prompt_ids
 from medrefl_utils.models.folder_checks import check_adapter_folder, resolve_checked_model
 from medrefl_utils.models.generators.budget import Budget, Spent
 from medrefl_utils.models.generators.call_log import CallLog, call_key, logged_continuation
@@ -122,11 +122,10 @@ class VllmGenerator(Generator):
         progress: Progress | None,
         log: CallLog,
     ) -> list[list[Continuation]]:
-        prompts = {id(p.messages): p.messages for p in prefixes}  # siblings share theirs
-        prompt_ids = {name: self._prompt_ids(messages) for name, messages in prompts.items()}
+        prompts = prompt_ids(self.tokenizer, [p.messages for p in prefixes])
         rows = [
-            _Row((*prompt_ids[id(prefix.messages)], *prefix.token_ids), seed, sampling.max_tokens)
-            for prefix, children in zip(prefixes, seeds, strict=True)
+            _Row((*prompt, *prefix.token_ids), seed, sampling.max_tokens)
+            for prompt, prefix, children in zip(prompts, prefixes, seeds, strict=True)
             for seed in children[:k]
         ]
         engine = _engine(self._model, self._quantization, self._rank)
@@ -217,10 +216,6 @@ class VllmGenerator(Generator):
         if steps not in self._cutters:
             self._cutters[steps] = StepCutter(self.tokenizer, vocabulary(self.tokenizer), steps)
         return self._cutters[steps]
-
-    def _prompt_ids(self, messages: Messages) -> list[int]:
-        text = render_prompt(self.tokenizer, messages)
-        return self.tokenizer(text, add_special_tokens=False).input_ids
 
 
 @dataclass

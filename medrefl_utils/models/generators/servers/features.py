@@ -10,6 +10,11 @@ from medrefl_utils.core.records import Sampling
 from medrefl_utils.exam.prompts import Messages
 
 FLAGS = {"continue_final_message": True, "add_generation_prompt": False}
+PENALTIES: dict[str, dict[str, Any]] = {"repetition_penalty": {}, "repeat_penalty": {"repeat_last_n": 131_072}}
+"""Names of the repetition penalty (vLLM and SGLang; llama.cpp), and what is sent with it.
+
+llama.cpp counts the last 64 tokens unless it is told how many. It refuses -1 and reserves memory for the number.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Features:
     top_p: bool = True
     temperature_with_top_p: bool = True
     """it accepts both in one request; else only the one that differs from 1, or the temperature"""
-    repetition_penalty: bool = True
+    penalty_name: str | None = None
+    """the name under which it heeds a repetition penalty; "" where it heeds none; None: not found out"""
     max_name: str = "max_tokens"
     min_tokens: int = 1
     """smallest maximum number of tokens that it accepts"""
@@ -70,8 +76,9 @@ def request_body(
         body["temperature"] = sampling.temperature
     if can.top_p and (can.temperature_with_top_p or not can.temperature or _by_top_p(sampling)):
         body["top_p"] = sampling.top_p
-    if sampling.repetition_penalty != 1.0 and can.repetition_penalty:
-        body["repetition_penalty"] = sampling.repetition_penalty
+    penalty = "repetition_penalty" if can.penalty_name is None else can.penalty_name
+    if sampling.repetition_penalty != 1.0 and penalty:
+        body |= {penalty: sampling.repetition_penalty} | PENALTIES[penalty]
     return body | {
         can.max_name: max(sampling.max_tokens, can.min_tokens),
         **({"n": n} if n > 1 and can.choices else {}),
@@ -89,7 +96,7 @@ def lost_sampling(sampling: Sampling, can: Features) -> list[str]:
         f"top_p {sampling.top_p:g}": sampling.top_p != 1
         and not (can.top_p and (both or not can.temperature or _by_top_p(sampling))),
         f"repetition_penalty {sampling.repetition_penalty:g}": sampling.repetition_penalty != 1
-        and not can.repetition_penalty,
+        and can.penalty_name == "",
     }
     return [name for name, is_lost in lost.items() if is_lost]
 
@@ -169,12 +176,13 @@ _NAMED = {
         r"(?:unsupported|unknown|unrecognized|unexpected)[^.]{0,40}\bseed\b",
         re.IGNORECASE,
     ),
-    "repetition_penalty": re.compile(r"repetition_penalty", re.IGNORECASE),
+    "repetition_penalty": re.compile(r"repetition_penalty|repeat_(?:penalty|last_n)", re.IGNORECASE),
     "flags": re.compile(r"continue_final_message|add_generation_prompt", re.IGNORECASE),
 }
 _WITHOUT: dict[str, dict[str, Any]] = {
     "n": {"choices": False},
-    **{name: {name: False} for name in ("temperature", "top_p", "stop", "logprobs", "seed", "repetition_penalty")},
+    **{name: {name: False} for name in ("temperature", "top_p", "stop", "logprobs", "seed")},
+    "repetition_penalty": {"penalty_name": ""},
     "flags": {"flags": False},
 }
 _NOT_TOGETHER = re.compile(

@@ -1,4 +1,7 @@
-"""Find out what a server accepts, with a small request that asks for all of it."""
+"""Find out what a server accepts, with a small request that asks for all of it.
+
+A server may also ignore what it does not know, without a word. So a repetition penalty is tried out (``find_penalty``).
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,24 @@ from medrefl_utils.core.records import Sampling
 from medrefl_utils.exam.answers.thinking import open_mark, unopened_close
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.models.generators.servers.client import Refused, ServerClient
-from medrefl_utils.models.generators.servers.features import Features, learn_from, request_body
+from medrefl_utils.models.generators.servers.features import PENALTIES, Features, learn_from, request_body
 from medrefl_utils.models.generators.servers.replies import Reply
 
 COUNT: Messages = [{"role": "user", "content": "Write the numbers from 1 to 20, one on each line and nothing else."}]
 COUNTED = "1\n2\n3\n4\n"
 """The turn so far: a server that continues it answers "5"."""
 _YES: Messages = [{"role": "user", "content": "Reply with the word yes and nothing else."}]
+YES_20_TIMES: Messages = [
+    {"role": "user", "content": "Write the word yes 20 times, one on each line and nothing else."}
+]
+_YES_BEGUN = "yes\n" * 4
+_STRONG = 2.0
+"""A repetition penalty that shows; the largest that SGLang accepts."""
+_FEW = 4
+"""With fewer repeated words, a text does not tell whether a penalty is heeded (ours)."""
 _TOKENS = (6, 256, 2048)
 """Maximum numbers of tokens to try: a reasoning model may use many before its first visible one."""
+_PENALTY_TOKENS = (64, 2048)
 _REFUSALS = 30
 
 Ask = Callable[[dict[str, Any]], Awaitable[Reply]]
@@ -33,6 +45,51 @@ async def probe(ask: Ask, client: ServerClient, model: str) -> Features:
     """
     can, choices = await _continue_count(ask, Features())
     return replace(can, choices=choices, thinking_close=await _opened_thinking(ask, can, client, model))
+
+
+async def find_penalty(ask: Ask, can: Features) -> Features:
+    """Return what the server accepts, with the name under which it heeds a repetition penalty.
+
+    The same repetitive turn is continued by greedy decoding without a penalty and with a strong one, under each name.
+    The name is "" if no text has less than half of the repetitions. It stays None where that cannot be told, because
+    the text without a penalty is refused or hardly repeats.
+    """
+    try:
+        can, plain = await _repetitions(ask, can, 1.0)
+    except Refused:
+        return can
+    if plain < _FEW:
+        return can
+    for name in PENALTIES:
+        try:
+            told, repeated = await _repetitions(ask, replace(can, penalty_name=name), _STRONG)
+        except Refused:
+            continue
+        if told.penalty_name and repeated < plain / 2:
+            return told
+    return replace(can, penalty_name="")
+
+
+async def _repetitions(ask: Ask, can: Features, penalty: float) -> tuple[Features, int]:
+    """Let the server go on with "yes" on each line; return what it accepts, and how many words it repeats."""
+    turn = _YES_BEGUN if can.prefill else ""
+    size = 0
+    for _ in range(_REFUSALS):
+        sampling = Sampling(0.0, 1.0, _PENALTY_TOKENS[size], penalty)
+        try:
+            reply = await ask(request_body(YES_20_TIMES, turn, sampling, can, n=1, stop=None, seed=0))
+        except Refused as refused:
+            less = learn_from(can, refused.told, refused.parameter)
+            if less is None or (penalty != 1 and less.penalty_name == ""):
+                raise
+            can = less
+            continue
+        first = reply.choices[0]
+        if first.text.strip() or first.finish != "length" or size + 1 == len(_PENALTY_TOKENS):
+            break
+        size += 1
+    words = first.text.removeprefix(turn if can.repeats_turn else "").split()
+    return can, len(words) - len(set(words))
 
 
 async def _continue_count(ask: Ask, can: Features) -> tuple[Features, bool]:
