@@ -1,14 +1,19 @@
 """Trees: their shape, their leaves and weights with a scripted generator; their seeds and shards with the student."""
 
+import ast
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from medrefl_utils.core import STEPS, Continuation, MedReflError, Question, Sampling, read_table, table_notes
-from medrefl_utils.exam import clinic, step_end
+from medrefl_utils.exam import answers, clinic, prompts, step_end
 from medrefl_utils.models import Budget, LocalGenerator, derive_seed
 from medrefl_utils.trees import (
     SearchSettings,
@@ -453,8 +458,73 @@ def test_a_rerun_grows_only_what_is_missing_and_other_settings_lose_nothing_befo
     back, _ = roll_out(questions, student, folder, seed=1, **settings)
     assert asked == []
     pd.testing.assert_frame_equal(first, back)
-    assert len(list(shards.iterdir())) == 2  # the others went, now that the trees asked for are complete
+    # The others are set aside, now that these trees are complete; the seed that was stopped takes its part back.
+    assert len(list(shards.glob("*.parquet"))) == 2 and len(list(shards.glob("superseded/*"))) == kept - 2 > 0
     pd.testing.assert_frame_equal(read_table(folder, STEPS), first)
+    part = {path.name: path.stat().st_mtime_ns for path in shards.glob("superseded/*")}
+    roll_out(questions, student, folder, seed=2, **settings)
+    now = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
+    assert len(now) == 2 and part.items() < now.items() and len(list(shards.glob("superseded/*"))) == 2
+
+
+def shard_names(folder: Path, generator: LocalGenerator, question: Question = QUESTION, **settings) -> set[str]:
+    """The names of the shards that one question is grown in; the folder holds no other."""
+    settings = {
+        "growth": SearchSettings((1,), max_path_tokens=6),
+        "sampling": Sampling(1.0, 1.0, 4),
+        "seed": 0,
+    } | settings
+    for part in folder.glob("shards/*.parquet"):
+        part.unlink()
+    with suppress(MedReflError):  # a screening of so few tokens leaves no question
+        roll_out([question], generator, folder / "steps", shards=folder / "shards", **settings)
+    return {part.stem for part in folder.glob("shards/*.parquet")}
+
+
+def test_whatever_changes_the_trees_changes_the_name_of_their_shard(student, tmp_path, monkeypatch):
+    """Otherwise another temperature or model would be given old trees."""
+    with_options = replace(QUESTION, options={"A": "two", "B": "one"})
+    changes = [
+        *({"sampling": Sampling(*to)} for to in ((0.9, 1.0, 4), (1.0, 0.9, 4), (1.0, 1.0, 3), (1.0, 1.0, 4, 1.1))),
+        *({"growth": SearchSettings((1,), **{name: value})} for name, value in (
+            ("max_path_tokens", 7), ("max_depth", 2), ("steps", "sentence"), ("unfinished", "drop"), ("max_leaves", 3),
+            ("force_answer", True), ("max_frontier", 2), ("target_right", 1), ("target_wrong", 1),
+        )),
+        {"growth": SearchSettings((2,), max_path_tokens=6)},
+        {"growth": SearchSettings((1,), max_path_tokens=6, search_mode="full-path", max_frontier=1)},
+        {"seed": 1},
+        *({"question": q} for q in (with_options, replace(QUESTION, gold="A"), replace(QUESTION, stem="Which one?"))),
+        {"question": replace(QUESTION, question_id="p")},
+    ]  # fmt: skip
+    found = [shard_names(tmp_path, student, **change) for change in [{}, *changes]]
+    screened = {"growth": SearchSettings((1,), max_path_tokens=6), "screening_chains": 1}
+    found += [shard_names(tmp_path, student, **screened | change) for change in ({}, {"screening_chains": 2})]
+    with monkeypatch.context() as patch:
+        patch.setattr(student, "key", "another model")
+        found += [shard_names(tmp_path, student), shard_names(tmp_path, student, **screened)]
+    names = set.union(*found)
+    assert len(names) == sum(map(len, found)) >= len(changes) + 5  # no name twice
+    assert shard_names(tmp_path, student) == found[0]
+    # What changes no tree changes no name.
+    assert shard_names(tmp_path, student, replace(QUESTION, source="another file"), shard_size=7) == found[0]
+
+
+def test_comments_and_docstrings_grow_no_new_trees_and_code_does(student, tmp_path, monkeypatch):
+    before = shard_names(tmp_path, student)
+    copied = Path(shutil.copytree(Path(answers.__file__).parent, tmp_path / "answers"))
+    monkeypatch.setattr(answers, "__file__", str(copied / "__init__.py"))
+    shutil.copy(prompts.__file__, tmp_path / "prompts.py")
+    monkeypatch.setattr(prompts, "__file__", str(tmp_path / "prompts.py"))
+    for file in (copied / "reader.py", tmp_path / "prompts.py"):
+        source = file.read_text()
+        docstring = ast.get_docstring(ast.parse(source), clean=False)
+        assert docstring in source
+        file.write_text("# A comment.\n\n" + source.replace(docstring, "Other words.") + "\n\n# Another.\n")
+        assert shard_names(tmp_path, student) == before
+        file.write_text(source + "\n_ADDED = 1\n")
+        assert not shard_names(tmp_path, student) & before
+        file.write_text(source)
+        assert shard_names(tmp_path, student) == before
 
 
 def test_the_first_pass_leaves_out_what_is_decided_and_says_so(student, tmp_path):

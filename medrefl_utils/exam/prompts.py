@@ -6,11 +6,10 @@ last line ``Answer: X``; a reflection may stand between the steps. The wording i
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import sys
 from collections.abc import Sequence
 
+from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.records import Question
 from medrefl_utils.exam.answers.reader import NUMBERED_STEP
 from medrefl_utils.exam.answers.thinking import closing_text
@@ -194,8 +193,8 @@ def choose_paths(question: Question, paths: Sequence[str], most: int, *, answer_
 
 
 def version() -> str:
-    """Return a hash of this module's source; the manifest records it, so that a changed prompt is visible."""
-    return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]
+    """Return a hash of this module's code; the manifest records it, so that a changed prompt is visible."""
+    return code_hash(sys.modules[__name__])[:12]
 
 
 def _user(content: str) -> Messages:

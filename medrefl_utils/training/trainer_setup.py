@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.store import read_table, table_key, write_table, write_text
 from medrefl_utils.models.loading import device
@@ -211,8 +211,7 @@ def training_key(parts: Sequence[object], tokens: pd.DataFrame, modules: Sequenc
         modules: the modules whose code computes the training.
     """
     ids = tokens.to_json(orient="values")
-    code = "".join(inspect.getsource(module) for module in (*modules, sys.modules[__name__]))
-    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in (ids, code)]
+    hashes = [hashlib.sha256(ids.encode()).hexdigest(), code_hash(*modules, sys.modules[__name__])]
     return hashlib.sha256(json.dumps([*parts, *hashes], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,13 +1,14 @@
 """Grow the trees of an exam in shards of whole questions, and write each result to disk at once: stage 01.
 
 The file name of a shard is the hash of everything that the shard depends on. A shard on disk is not grown again, even
-if other settings were run in between. Shards of other settings are deleted after the requested trees are complete.
+if other settings were run in between. After the requested trees are complete, shards of other settings move to the
+folder ``superseded``, from where a run with these settings takes them back. No run deletes a shard; ``medrefl clean``
+lists and removes the superseded ones.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -26,9 +27,11 @@ import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
+from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question, Sampling
+from medrefl_utils.core.run_files import SUPERSEDED
 from medrefl_utils.core.schemas import SCREENING, STEPS
 from medrefl_utils.core.store import read_table, table_key, table_notes, write_table
 from medrefl_utils.exam import answers, prompts
@@ -73,7 +76,7 @@ def roll_out(
 ) -> tuple[pd.DataFrame, Ledger]:
     """Grow the trees of these questions and write them to ``folder``.
 
-    A rerun continues where it stopped. A change of parameters deletes nothing until its own trees are complete.
+    A rerun continues where it stopped. A change of parameters deletes nothing.
 
     Args:
         questions: the roots of the trees.
@@ -115,7 +118,9 @@ def roll_out(
     steps = _made(parts, generator, work, STEPS, bar, ledger)
     _lay_out([part.path for part in parts], folder)
     for stale in set(shards.glob("*.parquet")) - {part.path for part in [*kept, *parts]}:
-        stale.unlink()
+        aside = shards / SUPERSEDED / stale.name
+        aside.parent.mkdir(exist_ok=True)
+        stale.replace(aside)
     ledger.add({"requests": generator.usage.requests, "reused": generator.usage.reused})
     return steps, ledger
 
@@ -245,6 +250,9 @@ def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
 
     A shard with refused questions counts as missing: its replies are in the log, and the server may accept them now.
     """
+    aside = shard.path.parent / SUPERSEDED / shard.path.name
+    if not shard.path.exists() and aside.exists():
+        aside.replace(shard.path)
     if not shard.path.exists():
         return None
     try:
@@ -257,10 +265,10 @@ def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
         why = "it belongs to other questions or settings"
     except MedReflError as error:
         why = str(error)
-    aside = shard.path.with_suffix(".damaged")
-    shard.path.replace(aside)
+    damaged = shard.path.with_suffix(".damaged")
+    shard.path.replace(damaged)
     tqdm.write(
-        f"rollout: set aside as {aside}, its {len(shard.questions)} questions are repeated: {why}",
+        f"rollout: set aside as {damaged}, its {len(shard.questions)} questions are repeated: {why}",
         sys.stderr,
     )
     return None
@@ -328,8 +336,7 @@ def _say_nothing(*_: Any) -> None:
 def _code(generator: Generator) -> str:
     """Return a hash of the code that makes the trees: a change of the code makes new trees."""
     modules = (search, exam_steps, sys.modules[__name__], sys.modules[type(generator).__module__])
-    reader = sorted(Path(answers.__file__).parent.glob("*.py"))
-    return _digest([inspect.getsource(module) for module in modules] + [file.read_text("utf-8") for file in reader])
+    return code_hash(*modules, *sorted(Path(answers.__file__).parent.glob("*.py")))
 
 
 def _digest(value: object) -> str:

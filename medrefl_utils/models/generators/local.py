@@ -8,7 +8,6 @@ Rows that have ended leave the cache.
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 import warnings
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.core.store import content_hash
@@ -440,7 +440,7 @@ class _Row:
 def _code() -> str:
     """Return a hash of the code that writes: a change of the code invalidates the log."""
     modules = (sys.modules[__name__], shared_prefix, token_cutting, exam_steps)
-    return call_key(*(inspect.getsource(module) for module in modules))
+    return code_hash(*modules)
 
 
 def _bytes(layers: Layers) -> int:
