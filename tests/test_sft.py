@@ -335,6 +335,7 @@ def test_the_defaults_are_published():
     )  # fmt: skip
     assert arguments.lr_scheduler_type == "cosine" and arguments.weight_decay == 0.1 and not arguments.packing
     assert arguments.max_length is None and arguments.loss_type == "nll"
+    assert arguments.max_grad_norm == 1.0 and arguments.warmup_steps == 1
 
 
 def make_log(n=40, **columns):
