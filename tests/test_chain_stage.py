@@ -11,9 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from medrefl_utils.core import CHAINS, OVERLAPS, MedReflError, RunFiles, read_table
 from medrefl_utils.exam import clinic, extract_answer, prompts
+from medrefl_utils.models import open_embedder
 from medrefl_utils.runs import check_inputs, load_profile, notebook_parameters
 from medrefl_utils.runs.chain_probe import probe_chains
 
@@ -106,6 +110,44 @@ def test_a_broken_graph_is_refused_before_anything(tmp_path) -> None:
 def test_a_missing_filter_model_is_refused_before_anything(tmp_path) -> None:
     with pytest.raises(MedReflError, match="nowhere"):
         check_inputs({STAGE: parameters(tmp_path) | {"filter_model": "./nowhere"}}, RunFiles(tmp_path / "run"), ())
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"embedder": "./nowhere"}, r"\./nowhere"),
+        ({"embedder": "EMPTY"}, "the folder has no config.json"),
+        ({"embedder": "NO_TOKENIZER"}, "no tokenizer there, expected tokenizer.json"),
+        ({"embedder": "NO_WEIGHTS"}, "no weights there, expected model.safetensors"),
+        ({"embedder_endpoint": "http://x/v1"}, "embedder_endpoint_model is empty: give the name of the encoder there"),
+        ({"embedder": "x", "linking": "offline"}, "embedder is x, but linking is offline, which asks no encoder"),
+        (
+            {"embedder_endpoint": "http://x/v1", "embedder_endpoint_model": "m", "linking": "offline"},
+            "embedder_endpoint is http://x/v1, but linking is offline",
+        ),
+    ],
+)
+def test_a_faulty_encoder_is_refused_before_anything(tmp_path, tiny_student, changed: dict, expected: str) -> None:
+    broken = {"EMPTY": None, "NO_TOKENIZER": "tokenizer*", "NO_WEIGHTS": "*.safetensors"}
+    if (kind := changed.get("embedder")) in broken:
+        folder = tmp_path / kind
+        shutil.copytree(tiny_student, folder) if broken[kind] else folder.mkdir()
+        for file in folder.glob(broken[kind] or "*"):
+            file.unlink()
+        changed = changed | {"embedder": str(folder)}
+    with pytest.raises(MedReflError, match=expected):
+        check_inputs({STAGE: parameters(tmp_path, **{"linking": "model"} | changed)}, RunFiles(tmp_path / "run"), ())
+
+
+def test_an_encoder_needs_no_chat_template_and_its_kind_is_free(tmp_path) -> None:
+    encoder = tmp_path / "encoder"
+    words = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fever", "cough"))}
+    BertTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, "[UNK]"))).save_pretrained(encoder)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(encoder)
+    assert open_embedder(str(encoder)).embed(["fever", "cough"]).shape == (2, 8)
+    values = parameters(tmp_path, linking="model", embedder=str(encoder))
+    assert check_inputs({STAGE: values}, RunFiles(tmp_path / "run"), ()) == []
 
 
 @pytest.mark.parametrize(

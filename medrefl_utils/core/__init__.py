@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "records": ["LETTERS", "Answer", "Continuation", "Question", "Sampling"],
         "schemas": [
             "ABLATION",
+            "ASKED",
             "CHAINS",
             "CONTINUATIONS",
             "OVERLAPS",

@@ -6,6 +6,7 @@ last line ``Answer: X``; a reflection may stand between the steps. The wording i
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -38,11 +39,24 @@ def question_block(question: Question) -> str:
 
 def exam(question: Question) -> Messages:
     """Ask a question, to be answered step by step: the prompt of rollout, pairs and evaluation."""
-    return _user(
-        f"{question_block(question)}\n\n"
-        'Reason in numbered steps, one line each, beginning with "Step 1:". '
-        'End with the line "Answer: X", where X is the letter of the best option.'
-    )
+    return _user(f"{question_block(question)}\n\n{_STEPS}")
+
+
+_STEPS = (
+    'Reason in numbered steps, one line each, beginning with "Step 1:". '
+    'End with the line "Answer: X", where X is the letter of the best option.'
+)
+_OPTION = re.compile(r"(?P<letter>[A-Z])\. (?P<text>.*)")
+
+
+def read_exam(messages: Messages) -> tuple[str, dict[str, str]] | None:
+    """Return stem and options {letter: text} of a prompt that ``exam`` made; None for any other prompt."""
+    block, found, rest = messages[-1]["content"].rpartition(f"\n\n{_STEPS}")
+    stem, _, lines = block.rpartition("\n\n")
+    options = [_OPTION.fullmatch(line) for line in lines.split("\n")]
+    if not found or rest or not stem or not all(options):
+        return None
+    return stem, {option["letter"]: option["text"] for option in options if option}
 
 
 def exam_json(question: Question) -> Messages:
