@@ -20,6 +20,7 @@ from medrefl_utils.exam import clinic, extract_answer, prompts
 from medrefl_utils.models import open_embedder
 from medrefl_utils.runs import check_inputs, load_profile, notebook_parameters
 from medrefl_utils.runs.chain_probe import probe_chains
+from tests.server import serving
 
 ROOT = Path(__file__).parents[1]
 STAGE = "08_knowledge_chains"
@@ -85,6 +86,48 @@ def test_its_record_agrees_with_its_table(finished) -> None:
 def test_the_plan_predicts_the_calls_that_the_stage_counts(tmp_path) -> None:
     (calls, read, written, seconds), how = probe_chains(parameters(tmp_path), RunFiles(tmp_path / "run"), 2)
     assert (calls, how) == (30, "the chains of 2 of 10 questions") and min(read, written, seconds) > 0
+
+
+KINDS = {
+    "linking": "Which medical entities",
+    "path_choice": '"Chosen: n, n"',
+    "writer": "Write the reasoning of an expert",
+    "filter_model": "Reason in numbered steps",
+}
+"""{parameter: words of the prompt that a model is asked with for it}"""
+
+
+@pytest.mark.parametrize("asking", [*KINDS, "none"])
+def test_the_plan_counts_every_call_that_the_parameters_ask_for(tmp_path, asking: str) -> None:
+    """A probe of all questions asks the server what the stage will ask; the replies are kept for the stage."""
+    changed = {"filter_model": "off"} | (
+        {asking: "self" if asking == "filter_model" else "model"} if asking in KINDS else {}
+    )
+    run = RunFiles(tmp_path / "run")
+    with serving(names={"m"}) as server:
+        values = parameters(tmp_path, n_questions=3, endpoint=server.url, endpoint_model="m", **changed)
+        (calls, read, written, _), how = probe_chains(values, run, 3)
+        asked = of_the_stage(server.requests)
+        again, _ = probe_chains(values, run, 3)
+        assert again[0] == calls and len(of_the_stage(server.requests)) == len(asked)
+    assert calls == sum(body.get("n", 1) for body in asked) and how == "the chains of 3 of 3 questions"
+    assert (calls > 0) == (read > 0) == (written > 0) == (asking in KINDS)
+    assert all(KINDS[asking] in body["messages"][0]["content"] for body in asked)
+
+
+def of_the_stage(requests: list[dict]) -> list[dict]:
+    """Without those that find out what the server can do."""
+    return [body for body in requests if any(words in body["messages"][0]["content"] for words in KINDS.values())]
+
+
+def test_the_plan_keeps_the_rate_limits_of_the_server(tmp_path) -> None:
+    with serving(names={"m"}) as server:
+        values = parameters(tmp_path, n_questions=3, endpoint=server.url, endpoint_model="m", filter_model="self")
+        seconds = {}
+        for limit in (0, 120):
+            run = RunFiles(tmp_path / str(limit))
+            seconds[limit] = probe_chains(values | {"requests_per_minute": limit}, run, 3)[0][3]
+    assert seconds[120] > seconds[0] + 3  # nine requests, half a second apart
 
 
 def test_a_second_time_executes_nothing(finished) -> None:
