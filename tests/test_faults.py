@@ -29,7 +29,7 @@ from tests.faults.suite import (
 from tests.server import serving
 
 EVALUATION = "05_benchmark_evaluation"
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
