@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from medrefl_utils.core import TRAINING, MedReflError
 from medrefl_utils.models import load_model
 from medrefl_utils.training import Agreement, find_adapter, merge_adapter, push_to_hub, write_model_card
-from medrefl_utils.training.taught_questions import TAUGHT_QUESTIONS
+from medrefl_utils.training.taught import TAUGHT_QUESTIONS
 from tests.models import make_pairs, save_adapter
 
 PAIRS = pd.DataFrame(make_pairs(3) + make_pairs(2, "reflection_mid"))

@@ -332,7 +332,7 @@ TAUGHT = pa.schema(
 """The columns of CHAINS that fine-tuning reads."""
 
 ASKED = pa.schema([CHAINS.field(name) for name in ("question_id", "prompt")])
-"""The questions that a model was trained on, as their prompts (``training.taught_questions``)."""
+"""The questions that a model was trained on, as their prompts (``training.taught``)."""
 
 
 def describe(schema: pa.Schema) -> str:

@@ -1,7 +1,7 @@
 """Compare the training questions of a run with the questions of its evaluation before anything runs.
 
 Stages 03, 05 and 07 make the same comparison (``exam.contamination``), hours later. A base that was fine-tuned has the
-questions that it was taught in its folder (``training.taught_questions``).
+questions that it was taught in its folder (``training.taught``).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_overlaps(
     """
     # A second, which a refused profile need not wait.
     from medrefl_utils.exam.contamination import find_overlaps
-    from medrefl_utils.training.taught_questions import refuse_taught
+    from medrefl_utils.training.taught import refuse_taught
 
     taught = {stage: _taught(stages, files, given, stages[stage]) for stage in _ASKING if stage in stages}
     sources = {_ROLLOUT: "questions", _PAIRS: "evaluation_questions", **dict.fromkeys(_ASKING, "questions")}
@@ -93,7 +93,7 @@ def _taught(
     stages: Mapping[str, Mapping[str, Any]], files: RunFiles, given: Container[str], asking: Mapping[str, Any]
 ) -> list[Question]:
     """Return the questions that the base of an evaluation was, or will be, fine-tuned on, as far as they are known."""
-    from medrefl_utils.training.taught_questions import asked_questions, taught_questions
+    from medrefl_utils.training.taught import asked_questions, taught_questions
 
     base = asking.get("model", "")
     if FINE_TUNING not in stages or Path(base).resolve() != files.sft_model.resolve():

@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "shared_prefix": ["PairTrainer", "SharedPrefixCollator", "SharedPrefixTrainer"],
         "reference_cache": ["reference_logprobs"],
-        "taught_questions": ["check_untaught", "taught_questions", "write_taught_questions"],
+        "taught": ["check_untaught", "taught_questions", "write_taught_questions"],
         "learned": ["warmup_of", "why_nothing_learned"],
         "health_checks": ["TrainingFinding", "check_sft_log", "check_training_log"],
         "trackers": ["check_trackers"],

@@ -24,7 +24,7 @@ from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.exam.benchmarks import card_licence, licence_of
 from medrefl_utils.models.folder_checks import is_saved_in_4_bit
 from medrefl_utils.models.loading import load_model, load_tokenizer
-from medrefl_utils.training.taught_questions import TAUGHT_QUESTIONS, write_taught_questions
+from medrefl_utils.training.taught import TAUGHT_QUESTIONS, write_taught_questions
 from medrefl_utils.training.token_ids import end_of_turn, tokenize_chains
 
 AGREEMENT = 0.98

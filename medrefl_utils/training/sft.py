@@ -34,7 +34,7 @@ from medrefl_utils.training.settings import (
     check_above_zero,
     check_held_out_share,
 )
-from medrefl_utils.training.taught_questions import write_taught_questions
+from medrefl_utils.training.taught import write_taught_questions
 from medrefl_utils.training.token_ids import chain_lengths, end_of_turn, generation_end_tokens, tokenize_chains
 from medrefl_utils.training.trackers import keep_tensorboard_in
 from medrefl_utils.training.trainer_setup import (
