@@ -11,7 +11,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "code_hash": ["code_hash"],
+        "source_code": ["code_hash"],
         "dropped_rows": ["DropCounts", "check_dropped", "check_some_left"],
         "errors": ["MedReflError"],
         "records": ["LETTERS", "Answer", "Continuation", "Question", "Sampling"],

@@ -10,8 +10,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.records import Question
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.exam.answers.reader import NUMBERED_STEP
 from medrefl_utils.exam.answers.thinking import closing_text
 

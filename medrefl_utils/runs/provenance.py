@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.run_files import RunFiles
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.core.store import read_manifest, write_manifest
 from medrefl_utils.runs.profiles import code_cells
 

@@ -28,8 +28,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.core.store import read_table, table_key, write_table, write_text
 from medrefl_utils.models.loading import device
 from medrefl_utils.models.memory import is_out_of_memory

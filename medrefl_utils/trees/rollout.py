@@ -27,12 +27,12 @@ import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
-from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question, Sampling
 from medrefl_utils.core.run_files import SUPERSEDED
 from medrefl_utils.core.schemas import SCREENING, STEPS
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.core.store import read_table, table_key, table_notes, write_table
 from medrefl_utils.exam import answers, prompts
 from medrefl_utils.exam import steps as exam_steps

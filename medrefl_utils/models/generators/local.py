@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from medrefl_utils.core.code_hash import code_hash
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Sampling
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.core.store import content_hash
 from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.prompts import Messages
