@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from medrefl_utils.core import TRAINING, MedReflError
 from medrefl_utils.models import load_model
 from medrefl_utils.training import Agreement, find_adapter, merge_adapter, push_to_hub, write_model_card
+from medrefl_utils.training.taught import TAUGHT_QUESTIONS
 from tests.models import make_pairs, save_adapter
 
 PAIRS = pd.DataFrame(make_pairs(3) + make_pairs(2, "reflection_mid"))
@@ -172,14 +173,18 @@ def push_by_command(root, *words):
 
 
 def test_push_is_private_unless_told_otherwise(adapter, root):
+    questions = adapter / TAUGHT_QUESTIONS
+    questions.write_bytes(b"a table")
     done = push_by_command(root, adapter.parent, "me/medrefl")
     assert done.returncode == 0, done.stdout + done.stderr
     assert Hub.seen["create"]["name"] == "medrefl" and Hub.seen["create"]["visibility"] == "private"
     assert Hub.seen["files"]["README.md"] == (adapter / "README.md").read_bytes()
     assert {"adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"} <= set(Hub.seen["files"])
+    assert questions.is_file() and questions.name not in Hub.seen["files"], "exam questions stay on the machine"
     assert done.stdout.strip().endswith("me/medrefl")
     assert push_by_command(root, adapter, "me/medrefl", "--public").returncode == 0
     assert Hub.seen["create"]["visibility"] == "public"
+    questions.unlink()
 
 
 def test_what_cannot_be_pushed_is_told_before_the_hub_is_asked(adapter, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.bench_knowledge import _alone
 from tests.benchmarks.measure import Measurement, write
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,17 @@ def test_ratio_says_how_much_better_ours_is() -> None:
     assert seconds.line("values") == "bench values 2s 10s 5.00 5 ok"
     rate = Measurement("batch 64", ours=300.0, peer=200.0, goal=2, unit="tok/s", less_is_better=False)
     assert rate.line("rollout") == "bench rollout/batch 64 300tok/s 200tok/s 1.50 2 short"
+    stopped = Measurement("", ours=2.0, peer=240.0, goal=1, peer_at_least=True)
+    assert stopped.line("knowledge") == "bench knowledge 2s >240s >120.00 1 ok"
+
+
+def test_a_peer_that_is_stopped_leaves_what_it_had_measured() -> None:
+    """Its last line, not ended yet, does not count."""
+    code = 'import time\nprint(\'{"a": 1}\\n{"b": 2}\\n{"c"\', end=\'\', flush=True)\ntime.sleep(60)'
+    assert _alone(code, limit=5) == [{"a": 1}, {"b": 2}]
+    assert _alone("print('{}')") == [{}]
+    with pytest.raises(RuntimeError, match="no such thing"):
+        _alone("raise SystemExit('no such thing')")
 
 
 def test_the_file_holds_the_machine_and_every_measurement(tmp_path: Path) -> None:

@@ -471,6 +471,11 @@ def test_code_hashes_follow_imports_of_every_form(tmp_path: Path) -> None:
     toy.notebook(tmp_path / "n.ipynb", "x: int = 1", ["%matplotlib inline\nimport pkg.runs.chain\nfrom pkg import a"])
     found = provenance.code_hashes(tmp_path / "n.ipynb", tmp_path / "pkg")
     assert list(found) == ["a.py", "b.py", "c.py", "d/__init__.py", "d/e.py", "f.py"]
+    for added, same in (("  # why", True), ('\n"""A text."""', True), ("\nN = 1", False)):
+        (tmp_path / "pkg" / "f.py").write_text(sources["f.py"] + added)
+        now = provenance.code_hashes(tmp_path / "n.ipynb", tmp_path / "pkg")
+        assert (now == found) is same and now["a.py"] == found["a.py"]
+    (tmp_path / "pkg" / "f.py").write_text(sources["f.py"])
     for source, modules in {
         "from pkg.room import one": {"room/m.py"},
         "from pkg import room\nroom.two(1)": {"room/m.py"},

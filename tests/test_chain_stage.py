@@ -11,11 +11,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from medrefl_utils.core import CHAINS, OVERLAPS, MedReflError, RunFiles, read_table
 from medrefl_utils.exam import clinic, extract_answer, prompts
+from medrefl_utils.models import open_embedder
 from medrefl_utils.runs import check_inputs, load_profile, notebook_parameters
 from medrefl_utils.runs.chain_probe import probe_chains
+from tests.server import serving
 
 ROOT = Path(__file__).parents[1]
 STAGE = "08_knowledge_chains"
@@ -83,6 +88,48 @@ def test_the_plan_predicts_the_calls_that_the_stage_counts(tmp_path) -> None:
     assert (calls, how) == (30, "the chains of 2 of 10 questions") and min(read, written, seconds) > 0
 
 
+KINDS = {
+    "linking": "Which medical entities",
+    "path_choice": '"Chosen: n, n"',
+    "writer": "Write the reasoning of an expert",
+    "filter_model": "Reason in numbered steps",
+}
+"""{parameter: words of the prompt that a model is asked with for it}"""
+
+
+@pytest.mark.parametrize("asking", [*KINDS, "none"])
+def test_the_plan_counts_every_call_that_the_parameters_ask_for(tmp_path, asking: str) -> None:
+    """A probe of all questions asks the server what the stage will ask; the replies are kept for the stage."""
+    changed = {"filter_model": "off"} | (
+        {asking: "self" if asking == "filter_model" else "model"} if asking in KINDS else {}
+    )
+    run = RunFiles(tmp_path / "run")
+    with serving(names={"m"}) as server:
+        values = parameters(tmp_path, n_questions=3, endpoint=server.url, endpoint_model="m", **changed)
+        (calls, read, written, _), how = probe_chains(values, run, 3)
+        asked = of_the_stage(server.requests)
+        again, _ = probe_chains(values, run, 3)
+        assert again[0] == calls and len(of_the_stage(server.requests)) == len(asked)
+    assert calls == sum(body.get("n", 1) for body in asked) and how == "the chains of 3 of 3 questions"
+    assert (calls > 0) == (read > 0) == (written > 0) == (asking in KINDS)
+    assert all(KINDS[asking] in body["messages"][0]["content"] for body in asked)
+
+
+def of_the_stage(requests: list[dict]) -> list[dict]:
+    """Without those that find out what the server can do."""
+    return [body for body in requests if any(words in body["messages"][0]["content"] for words in KINDS.values())]
+
+
+def test_the_plan_keeps_the_rate_limits_of_the_server(tmp_path) -> None:
+    with serving(names={"m"}) as server:
+        values = parameters(tmp_path, n_questions=3, endpoint=server.url, endpoint_model="m", filter_model="self")
+        seconds = {}
+        for limit in (0, 120):
+            run = RunFiles(tmp_path / str(limit))
+            seconds[limit] = probe_chains(values | {"requests_per_minute": limit}, run, 3)[0][3]
+    assert seconds[120] > seconds[0] + 3  # nine requests, half a second apart
+
+
 def test_a_second_time_executes_nothing(finished) -> None:
     _, profile, _ = finished
     again = medrefl("run", str(profile))
@@ -106,6 +153,44 @@ def test_a_broken_graph_is_refused_before_anything(tmp_path) -> None:
 def test_a_missing_filter_model_is_refused_before_anything(tmp_path) -> None:
     with pytest.raises(MedReflError, match="nowhere"):
         check_inputs({STAGE: parameters(tmp_path) | {"filter_model": "./nowhere"}}, RunFiles(tmp_path / "run"), ())
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"embedder": "./nowhere"}, r"\./nowhere"),
+        ({"embedder": "EMPTY"}, "the folder has no config.json"),
+        ({"embedder": "NO_TOKENIZER"}, "no tokenizer there, expected tokenizer.json"),
+        ({"embedder": "NO_WEIGHTS"}, "no weights there, expected model.safetensors"),
+        ({"embedder_endpoint": "http://x/v1"}, "embedder_endpoint_model is empty: give the name of the encoder there"),
+        ({"embedder": "x", "linking": "offline"}, "embedder is x, but linking is offline, which asks no encoder"),
+        (
+            {"embedder_endpoint": "http://x/v1", "embedder_endpoint_model": "m", "linking": "offline"},
+            "embedder_endpoint is http://x/v1, but linking is offline",
+        ),
+    ],
+)
+def test_a_faulty_encoder_is_refused_before_anything(tmp_path, tiny_student, changed: dict, expected: str) -> None:
+    broken = {"EMPTY": None, "NO_TOKENIZER": "tokenizer*", "NO_WEIGHTS": "*.safetensors"}
+    if (kind := changed.get("embedder")) in broken:
+        folder = tmp_path / kind
+        shutil.copytree(tiny_student, folder) if broken[kind] else folder.mkdir()
+        for file in folder.glob(broken[kind] or "*"):
+            file.unlink()
+        changed = changed | {"embedder": str(folder)}
+    with pytest.raises(MedReflError, match=expected):
+        check_inputs({STAGE: parameters(tmp_path, **{"linking": "model"} | changed)}, RunFiles(tmp_path / "run"), ())
+
+
+def test_an_encoder_needs_no_chat_template_and_its_kind_is_free(tmp_path) -> None:
+    encoder = tmp_path / "encoder"
+    words = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fever", "cough"))}
+    BertTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, "[UNK]"))).save_pretrained(encoder)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(encoder)
+    assert open_embedder(str(encoder)).embed(["fever", "cough"]).shape == (2, 8)
+    values = parameters(tmp_path, linking="model", embedder=str(encoder))
+    assert check_inputs({STAGE: values}, RunFiles(tmp_path / "run"), ()) == []
 
 
 @pytest.mark.parametrize(

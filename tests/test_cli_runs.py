@@ -1,4 +1,4 @@
-"""The commands about runs and parameters: list, show, compare, params, benchmarks, run --limit."""
+"""The commands about runs and parameters: list, show, compare, clean, params, benchmarks, run --limit."""
 
 from __future__ import annotations
 
@@ -143,6 +143,22 @@ def test_compare_prints_a_table_json_or_csv(here: Path) -> None:
     assert {row["model"]: float(row["accuracy"]) for row in table} == {"base": 0.5, "medrefl": 0.75}
     both = medrefl("compare", "one", "two", "--csv", "--json")
     assert both.exit_code == 2 and "exclude each other" in both.stderr
+
+
+def test_clean_lists_trees_of_other_settings_and_removes_them_only_when_told(here: Path) -> None:
+    assert medrefl("clean").stdout == "no trees of other settings\n"
+    shards = RunFiles(here / "runs/one").shards
+    sizes = {"used.parquet": 500_000, "superseded/a.parquet": 1_000_000, "held_out/superseded/b.parquet": 250_000,
+             "held_out/c.parquet": 1, "d.damaged": 50_000}  # fmt: skip
+    for name, size in sizes.items():
+        (shards / name).parent.mkdir(parents=True, exist_ok=True)
+        (shards / name).write_bytes(b"x" * size)
+    assert medrefl("clean").stdout == f"{here / 'runs/one'}: 3 shards, 1.3 MB\n" == medrefl("clean", "one").stdout
+    assert sum(path.is_file() for path in shards.rglob("*")) == len(sizes)
+    assert medrefl("clean", "two", "--remove").stdout == "no trees of other settings\n"
+    assert medrefl("clean", "one", "--remove").stdout == f"{here / 'runs/one'}: 3 shards, 1.3 MB, removed\n"
+    left = {path.relative_to(shards).as_posix() for path in shards.rglob("*") if path.is_file()}
+    assert left == {"used.parquet", "held_out/c.parquet"}
 
 
 def test_params_are_the_notebooks_own(here: Path) -> None:

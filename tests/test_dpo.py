@@ -19,9 +19,12 @@ from safetensors.torch import load_file
 from tensorboardX.proto import event_pb2
 from trl import DPOConfig
 
-from medrefl_utils.core import PAIRS, TRAINING, MedReflError
+from medrefl_utils.core import PAIRS, TRAINING, MedReflError, RunFiles
 from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.models import LocalGenerator, load_model, load_tokenizer
+from medrefl_utils.runs import STAGES, load_profile
+from medrefl_utils.runs.distributed_training import training_settings
+from medrefl_utils.runs.stages import CONTINUES, FOLLOWS
 from medrefl_utils.training import (
     DpoSettings,
     EfficiencySettings,
@@ -33,6 +36,7 @@ from medrefl_utils.training import (
 )
 from medrefl_utils.training.dpo import last_checkpoint
 from medrefl_utils.training.shared_prefix import CHOSEN, PREFIX, REJECTED
+from medrefl_utils.training.trainer_setup import lora_config, optimizer_steps
 
 
 def make_pairs(n: int) -> pd.DataFrame:
@@ -68,6 +72,30 @@ def test_the_log_tells_of_learning(trained):
     assert math.isclose(log.loss[0], math.log(2), abs_tol=1e-3)  # the adapter starts as the reference
     assert log.loss.iloc[-1] < log.loss[0] and log.margin.iloc[-1] > 0.01
     assert set(PAIRS.names) >= set(PAIRS_24.columns)
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine(trained):
+    """By hand: after one step of warm-up, half a cosine over the other five; a step logs the rate it was made with."""
+    cosine = [SMALL.learning_rate * (1 + math.cos(math.pi * done / 5)) / 2 for done in range(5)]
+    assert trained[0].learning_rate.tolist() == pytest.approx([0.0, *cosine])
+
+
+@pytest.mark.parametrize("name", ["llama31_8b", "qwen25_7b", "huatuo_o1_8b", "medreason_8b"])
+def test_the_trainer_gets_the_published_arguments(name, root, tmp_path):
+    """Those of train/train_config.yaml of Med-REFL's repository (LLaMA-Factory), for its 33,000 pairs."""
+    notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
+    profile = load_profile(root / "params" / f"{name}.yaml", notebooks, root=root, follows=FOLLOWS, continues=CONTINUES)
+    settings, economy, upkeep = training_settings(profile.parameters["04_dpo_lora_4bit"], RunFiles(tmp_path))
+    steps = optimizer_steps(33_000, settings)
+    found = dpo._arguments(tmp_path, name, settings, economy, 0, steps, upkeep, False)
+    assert (found.lr_scheduler_type, found.learning_rate, found.warmup_steps) == ("cosine", 1e-5, 10) and steps == 516
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps, found.num_train_epochs) == (4, 16, 1)
+    assert (found.max_grad_norm, found.weight_decay, found.optim, found.bf16) == (1.0, 0.0, "adamw_torch", True)
+    assert (found.adam_beta1, found.adam_beta2, found.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (found.loss_type, found.beta, found.label_smoothing) == (["sigmoid"], 0.1, 0.0)
+    assert (settings.max_length, settings.quantization, settings.held_out_share) == (5000, "none", 0.0)
+    lora = lora_config(settings.lora_rank, settings.lora_alpha)
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (64, 16, 0.0, "all-linear")
 
 
 def test_the_adapter_loads_and_prefers_the_chosen_side(trained, tiny_student):

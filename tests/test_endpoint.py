@@ -216,7 +216,7 @@ def test_a_killed_run_pays_for_no_call_twice(tmp_path):
         assert ledger["requests"] == len(server.requests) - before == generator.usage.requests
         # A third run, with other growth, takes every reply that fits from the log; with the same, it asks for nothing.
         before = len(server.requests)
-        for part in (tmp_path / "shards").iterdir():
+        for part in (tmp_path / "shards").rglob("*.parquet"):
             part.unlink()
         again, _ = roll_out(exam, generator, tmp_path / "steps", shards=tmp_path / "shards", **settings)
         assert len(server.requests) == before

@@ -11,6 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from medrefl_utils.core import Continuation, MedReflError, Sampling
 from medrefl_utils.exam import clinic, prompts, step_end
@@ -41,14 +46,13 @@ def test_greedy_equals_generate_token_by_token(generator):
         assert list(row.token_ids) == theirs
 
 
-def test_repetition_penalty_equals_generate(generator):
-    sampling = Sampling(0.0, 1.0, 60, repetition_penalty=1.3)
-    [row] = generator.chat(PROMPTS[:1], sampling, SEEDS[:1])
-    ids = torch.tensor([generator.prompt_ids(PROMPTS[0])])
-    theirs = generator.model.generate(ids, max_new_tokens=60, do_sample=False, repetition_penalty=1.3)[
-        0, ids.shape[1] :
-    ]
-    assert list(row.token_ids) == theirs.tolist()
+@pytest.mark.parametrize("penalty", [1.1, 1.3])
+def test_repetition_penalty_equals_generate(generator, penalty):
+    ours = generator.chat(PROMPTS[:4], Sampling(0.0, 1.0, 60, repetition_penalty=penalty), SEEDS[:4])
+    for messages, row in zip(PROMPTS, ours, strict=False):
+        ids = torch.tensor([generator.prompt_ids(messages)])
+        theirs = generator.model.generate(ids, max_new_tokens=60, do_sample=False, repetition_penalty=penalty)
+        assert list(row.token_ids) == theirs[0, ids.shape[1] :].tolist()
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch(generator):
@@ -162,6 +166,33 @@ def test_draws_follow_the_distribution():
     shares = torch.bincount(tokens, minlength=4) / 20_000
     # top-p 0.8 keeps the two tokens that reach 0.8 together.
     assert torch.allclose(shares, torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=0.015)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "penalty"),
+    [(0.2, 1.0, 1.0), (0.5, 1.0, 1.0), (0.6, 0.7, 1.0), (1.0, 1.0, 1.1), (0.35, 1.0, 1.3), (0.8, 0.25, 1.1)],
+)
+def test_shares_of_draws_are_the_probabilities_of_transformers(temperature, top_p, penalty):
+    """At uniform numbers on a grid, a token's share is its probability, to one draw of each border between tokens."""
+    n, size, prompt = 4_000, 30, (3, 3, 17, 29)
+    torch.manual_seed(0)
+    first, then = 3 * torch.randn(1, size), 3 * torch.randn(1, size)
+    first[0, 5] = 1e3  # every row writes token 5, which then is one to penalise
+    draw = Draw(Sampling(temperature, top_p, 2, repetition_penalty=penalty), [0] * n, [prompt] * n, first.repeat(n, 1))
+    draw.uniform = ((torch.arange(n) + 0.5) / n).double()[:, None].repeat(1, 2)
+    rows = list(range(n))
+    assert set(draw(first.repeat(n, 1), rows, 0)[0].tolist()) == {5}
+    tokens, logprobs = draw(then.repeat(n, 1), rows, 1)
+    theirs = then.clone()
+    for processor in (
+        RepetitionPenaltyLogitsProcessor(penalty),
+        TemperatureLogitsWarper(temperature),
+        TopPLogitsWarper(top_p),
+    ):
+        theirs = processor(torch.tensor([[*prompt, 5]]), theirs)
+    shares = torch.bincount(tokens, minlength=size) / n
+    assert (shares - theirs.softmax(-1)[0]).abs().max() <= 1.5 / n
+    assert torch.equal(logprobs, then.log_softmax(-1)[0, tokens])  # the model's own, before any setting
 
 
 def test_seed_of_is_stable_and_tells_places_apart():

@@ -29,7 +29,9 @@ from medrefl_utils.models import (
     rows_that_fit,
 )
 from medrefl_utils.models.memory import MOST_ROWS, kept_per_token, longest_that_fits, memory_advice
+from medrefl_utils.training import EfficiencySettings, SftSettings, chain_lengths, sft, train_sft
 from medrefl_utils.training.shared_prefix import attention_mask
+from tests.models import save_model
 
 SMALL = LlamaConfig(
     vocab_size=97, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
@@ -174,6 +176,46 @@ def test_the_peak_of_a_full_fine_tuning_is_what_torch_takes(autocast):
     copies = found.weights - 4 * shape.weights  # of the linear maps, in 16 bit
     assert copies == (2 * shape.linear_weights if autocast else 0)
     assert 0.9 < (found.activations + found.working + 4 * shape.weights + copies) / counted.most < 1.15
+
+
+@pytest.mark.parametrize(
+    ("compute_dtype", "checkpointing", "rows"),
+    [("fp32", False, 1), ("bf16", False, 1), ("bf16", True, 1), ("fp32", True, 2), ("bf16", False, 2)],
+)
+def test_the_peak_of_fine_tuning_an_adapter_is_what_torch_takes(
+    tmp_path, monkeypatch, compute_dtype, checkpointing, rows
+):
+    """TRL's own trainer, with its loss, at the trial of the longest batch, which checkpoints as the training does."""
+    # A small vocabulary: without Triton, TRL copies the used part of its tile of logits several times.
+    sizes = {"hidden": 256, "layers": 4, "intermediate_size": 896, "num_key_value_heads": 1}
+    save_model(tmp_path, "llama31", **sizes)
+    said = "The fever speaks for it, and the cough does not. "
+    turns = [[{"role": role, "content": said * n}] for role, n in (("user", 2), ("assistant", 14), ("assistant", 12))]
+    examples = pd.DataFrame({"question_id": ["a", "b"], "prompt": [turns[0]] * 2, "completion": turns[1:]})
+    seen, trial = {}, sft.try_longest_batch
+
+    class Measured(Exception):
+        pass
+
+    def counted(trainer, ids, settings, economy):
+        with Counted(trainer.model.parameters()) as seen["counted"]:
+            trial(trainer, ids, settings, economy)
+        seen["lengths"] = chain_lengths(ids)
+        raise Measured
+
+    monkeypatch.setattr(sft, "try_longest_batch", counted)
+    settings = SftSettings(lora_rank=8, batch_size=rows, gradient_accumulation=1, quantization="none")
+    economy = EfficiencySettings(compute_dtype=compute_dtype, gradient_checkpointing=checkpointing)
+    with pytest.raises(Measured):
+        train_sft(
+            examples, str(tmp_path), tmp_path / "m", adapter=tmp_path / "a", sft=settings, seed=0, economy=economy
+        )
+    told = SETTINGS | {"quantization": "none", "lora_rank": 8, "batch_size": rows, "optimizer": "adamw"}
+    told |= {"gradient_checkpointing": checkpointing}
+    shape = ModelShape.named(str(tmp_path))
+    found = predict_training(shape, seen["lengths"], settings=told, width=4 if compute_dtype == "fp32" else 2)
+    trained = 12 * shape.adapter(8)  # gradients and AdamW's states
+    assert 0.9 < (found.activations + found.working + trained) / seen["counted"].most < 1.25
 
 
 def test_a_full_fine_tuning_takes_16_bytes_a_weight():

@@ -121,6 +121,11 @@ def test_a_margin_and_a_cap_are_counted() -> None:
     pairs, dropped = make(table(MIXED), max_per_question=3)
     assert leaves(pairs) == [(9, 6), (9, 8), (4, 6)]
     assert dropped["cap"] == 1
+    # By the sum of the ranks, so that the best right path does not take all places: not (9, 10) with ranks 0 and 2.
+    three = table([*MIXED, ("q1", 10, 2, "Answer: B\n", -1.0, "answer", 3)])
+    pairs, dropped = make(three, top_k=3, max_per_question=3)
+    assert leaves(pairs) == [(9, 6), (9, 8), (4, 6)]
+    assert dropped["cap"] == 6
 
 
 def test_one_sided_questions_give_no_pair() -> None:

@@ -7,8 +7,8 @@ import sys
 import pandas as pd
 import pytest
 
-from medrefl_utils.core import MedReflError, RunFiles, Sampling
-from medrefl_utils.exam import load_questions, prompts
+from medrefl_utils.core import TAUGHT, MedReflError, RunFiles, Sampling, write_table
+from medrefl_utils.exam import clinic, load_questions, prompts
 from medrefl_utils.models import GIB, LocalGenerator
 from medrefl_utils.pairs import reasoning, reflection
 from medrefl_utils.runs import Cost, Work, notebook_parameters, plan_run, plan_table
@@ -20,6 +20,7 @@ from medrefl_utils.runs.cost_plan import (
     probe_trees,
     training_memory,
 )
+from medrefl_utils.runs.tuning_probe import probe_tuning, tuning_memory
 from medrefl_utils.training import tokenize_pairs
 from medrefl_utils.trees import SearchSettings, corrections, paths, roll_out
 
@@ -175,6 +176,43 @@ def test_memory_is_of_the_runs_own_pairs_where_it_has_made_some(root, exam, step
     assert training_memory(settings, made.head(0), "of mine", card=15) == [most]
     small = training_memory(settings, made, "of mine", card=0.65)
     assert "to fit, set batch_size to 4, gradient_accumulation to 2" in small[0]
+
+
+def test_fine_tuning_is_scaled_without_its_set_up_and_is_of_what_will_be_taught(root, tmp_path):
+    settings = defaults(root, "09_sft_lora_4bit") | {"batch_size": 4, "lora_rank": 4, "epochs": 1}
+    run = RunFiles(tmp_path / "run")
+    assert probe_tuning(settings, run, RunFiles(tmp_path / "none")) == (
+        0.0, "not measured: what it trains on is not made yet",
+    )  # fmt: skip
+    rows = [
+        {"question_id": case.question.question_id, "source": "clinic", "gold": case.question.gold, "kept": True}
+        | {"prompt": prompts.exam(case.question), "reason": None}
+        | {"completion": [{"role": "assistant", "content": "\n".join(clinic.solve(case))}]}
+        for case in clinic.make_cases(48, seed=3)
+    ]
+    write_table(run.chains, pd.DataFrame(rows), TAUGHT)
+    once, how = probe_tuning(settings, run, RunFiles(tmp_path / "once"))
+    assert how == "24 of 48 examples, 1 epoch"
+    often, _ = probe_tuning(settings | {"epochs": 40}, run, RunFiles(tmp_path / "often"))
+    assert 1.5 * once < often < 20 * once, "loading and merging are done once"
+    half, how = probe_tuning(settings | {"epochs": 40, "n_examples": 24}, run, RunFiles(tmp_path / "half"))
+    assert half < 0.9 * often and how == "24 of 24 examples, 40 epochs"
+    longest = [int(re.search(r"up to (\d+) tokens", tuning_memory(settings | own, run)[0])[1])
+               for own in ({}, {"targets": "letters"})]  # fmt: skip
+    assert longest[1] < longest[0]
+    assert probe_tuning(settings | {"targets": "own", "own_run": str(tmp_path)}, run, run)[0] == 0.0
+
+
+def test_fine_tuning_that_does_not_fit_here_is_not_tried(root, tmp_path, monkeypatch):
+    case = clinic.make_cases(1, seed=3)[0]
+    turn = [{"role": "assistant", "content": "Answer: A"}]
+    row = {"question_id": "q", "source": "clinic", "gold": "A", "kept": True, "reason": None, "completion": turn}
+    run = RunFiles(tmp_path / "run")
+    write_table(run.chains, pd.DataFrame([row | {"prompt": prompts.exam(case.question)}]), TAUGHT)
+    monkeypatch.setattr("medrefl_utils.models.memory.free_bytes", lambda: GIB // 2)
+    monkeypatch.setattr("medrefl_utils.runs.tuning_probe.train_sft", lambda *a, **b: pytest.fail("it was trained"))
+    found = probe_tuning(defaults(root, "09_sft_lora_4bit"), run, RunFiles(tmp_path / "probe"))
+    assert found == (0.0, "not measured: it does not fit on this machine")
 
 
 def test_training_that_does_not_fit_here_is_not_tried(root, monkeypatch):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from medrefl_utils.core import PAIRS, QUESTIONS, MedReflError, Question, RunFiles, write_table
+from medrefl_utils.core import PAIRS, QUESTIONS, TAUGHT, MedReflError, Question, RunFiles, write_table
 from medrefl_utils.exam import questions_table
+from medrefl_utils.exam.prompts import exam as exam_prompt
 from medrefl_utils.runs import STAGES, check_inputs, load_profile, notebook_parameters, run_profile
-from medrefl_utils.runs.stages import FOLLOWS
+from medrefl_utils.runs.stages import FINE_TUNING, FOLLOWS
+from medrefl_utils.training import write_taught_questions
 from tests import toy
 from tests.conftest import ROOT
 
@@ -169,6 +173,47 @@ def test_a_run_that_has_its_pairs_is_compared_by_the_questions_of_the_pairs(tmp_
                 look()
         else:
             assert look() == []
+
+
+def test_an_evaluation_of_a_base_on_what_it_was_fine_tuned_on_is_refused(tmp_path: Path, tiny_student: str) -> None:
+    """Of a base that an earlier run made, its folder tells; of the base that this run will make, the chains."""
+    files = RunFiles(tmp_path / "run")
+    asked = [Question(f"q{i}", stem, OPTIONS, "A", "exam", "train") for i, stem in enumerate(STEMS)]
+    write_table(files.questions, questions_table(asked[:1]), QUESTIONS)
+    write_table(files.pairs, PAIRS.empty_table(), PAIRS)
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"id": "e", "question": STEMS[1].upper(), "options": OPTIONS, "answer_idx": "A"}))
+    sections = toy.profile(tmp_path, {"shared": {"run": "x"}})
+    loaded = load_profile(sections, NOTEBOOKS, root=ROOT).parameters
+    examples = pd.DataFrame({"question_id": ["q0", "q1"], "prompt": [exam_prompt(one) for one in asked[:2]]})
+
+    def look(base: Path, examples: pd.DataFrame, **tuning: object) -> list[str]:
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.copytree(tiny_student, base)
+        values = {EVALUATION: loaded[EVALUATION] | {"model": str(base), "questions": str(exam)}}
+        if tuning:
+            values[FINE_TUNING] = loaded[FINE_TUNING] | {"model": tiny_student} | tuning
+        else:
+            write_taught_questions(base, examples, base=tiny_student)
+        return check_inputs(values, files, ("questions", "pairs"))
+
+    line = (
+        r"^05_benchmark_evaluation: the base \S+ was fine-tuned on 1 of the 1 evaluation questions, the first 'e' as "
+        r"'q1' \(same\): expected none; evaluate on other questions, or fine-tune on chains without them"
+    )
+    with pytest.raises(MedReflError, match=line):
+        look(tmp_path / "earlier", examples)
+    assert look(tmp_path / "earlier", examples[:1]) == []
+    chains = tmp_path / "chains.parquet"
+    rows = examples.assign(source="exam", gold="A", reason=None)
+    rows["completion"] = [[{"role": "assistant", "content": "Answer: A"}]] * 2
+    for kept in (True, False):
+        write_table(chains, rows.assign(kept=[True, kept]), TAUGHT)
+        if kept:
+            with pytest.raises(MedReflError, match=line):
+                look(files.sft_model, examples, chains=str(chains))
+        else:
+            assert look(files.sft_model, examples, chains=str(chains)) == []
 
 
 def test_a_dry_run_looks_too_and_still_shows_what_would_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Trees: their shape, their leaves and weights with a scripted generator; their seeds and shards with the student."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +17,7 @@ import pytest
 
 import medrefl_utils
 from medrefl_utils.core import STEPS, Continuation, MedReflError, Question, Sampling, read_table, table_notes
-from medrefl_utils.exam import clinic, step_end
+from medrefl_utils.exam import answers, clinic, prompts, step_end
 from medrefl_utils.models import Budget, Generator, LocalGenerator, derive_seed
 from medrefl_utils.trees import (
     SearchSettings,
@@ -462,8 +465,73 @@ def test_a_rerun_grows_only_what_is_missing_and_other_settings_lose_nothing_befo
     back, _ = roll_out(questions, student, folder, seed=1, **settings)
     assert asked == []
     pd.testing.assert_frame_equal(first, back)
-    assert len(list(shards.iterdir())) == 2  # the others went, now that the trees asked for are complete
+    # The others are set aside, now that these trees are complete; the seed that was stopped takes its part back.
+    assert len(list(shards.glob("*.parquet"))) == 2 and len(list(shards.glob("superseded/*"))) == kept - 2 > 0
     pd.testing.assert_frame_equal(read_table(folder, STEPS), first)
+    part = {path.name: path.stat().st_mtime_ns for path in shards.glob("superseded/*")}
+    roll_out(questions, student, folder, seed=2, **settings)
+    now = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.parquet")}
+    assert len(now) == 2 and part.items() < now.items() and len(list(shards.glob("superseded/*"))) == 2
+
+
+def shard_names(folder: Path, generator: LocalGenerator, question: Question = QUESTION, **settings) -> set[str]:
+    """The names of the shards that one question is grown in; the folder holds no other."""
+    settings = {
+        "growth": SearchSettings((1,), max_path_tokens=6),
+        "sampling": Sampling(1.0, 1.0, 4),
+        "seed": 0,
+    } | settings
+    for part in folder.glob("shards/*.parquet"):
+        part.unlink()
+    with suppress(MedReflError):  # a screening of so few tokens leaves no question
+        roll_out([question], generator, folder / "steps", shards=folder / "shards", **settings)
+    return {part.stem for part in folder.glob("shards/*.parquet")}
+
+
+def test_whatever_changes_the_trees_changes_the_name_of_their_shard(student, tmp_path, monkeypatch):
+    """Otherwise another temperature or model would be given old trees."""
+    with_options = replace(QUESTION, options={"A": "two", "B": "one"})
+    changes = [
+        *({"sampling": Sampling(*to)} for to in ((0.9, 1.0, 4), (1.0, 0.9, 4), (1.0, 1.0, 3), (1.0, 1.0, 4, 1.1))),
+        *({"growth": SearchSettings((1,), **{name: value})} for name, value in (
+            ("max_path_tokens", 7), ("max_depth", 2), ("steps", "sentence"), ("unfinished", "drop"), ("max_leaves", 3),
+            ("force_answer", True), ("max_frontier", 2), ("target_right", 1), ("target_wrong", 1),
+        )),
+        {"growth": SearchSettings((2,), max_path_tokens=6)},
+        {"growth": SearchSettings((1,), max_path_tokens=6, search_mode="full-path", max_frontier=1)},
+        {"seed": 1},
+        *({"question": q} for q in (with_options, replace(QUESTION, gold="A"), replace(QUESTION, stem="Which one?"))),
+        {"question": replace(QUESTION, question_id="p")},
+    ]  # fmt: skip
+    found = [shard_names(tmp_path, student, **change) for change in [{}, *changes]]
+    screened = {"growth": SearchSettings((1,), max_path_tokens=6), "screening_chains": 1}
+    found += [shard_names(tmp_path, student, **screened | change) for change in ({}, {"screening_chains": 2})]
+    with monkeypatch.context() as patch:
+        patch.setattr(student, "key", "another model")
+        found += [shard_names(tmp_path, student), shard_names(tmp_path, student, **screened)]
+    names = set.union(*found)
+    assert len(names) == sum(map(len, found)) >= len(changes) + 5  # no name twice
+    assert shard_names(tmp_path, student) == found[0]
+    # What changes no tree changes no name.
+    assert shard_names(tmp_path, student, replace(QUESTION, source="another file"), shard_size=7) == found[0]
+
+
+def test_comments_and_docstrings_grow_no_new_trees_and_code_does(student, tmp_path, monkeypatch):
+    before = shard_names(tmp_path, student)
+    copied = Path(shutil.copytree(Path(answers.__file__).parent, tmp_path / "answers"))
+    monkeypatch.setattr(answers, "__file__", str(copied / "__init__.py"))
+    shutil.copy(prompts.__file__, tmp_path / "prompts.py")
+    monkeypatch.setattr(prompts, "__file__", str(tmp_path / "prompts.py"))
+    for file in (copied / "reader.py", tmp_path / "prompts.py"):
+        source = file.read_text()
+        docstring = ast.get_docstring(ast.parse(source), clean=False)
+        assert docstring in source
+        file.write_text("# A comment.\n\n" + source.replace(docstring, "Other words.") + "\n\n# Another.\n")
+        assert shard_names(tmp_path, student) == before
+        file.write_text(source + "\n_ADDED = 1\n")
+        assert not shard_names(tmp_path, student) & before
+        file.write_text(source)
+        assert shard_names(tmp_path, student) == before
 
 
 def test_a_change_of_the_code_that_writes_or_reads_makes_new_trees(tmp_path):
@@ -471,13 +539,13 @@ def test_a_change_of_the_code_that_writes_or_reads_makes_new_trees(tmp_path):
     shutil.copytree(Path(medrefl_utils.__file__).parent, tmp_path / "medrefl_utils")
     changed = [
         *("trees/rollout.py", "trees/search.py", "exam/steps.py", "exam/answers/reader.py", "models/chat_templates.py"),
-        *("models/generators/endpoint.py", "models/generators/local.py", "models/generators/shared_prefix.py"),
+        *("models/generators/endpoint.py", "models/generators/local.py", "models/generators/continuous.py"),
         *("models/generators/servers/replies.py", "models/generators/servers/features.py"),
     ]
     script = (
         "from pathlib import Path; from medrefl_utils.trees import rollout; keys = [rollout._code()]\n"
         f"for name in {changed}:\n"
-        "    file = Path('medrefl_utils', name); whole = file.read_text(); file.write_text(whole + '# changed')\n"
+        "    file = Path('medrefl_utils', name); whole = file.read_text(); file.write_text(whole + '_CHANGED = 1')\n"
         "    keys.append(rollout._code()); file.write_text(whole)\n"
         "print(*keys, rollout._code())"
     )

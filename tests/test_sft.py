@@ -27,6 +27,7 @@ from medrefl_utils.training import (
     merge_adapter,
     sft,
     sft_examples,
+    taught_questions,
     tokenize_chains,
     train_sft,
     write_sft_card,
@@ -81,6 +82,14 @@ def test_the_loss_falls_and_the_model_answers_in_the_form_it_was_taught(trained,
     )
     assert all(text.startswith("Step 1:") for text in before)
     assert sum(text.startswith("Answer: ") for text in after) > 4
+
+
+def test_model_and_adapter_keep_the_questions_that_they_were_taught(trained):
+    files, _ = trained
+    letters, _ = sft_examples(CHAINS, "letters")
+    for folder in (files.sft_model, files.sft_adapter):
+        taught = taught_questions(str(folder))
+        assert [prompts.exam(question) for question in taught] == letters.prompt.tolist() and len(taught) == 24
 
 
 def test_the_first_loss_is_the_cross_entropy_of_the_responses_alone(tiny_student, tmp_path):
@@ -335,6 +344,7 @@ def test_the_defaults_are_published():
     )  # fmt: skip
     assert arguments.lr_scheduler_type == "cosine" and arguments.weight_decay == 0.1 and not arguments.packing
     assert arguments.max_length is None and arguments.loss_type == "nll"
+    assert arguments.max_grad_norm == 1.0 and arguments.warmup_steps == 1
 
 
 def make_log(n=40, **columns):

@@ -11,11 +11,13 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "source_code": ["code_hash"],
         "dropped_rows": ["DropCounts", "check_dropped", "check_some_left"],
         "errors": ["MedReflError"],
         "records": ["LETTERS", "Answer", "Continuation", "Question", "Sampling"],
         "schemas": [
             "ABLATION",
+            "ASKED",
             "CHAINS",
             "CONTINUATIONS",
             "OVERLAPS",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+SUPERSEDED = "superseded"
+"""The folder in a folder of shards that keeps the shards of other settings (``trees.rollout``)."""
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -22,8 +25,13 @@ class RunFiles:
 
     @property
     def shards(self) -> Path:
-        """Shards of the rollout, by content; after a change of parameters they stay until new trees are complete."""
+        """Shards of the rollout, by content; those of other settings are in its folders ``SUPERSEDED``."""
         return self.root / "shards"
+
+    def left_shards(self) -> list[Path]:
+        """Return the shards that the run's results do not use: of other settings, or damaged."""
+        parts = (*self.shards.rglob(f"{SUPERSEDED}/*.parquet"), *self.shards.rglob("*.damaged"))
+        return sorted(parts)
 
     @property
     def calls(self) -> Path:

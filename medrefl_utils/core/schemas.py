@@ -331,6 +331,9 @@ TAUGHT = pa.schema(
 )
 """The columns of CHAINS that fine-tuning reads."""
 
+ASKED = pa.schema([CHAINS.field(name) for name in ("question_id", "prompt")])
+"""The questions that a model was trained on, as their prompts (``training.taught``)."""
+
 
 def describe(schema: pa.Schema) -> str:
     """Return the columns of a table, one line each: name, type, meaning."""

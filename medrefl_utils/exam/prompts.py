@@ -6,12 +6,12 @@ last line ``Answer: X``; a reflection may stand between the steps. The wording i
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+import re
 import sys
 from collections.abc import Sequence
 
 from medrefl_utils.core.records import Question
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.exam.answers.reader import NUMBERED_STEP
 from medrefl_utils.exam.answers.thinking import closing_text
 
@@ -39,11 +39,24 @@ def question_block(question: Question) -> str:
 
 def exam(question: Question) -> Messages:
     """Ask a question, to be answered step by step: the prompt of rollout, pairs and evaluation."""
-    return _user(
-        f"{question_block(question)}\n\n"
-        'Reason in numbered steps, one line each, beginning with "Step 1:". '
-        'End with the line "Answer: X", where X is the letter of the best option.'
-    )
+    return _user(f"{question_block(question)}\n\n{_STEPS}")
+
+
+_STEPS = (
+    'Reason in numbered steps, one line each, beginning with "Step 1:". '
+    'End with the line "Answer: X", where X is the letter of the best option.'
+)
+_OPTION = re.compile(r"(?P<letter>[A-Z])\. (?P<text>.*)")
+
+
+def read_exam(messages: Messages) -> tuple[str, dict[str, str]] | None:
+    """Return stem and options {letter: text} of a prompt that ``exam`` made; None for any other prompt."""
+    block, found, rest = messages[-1]["content"].rpartition(f"\n\n{_STEPS}")
+    stem, _, lines = block.rpartition("\n\n")
+    options = [_OPTION.fullmatch(line) for line in lines.split("\n")]
+    if not found or rest or not stem or not all(options):
+        return None
+    return stem, {option["letter"]: option["text"] for option in options if option}
 
 
 def exam_json(question: Question) -> Messages:
@@ -194,8 +207,8 @@ def choose_paths(question: Question, paths: Sequence[str], most: int, *, answer_
 
 
 def version() -> str:
-    """Return a hash of this module's source; the manifest records it, so that a changed prompt is visible."""
-    return hashlib.sha256(inspect.getsource(sys.modules[__name__]).encode()).hexdigest()[:12]
+    """Return a hash of this module's code; the manifest records it, so that a changed prompt is visible."""
+    return code_hash(sys.modules[__name__])[:12]
 
 
 def _user(content: str) -> Messages:

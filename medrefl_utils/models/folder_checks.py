@@ -61,8 +61,27 @@ def check_model_folder(folder: Path, model: str) -> None:
     if expected is not None and layers < expected:
         raise MedReflError(f"{where}: its weights have {layers} layers, but its config.json says {expected}")
     tokens = _check_tokenizer(folder, where)
+    _check_template(folder, where)
     if embedding and tokens > embedding[0]:
         raise MedReflError(f"{where}: its tokenizer has {tokens} tokens, expected at most the {embedding[0]} embedded")
+
+
+def resolve_checked_encoder(model: str) -> str:
+    """Return what ``core.hub.resolve_model`` returns, after checks of the encoder where it is a local folder.
+
+    An encoder embeds texts (``models.embeddings``), so that it needs no chat template and may be of any kind.
+
+    Raises:
+        MedReflError: no config, an unknown model type, pickled or no weights, or no tokenizer; one line with ``model``.
+    """
+    name, where = resolve_model(model), f"model {model}"
+    if (folder := Path(name)).is_dir():
+        _check_kind(_object(folder / "config.json", where), where)
+        _weights(folder, where, "model")
+        _check_tokenizer(folder, where)
+        if (pooling := folder / "1_Pooling" / "config.json").is_file():
+            _object(pooling, where)
+    return name
 
 
 def check_adapter_folder(folder: Path, model: str) -> None:
@@ -137,14 +156,20 @@ def _same_model(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or not any(filecmp.cmpfiles(a, b, names, shallow=False)[1:])
 
 
-def _check_architecture(config: Mapping[str, Any], where: str) -> None:
+def _check_kind(config: Mapping[str, Any], where: str) -> str:
+    """Return the model type, one that transformers knows."""
     # Imported here: it takes half a second, which a run of unchanged stages saves. It imports no torch.
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
 
-    kind, classes = config.get("model_type"), config.get("architectures") or []
+    kind = config.get("model_type")
     if kind not in CONFIG_MAPPING_NAMES:
         own = "; the code beside it (auto_map) is never run" if config.get("auto_map") else ""
         raise MedReflError(f"{where}: its model_type {kind!r} is none that transformers knows{own}")
+    return str(kind)
+
+
+def _check_architecture(config: Mapping[str, Any], where: str) -> None:
+    kind, classes = _check_kind(config, where), config.get("architectures") or []
     if config.get("is_encoder_decoder") or (classes and not any(_CAUSAL.search(str(name)) for name in classes)):
         found = ", ".join(map(str, classes)) or kind
         raise MedReflError(f"{where}: is a {found}, expected a causal language model, such as LlamaForCausalLM")
@@ -173,7 +198,6 @@ def _check_tokenizer(folder: Path, where: str) -> int:
             raise MedReflError(f"{where}: its tokenizer.json cannot be read ({_line(error)})") from None
     elif not any((folder / name).is_file() for name in _OTHER_TOKENIZERS):
         raise MedReflError(f"{where}: no tokenizer there, expected tokenizer.json")
-    _check_template(folder, where)
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""The commands about finished runs and their parameters: list, show, compare, params."""
+"""The commands about finished runs and their parameters: list, show, compare, clean, params."""
 
 from __future__ import annotations
 
@@ -113,6 +113,40 @@ def compare(
         else:
             names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
             Console(highlight=False).print(comparison_table(compared, names))
+
+
+@app.command()
+def clean(
+    run: Annotated[
+        str | None, typer.Argument(help="Name or folder of a run, such as smoke. Default: all runs of the checkout.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the files. Default: only list them.")] = False,
+) -> None:
+    """List or remove the trees that a run keeps from other settings, and damaged ones; its results stay as they are.
+
+    A run that goes back to such settings takes its trees from there instead of growing them again.
+
+    Example: medrefl clean smoke --remove
+    """
+    from medrefl_utils.core.run_files import RunFiles
+    from medrefl_utils.core.store import lock_run
+
+    with one_line_errors():
+        folders = (
+            [find_run(run)]
+            if run
+            else sorted(path for path in (checkout_or_here() / "runs").glob("*") if path.is_dir())
+        )
+        found = {files: left for files in map(RunFiles, folders) if (left := files.left_shards())}
+        for files, left in found.items():
+            size = sum(path.stat().st_size for path in left)
+            if remove:
+                with lock_run(files):
+                    for path in left:
+                        path.unlink(missing_ok=True)
+            typer.echo(f"{files.root}: {len(left)} shards, {size / 1e6:.1f} MB{', removed' if remove else ''}")
+        if not found:
+            typer.echo("no trees of other settings")
 
 
 @app.command()

@@ -24,7 +24,7 @@ from rich.table import Table
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question, Sampling
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import PAIRS, TAUGHT
+from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.core.store import read_table
 from medrefl_utils.evaluation import self_correction
 from medrefl_utils.evaluation.protocols import make_protocol
@@ -35,19 +35,18 @@ from medrefl_utils.models.generators.interface import Generator
 from medrefl_utils.models.generators.opening import open_generator
 from medrefl_utils.models.generators.servers.rate_limits import RateLimits
 from medrefl_utils.models.loading import load_tokenizer
-from medrefl_utils.models.memory import ModelShape, fit_training, longest_chains, longest_pairs
+from medrefl_utils.models.memory import ModelShape, fit_training, longest_pairs
 from medrefl_utils.pairs import pair_table, reasoning, reflection, reflection_writing
 from medrefl_utils.pairs.pair_table import select_kinds
 from medrefl_utils.runs.chain_probe import probe_chains
-from medrefl_utils.runs.distributed_training import training_settings, tuning_settings
+from medrefl_utils.runs.distributed_training import training_settings
 from medrefl_utils.runs.profiles import load_profile
 from medrefl_utils.runs.provenance import RUN_DATE, run_date
 from medrefl_utils.runs.stages import BASELINE, CONTINUES, FINE_TUNING, FOLLOWS, STAGES
+from medrefl_utils.runs.tuning_probe import probe_tuning, tuning_memory
 from medrefl_utils.training.dpo import train_dpo
 from medrefl_utils.training.settings import MonitorSettings
-from medrefl_utils.training.sft import train_sft
-from medrefl_utils.training.sft_targets import sft_examples
-from medrefl_utils.training.token_ids import chain_lengths, end_of_turn, pair_lengths, tokenize_chains, tokenize_pairs
+from medrefl_utils.training.token_ids import end_of_turn, pair_lengths, tokenize_pairs
 from medrefl_utils.trees import corrections
 from medrefl_utils.trees.growing_tree import SearchSettings
 from medrefl_utils.trees.rollout import roll_out
@@ -196,7 +195,8 @@ def _before_trees(
         costs.append(Cost(_CHAINS, Work(*work), how))
     if FINE_TUNING in stages:
         with TemporaryDirectory() as folder:
-            costs.append(probe_tuning(parameters[FINE_TUNING], run, RunFiles(Path(folder) / "probe")))
+            seconds, how = probe_tuning(parameters[FINE_TUNING], run, RunFiles(Path(folder) / "probe"))
+            costs.append(Cost(FINE_TUNING, Work(seconds=seconds), how))
     return costs
 
 
@@ -212,43 +212,6 @@ def training_memory(
     ids = _ids(made, settings)
     longest = fit_training(shape, pair_lengths(ids), settings=settings, card=card)
     return [f"{_TRAINING}, the {len(ids)} pairs {whose}, up to {ids.length.max()} tokens: {longest.line()}", *lines]
-
-
-def tuning_memory(settings: Mapping[str, Any], run: RunFiles, card: float | None = None) -> list[str]:
-    """Return lines on the memory of stage 09: with the longest of the run's chains, and with the longest possible."""
-    shape, limit = ModelShape.named(settings["model"]), settings["max_length"]
-    most = fit_training(shape, longest_chains(limit, settings["batch_size"]), settings=settings, card=card)
-    lines = [f"{FINE_TUNING}, examples filling max_length {limit}: {most.line()}"]
-    if (examples := _examples(settings, run)) is None:
-        return lines
-    tokenizer = load_tokenizer(settings["model"])
-    ids, _ = tokenize_chains(examples, tokenizer, end=end_of_turn(tokenizer), max_length=limit)
-    longest = fit_training(shape, chain_lengths(ids), settings=settings, card=card)
-    return [f"{FINE_TUNING}, the {len(ids)} examples, up to {ids.length.max()} tokens: {longest.line()}", *lines]
-
-
-def _examples(settings: Mapping[str, Any], run: RunFiles) -> pd.DataFrame | None:
-    """Return the kept chains that stage 09 will train on, or None where stage 08 has not made them."""
-    path = Path(settings["chains"]) if settings["chains"] else run.chains
-    return sft_examples(read_table(path, TAUGHT))[0] if path.exists() else None
-
-
-def probe_tuning(settings: Mapping[str, Any], run: RunFiles, files: RunFiles) -> Cost:
-    """Train on a few of the run's chains, and scale the time to all of them; no time without chains."""
-    if (examples := _examples(settings, run)) is None:
-        return Cost(FINE_TUNING, Work(), "not measured: 08_knowledge_chains has not made the chains")
-    sft, economy, upkeep = tuning_settings(settings, files)
-    few = examples.sample(min(len(examples), _PASSES * sft.batch_size), random_state=0)
-    probe = replace(sft, epochs=1, gradient_accumulation=1, held_out_share=0.0)
-    upkeep = replace(upkeep, stop_on=(), checkpoint_folder=None)
-    start = time.perf_counter()
-    train_sft(
-        few, settings["model"], files.sft_model, adapter=files.sft_adapter, sft=probe, seed=settings["seed"],
-        max_dropped=1.0, economy=economy, upkeep=upkeep,
-    )  # fmt: skip
-    n = (settings["n_examples"] or len(examples)) * sft.epochs
-    seconds = (time.perf_counter() - start) * n / len(few)
-    return Cost(FINE_TUNING, Work(seconds=seconds), f"{len(few)} of {n} examples, epochs counted")
 
 
 def fits_here(made: pd.DataFrame, settings: Mapping[str, Any]) -> bool:

@@ -1,11 +1,13 @@
 """Compare the training questions of a run with the questions of its evaluation before anything runs.
 
-Stages 03, 05 and 07 make the same comparison (``exam.contamination``), hours later.
+Stages 03, 05 and 07 make the same comparison (``exam.contamination``), hours later. A base that was fine-tuned has the
+questions that it was taught in its folder (``training.taught``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,10 +15,11 @@ import pandas as pd
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import PAIRS, QUESTIONS
+from medrefl_utils.core.schemas import PAIRS, QUESTIONS, TAUGHT
 from medrefl_utils.core.store import read_table
 from medrefl_utils.exam.lint import content_key
 from medrefl_utils.exam.questions import questions_from_table
+from medrefl_utils.runs.stages import FINE_TUNING
 
 _ROLLOUT, _PAIRS = "01_tree_rollout", "03_pair_construction"
 _ASKING = ("05_benchmark_evaluation", "07_ablation")
@@ -41,15 +44,22 @@ def check_overlaps(
         Notes: how many questions stage 03 will drop, and sources that are not on this machine.
 
     Raises:
-        MedReflError: a stage would stop because a training question is in its evaluation; names the parameter to set.
+        MedReflError: a stage would stop because a training question is in its evaluation, one of the pairs or one that
+            the base was fine-tuned on; names the parameter to set.
     """
-    from medrefl_utils.exam.contamination import find_overlaps  # a second, which a refused profile need not wait
+    # A second, which a refused profile need not wait.
+    from medrefl_utils.exam.contamination import find_overlaps
+    from medrefl_utils.training.taught import refuse_taught
 
+    taught = {stage: _taught(stages, files, given, stages[stage]) for stage in _ASKING if stage in stages}
     sources = {_ROLLOUT: "questions", _PAIRS: "evaluation_questions", **dict.fromkeys(_ASKING, "questions")}
     stages = {stage: values for stage, values in stages.items() if sources.get(stage) in values}
     comparing = [stage for stage in (_PAIRS, *_ASKING) if stage in stages]
     if not comparing:
         return []
+    for stage in (name for name in _ASKING if name in stages and taught[name]):
+        if (asked := load(stage, "questions")) is not None:
+            refuse_taught(taught[stage], asked, f"{stage}: the base {stages[stage]['model']}")
     training, notes = _training(stages, files, given, load), []
     if training is None:
         return [_unseen(comparing[0], stages[_ROLLOUT]["questions"])] if _ROLLOUT in stages else []
@@ -77,6 +87,23 @@ def check_overlaps(
                 f" {_PAIRS}.evaluation_questions as those of {_ASKING[0]}, and add {_DROP}, which leaves them out"
             )
     return notes
+
+
+def _taught(
+    stages: Mapping[str, Mapping[str, Any]], files: RunFiles, given: Container[str], asking: Mapping[str, Any]
+) -> list[Question]:
+    """Return the questions that the base of an evaluation was, or will be, fine-tuned on, as far as they are known."""
+    from medrefl_utils.training.taught import asked_questions, taught_questions
+
+    base = asking.get("model", "")
+    if FINE_TUNING not in stages or Path(base).resolve() != files.sft_model.resolve():
+        return taught_questions(base) if base else []
+    chains = stages[FINE_TUNING]["chains"] or ("chains" in given and files.chains)
+    taught = taught_questions(stages[FINE_TUNING]["model"])
+    if chains:
+        table = read_table(Path(chains), TAUGHT)
+        taught += asked_questions(table[table["kept"].astype(bool)])
+    return taught
 
 
 def _training(

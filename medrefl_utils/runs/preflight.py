@@ -21,7 +21,7 @@ from medrefl_utils.core.store import read_table
 from medrefl_utils.exam import prompts
 from medrefl_utils.exam.benchmarks import check_question_source, load_benchmark
 from medrefl_utils.exam.lint import CONTEXT, prompt_tokens
-from medrefl_utils.models.folder_checks import check_adapter_base, resolve_checked_model
+from medrefl_utils.models.folder_checks import check_adapter_base, resolve_checked_encoder, resolve_checked_model
 from medrefl_utils.pairs.pair_table import check_pair_texts
 from medrefl_utils.runs.overlap_check import check_overlaps
 from medrefl_utils.training.sft_targets import sft_examples
@@ -73,6 +73,9 @@ def check_inputs(stages: Mapping[str, Parameters], files: RunFiles, given: Conta
         _check_settings(stage, values)
     for model in dict.fromkeys(model for values in stages.values() for model in _models(values)):
         resolve_checked_model(model)
+    for values in stages.values():
+        if values.get("embedder") and not values["embedder_endpoint"]:
+            resolve_checked_encoder(values["embedder"])
     loaded: dict[tuple[Any, ...], list[Question]] = {}
     for stage, values in stages.items():
         for names in _QUESTION_PARAMETERS:
@@ -153,6 +156,18 @@ def _check_endpoint(stage: str, values: Parameters) -> None:
         raise MedReflError(
             f"{stage}: endpoint_adapter and endpoint_model are both {model}: base and adapter are the same"
         )
+    embedding = values.get("embedder_endpoint", "")
+    if embedding and not values["embedder_endpoint_model"]:
+        raise MedReflError(
+            f"{stage}: embedder_endpoint is {embedding}, but embedder_endpoint_model is empty: give the name of the "
+            "encoder there"
+        )
+    for name in ("embedder", "embedder_endpoint"):
+        if values.get(name) and values["linking"] != "model":
+            raise MedReflError(
+                f"{stage}: {name} is {values[name]}, but linking is {values['linking']}, which asks no encoder: set "
+                "linking to model"
+            )
     judge, there = values.get("judge"), values.get("judge_endpoint")
     if there and judge in ("off", "self"):
         raise MedReflError(

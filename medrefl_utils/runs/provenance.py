@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medrefl_utils.core.run_files import RunFiles
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.core.store import read_manifest, write_manifest
 from medrefl_utils.runs.profiles import code_cells
 
@@ -89,6 +90,8 @@ def notebook_hash(notebook: Path) -> str:
 def code_hashes(notebook: Path, package: Path) -> dict[str, str]:
     """Return {file: sha256} of the package's modules that a notebook imports, directly or through other modules.
 
+    Comments and docstrings do not count, so editing them starts no rerun (``code_hash``).
+
     Import statements are read from the source, also those inside functions. A room is a sub-package that exports names
     by ``lazy_loader.attach``: only the modules of the used names count. A data file that is named like a module
     (``report.html.j2`` for ``report.py``) counts as part of it. Modules in ``ORCHESTRATION`` do not count.
@@ -102,7 +105,7 @@ def code_hashes(notebook: Path, package: Path) -> dict[str, str]:
         if name in seen or name.startswith(ORCHESTRATION):
             continue
         source = module.read_text(encoding="utf-8")
-        seen[name] = _sha(source)
+        seen[name] = code_hash(source)
         for beside in module.parent.glob(f"{module.stem}.*"):
             if beside != module and beside.is_file():
                 seen[beside.relative_to(package).as_posix()] = hashlib.sha256(beside.read_bytes()).hexdigest()

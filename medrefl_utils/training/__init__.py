@@ -4,7 +4,8 @@ In: a table of pairs or of chains, and a base model. Out: an adapter or a model 
 (``train_dpo``, ``train_sft``). ``sft_examples`` chooses what SFT teaches: chains, or a control of equal size.
 ``dpo_loss`` is the loss of DPO. ``shared_prefix`` computes the common prefix of both sides once. ``reference_cache``
 caches the log-probabilities of the reference. ``check_training_log`` and ``check_sft_log`` detect collapse and other
-failures; ``why_nothing_learned`` says when an adapter is still its base. ``merge_adapter`` and ``push_to_hub`` publish
+failures; ``why_nothing_learned`` says when an adapter is still its base. ``check_untaught`` refuses an evaluation on
+questions of the training. ``merge_adapter`` and ``push_to_hub`` publish
 the result.
 """
 
@@ -32,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "shared_prefix": ["PairTrainer", "SharedPrefixCollator", "SharedPrefixTrainer"],
         "reference_cache": ["reference_logprobs"],
+        "taught": ["check_untaught", "taught_questions", "write_taught_questions"],
         "learned": ["warmup_of", "why_nothing_learned"],
         "health_checks": ["TrainingFinding", "check_sft_log", "check_training_log"],
         "trackers": ["check_trackers"],

@@ -24,6 +24,7 @@ from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.exam.benchmarks import card_licence, licence_of
 from medrefl_utils.models.folder_checks import is_saved_in_4_bit
 from medrefl_utils.models.loading import load_model, load_tokenizer
+from medrefl_utils.training.taught import TAUGHT_QUESTIONS, write_taught_questions
 from medrefl_utils.training.token_ids import end_of_turn, tokenize_chains
 
 AGREEMENT = 0.98
@@ -178,8 +179,8 @@ def merge_adapter(
         adapter: the adapter's folder.
         out: a new or empty folder.
         base: folder or hub id; the base that the adapter names by default.
-        examples: what the check reads: columns ``question_id``, ``prompt`` and ``completion`` (messages); the
-            clinic's chains by default.
+        examples: what the adapter was trained on, which the check reads: columns ``question_id``, ``prompt`` and
+            ``completion`` (messages); the check reads the clinic's chains by default.
 
     Raises:
         MedReflError: no adapter there, a base that is missing or does not fit, a folder ``out`` that is not empty, or
@@ -189,7 +190,8 @@ def merge_adapter(
     if out.exists() and any(out.iterdir()):
         raise MedReflError(f"merge: {out} is not empty; name a new folder")
     tokenizer = load_tokenizer(base)
-    examples = _clinic_chains() if examples is None or examples.empty else examples.head(CHECKED)
+    trained_on = None if examples is None or examples.empty else examples
+    examples = _clinic_chains() if trained_on is None else trained_on.head(CHECKED)
     ids, _ = tokenize_chains(examples, tokenizer, end=end_of_turn(tokenizer), max_length=sys.maxsize)
     if ids.empty:
         raise MedReflError(f"merge: none of {len(examples)} examples has a prompt and a completion to check with")
@@ -210,6 +212,7 @@ def merge_adapter(
         )
         if agreement.same < AGREEMENT:
             raise MedReflError(f"merge: {agreement.line()}; expected at least {AGREEMENT:.0%}: nothing is written")
+        write_taught_questions(folder, trained_on, base=base)
         if (adapter / "README.md").is_file():
             card = (adapter / "README.md").read_text(encoding="utf-8")
             card = card.replace("library_name: peft", "library_name: transformers")
@@ -273,7 +276,12 @@ def push_to_hub(folder: Path, hub_id: str, *, private: bool = True) -> str:
     try:
         api = HfApi()
         made = api.create_repo(hub_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"medrefl {__version__}")
+        api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            commit_message=f"medrefl {__version__}",
+            ignore_patterns=[TAUGHT_QUESTIONS],  # exams ask that their questions are not published
+        )
     except Exception as error:  # the HTTP client's errors have no common base class
         raise MedReflError(f"push: {hub_id}: {one_line(error)}") from error
     return str(made)

@@ -34,6 +34,7 @@ from medrefl_utils.training.settings import (
     check_above_zero,
     check_held_out_share,
 )
+from medrefl_utils.training.taught import write_taught_questions
 from medrefl_utils.training.token_ids import chain_lengths, end_of_turn, generation_end_tokens, tokenize_chains
 from medrefl_utils.training.trackers import keep_tensorboard_in
 from medrefl_utils.training.trainer_setup import (
@@ -123,8 +124,9 @@ def train_sft(
 
     The loss is the cross-entropy of the completion's tokens; the prompt has none. Each response token of an optimizer
     step counts the same, whatever the batch it is in. Without ``full_finetuning`` an adapter is trained, written to
-    ``adapter``, and merged into the 16-bit base. An interrupted training resumes from its last complete checkpoint if
-    ``upkeep`` saves checkpoints. A training that is complete in ``folder`` is not repeated.
+    ``adapter``, and merged into the 16-bit base. Both folders keep the questions of the examples. An interrupted
+    training resumes from its last complete checkpoint if ``upkeep`` saves checkpoints. A training that is complete in
+    ``folder`` is not repeated.
 
     Args:
         examples: columns ``question_id``, ``prompt`` and ``completion`` (``sft_examples``).
@@ -165,6 +167,9 @@ def train_sft(
             shutil.rmtree(folder, ignore_errors=True)
             agreement = merge_adapter(adapter, folder, base=model, examples=examples)
             write_table(folder / TRAINED, log, SFT_TRAINING, key=key, notes={"merged": agreement.line()})
+    for place in (folder, adapter):
+        if place.exists():
+            write_taught_questions(place, examples, base=model)
     merged = table_notes(folder / TRAINED).get("merged", "")
     return SftResult(log, dropped, len(ids), int(ids["length"].sum()), merged)
 

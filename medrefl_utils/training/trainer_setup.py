@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from transformers import (
 )
 
 from medrefl_utils.core.errors import MedReflError
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.core.store import read_table, table_key, write_table, write_text
 from medrefl_utils.models.loading import device
 from medrefl_utils.models.memory import is_out_of_memory
@@ -153,17 +153,21 @@ def keep_adapter_in_32_bit(model: torch.nn.Module) -> None:
 def memory_trial(trainer: Trainer, economy: EfficiencySettings, advice: Callable[[], str]) -> Iterator[None]:
     """Run the block, a forward and backward pass, beside what the optimizer will take, and leave nothing behind.
 
-    The memory of AdamW's states is allocated meanwhile, except for paged states, which can leave the GPU.
+    The pass checkpoints and offloads as the training will. The memory of AdamW's states is allocated meanwhile, except
+    for paged states, which can leave the GPU.
 
     Raises:
         MedReflError: out of memory; the message is ``advice()``.
     """
     trainer.model.train()
+    if economy.gradient_checkpointing:  # the trainer itself does this at the beginning of the training
+        enable_checkpointing(trainer.model)
     states: list[torch.Tensor] = []
     try:
         if economy.optimizer == "adamw":
             states = [torch.empty_like(p) for p in trainer.model.parameters() if p.requires_grad for _ in range(2)]
-        yield
+        with trainer.maybe_activation_offload_context:
+            yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -173,6 +177,13 @@ def memory_trial(trainer: Trainer, economy: EfficiencySettings, advice: Callable
         trainer.model.zero_grad(set_to_none=True)
         trainer._metrics["train"].clear()
         trainer._total_train_tokens = 0
+
+
+def enable_checkpointing(model: torch.nn.Module) -> None:
+    """Let a model recompute its activations in the backward pass, as the trainer does."""
+    # transformers has renamed it; the older versions that we allow know the older name only.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
 
 
 def split_held_out(ids: pd.DataFrame, held_out: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -211,8 +222,7 @@ def training_key(parts: Sequence[object], tokens: pd.DataFrame, modules: Sequenc
         modules: the modules whose code computes the training.
     """
     ids = tokens.to_json(orient="values")
-    code = "".join(inspect.getsource(module) for module in (*modules, sys.modules[__name__]))
-    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in (ids, code)]
+    hashes = [hashlib.sha256(ids.encode()).hexdigest(), code_hash(*modules, sys.modules[__name__])]
     return hashlib.sha256(json.dumps([*parts, *hashes], sort_keys=True).encode()).hexdigest()[:16]
 
 

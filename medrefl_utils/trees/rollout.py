@@ -1,7 +1,9 @@
 """Grow the trees of an exam in shards of whole questions, and write each result to disk at once: stage 01.
 
 The file name of a shard is the hash of everything that the shard depends on. A shard on disk is not grown again, even
-if other settings were run in between. Shards of other settings are deleted after the requested trees are complete.
+if other settings were run in between. After the requested trees are complete, shards of other settings move to the
+folder ``superseded``, from where a run with these settings takes them back. No run deletes a shard; ``medrefl clean``
+lists and removes the superseded ones.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from tqdm import tqdm
 from medrefl_utils.core.dropped_rows import DropCounts
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Question, Sampling
+from medrefl_utils.core.run_files import SUPERSEDED
 from medrefl_utils.core.schemas import SCREENING, STEPS
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.core.store import read_table, table_key, table_notes, write_table
 from medrefl_utils.exam import answers, prompts
 from medrefl_utils.exam import steps as exam_steps
@@ -74,7 +78,7 @@ def roll_out(
 ) -> tuple[pd.DataFrame, Ledger]:
     """Grow the trees of these questions and write them to ``folder``.
 
-    A rerun continues where it stopped. A change of parameters deletes nothing until its own trees are complete.
+    A rerun continues where it stopped. A change of parameters deletes nothing.
 
     Args:
         questions: the roots of the trees.
@@ -116,7 +120,9 @@ def roll_out(
     steps = _made(parts, generator, work, STEPS, bar, ledger)
     _lay_out([part.path for part in parts], folder)
     for stale in set(shards.glob("*.parquet")) - {part.path for part in [*kept, *parts]}:
-        stale.unlink()
+        aside = shards / SUPERSEDED / stale.name
+        aside.parent.mkdir(exist_ok=True)
+        stale.replace(aside)
     ledger.add({name: getattr(generator.usage, name) for name in ("requests", "probes", "reused")})
     return steps, ledger
 
@@ -246,6 +252,9 @@ def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
 
     A shard with refused questions counts as missing: its replies are in the log, and the server may accept them now.
     """
+    aside = shard.path.parent / SUPERSEDED / shard.path.name
+    if not shard.path.exists() and aside.exists():
+        aside.replace(shard.path)
     if not shard.path.exists():
         return None
     try:
@@ -258,10 +267,10 @@ def _found(shard: _Shard, schema: pa.Schema) -> pd.DataFrame | None:
         why = "it belongs to other questions or settings"
     except MedReflError as error:
         why = str(error)
-    aside = shard.path.with_suffix(".damaged")
-    shard.path.replace(aside)
+    damaged = shard.path.with_suffix(".damaged")
+    shard.path.replace(damaged)
     tqdm.write(
-        f"rollout: set aside as {aside}, its {len(shard.questions)} questions are repeated: {why}",
+        f"rollout: set aside as {damaged}, its {len(shard.questions)} questions are repeated: {why}",
         sys.stderr,
     )
     return None
@@ -332,9 +341,8 @@ def _code() -> str:
     It covers all generators, so that Ray's actors and this process share their shards.
     """
     folders = [Path(folder.__file__).parent for folder in (answers, generators)]
-    files = [Path(module.__file__) for module in (search, growing_tree, exam_steps, chat_templates, sys.modules[__name__])]
-    files += [file for folder in folders for file in sorted(folder.rglob("*.py"))]
-    return _digest([file.read_text("utf-8") for file in files])
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    return code_hash(search, growing_tree, exam_steps, chat_templates, sys.modules[__name__], *files)
 
 
 def _digest(value: object) -> str:

@@ -2,7 +2,8 @@
 
 The graph is generated: 129,000 nodes in PrimeKG's shares of types, 8.1 million rows (each edge in both directions), and
 degrees as uneven as those of a real graph (hubs with thousands of neighbours). Each measurement has its own process.
-Times are CPU times, of all threads together: other processes on the machine change them less.
+Times are CPU times, of all threads together: other processes on the machine change them less. networkx is stopped after
+four minutes, and a graph of a tenth of the size shows both to their end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.benchmarks.measure import Measurement
 
 NODES, EDGES = 129_000, 4_050_000
 PAIRS, PEER_PAIRS = 100, 20  # networkx takes seconds for a pair, so it gets the first 20 only
+LIMIT = 240.0  # seconds for networkx at one size, so that the benchmark ends within ten minutes
 MAX_HOPS, MAX_PATHS = 4, 50
 SHARES = {
     **{"biological_process": 0.22, "gene/protein": 0.21, "disease": 0.13, "effect/phenotype": 0.12, "anatomy": 0.11},
@@ -62,14 +64,12 @@ table = pandas.read_csv(sys.argv[1], low_memory=False, usecols=["x_id", "y_id", 
 graph = networkx.from_pandas_edgelist(table, "x_id", "y_id", edge_attr="display_relation")
 loaded = time.process_time() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-seconds, lengths, n = [], [], []
+print(json.dumps({"loaded": loaded, "peak": peak}), flush=True)
 for a, b in pairs(int(sys.argv[2]), int(sys.argv[3])):
     start = time.process_time()
     found = list(itertools.islice(networkx.all_shortest_paths(graph, str(a), str(b)), MAX_PATHS))
-    seconds.append(time.process_time() - start)
-    lengths.append(len(found[0]) - 1 if found else 0)
-    n.append(len(found))
-print(json.dumps({"loaded": loaded, "peak": peak, "seconds": seconds, "lengths": lengths, "n": n}))
+    seconds = time.process_time() - start
+    print(json.dumps({"seconds": seconds, "length": len(found[0]) - 1 if found else 0, "n": len(found)}), flush=True)
 """
 
 
@@ -111,45 +111,73 @@ def pairs(nodes: int, n: int) -> Iterator[tuple[int, int]]:
         yield a, b if a != b else (b + 1) % nodes
 
 
-def _alone(code: str, *arguments: object) -> dict:
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+def _alone(code: str, *arguments: object, limit: float | None = None) -> list[dict]:
+    """Return the lines that the code prints, each a JSON object, up to the end or to ``limit`` seconds."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired as error:
+        printed = (error.stdout or b"").decode()
+        return [json.loads(line) for line in printed.splitlines(keepends=True) if line.endswith("\n")]
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def main(
-    nodes: int = NODES, edges: int = EDGES, n_pairs: int = PAIRS, peer_pairs: int = PEER_PAIRS
+    sizes: Sequence[tuple[int, int]] = ((NODES, EDGES), (NODES // 10, EDGES // 10)),
+    n_pairs: int = PAIRS,
+    peer_pairs: int = PEER_PAIRS,
+    limit: float = LIMIT,
 ) -> Iterator[Measurement]:
-    """Yield time and memory of reading, from the file and from the cache, and the time of a pair's paths."""
+    """Yield time and memory of reading, from the file and from the cache, and the time of a pair's paths.
+
+    For each size (nodes, edges). At PrimeKG's size networkx is stopped after ``limit`` seconds; at a tenth both end.
+    """
+    for nodes, edges in sizes:
+        yield from _measured(nodes, edges, n_pairs, peer_pairs, limit)
+
+
+def _measured(nodes: int, edges: int, n_pairs: int, peer_pairs: int, limit: float) -> Iterator[Measurement]:
     with tempfile.TemporaryDirectory() as folder:
         file = write_large_graph(Path(folder) / "kg.csv", nodes, edges)
         size = file.stat().st_size / 2**20
         cache = Path(folder) / "kg.npz"
-        first = _alone(_OURS, file, cache, n_pairs)
-        again = _alone(_OURS, file, cache, n_pairs)
-        theirs = _alone(_NETWORKX, file, nodes, peer_pairs)
+        [first], [again] = (_alone(_OURS, file, cache, n_pairs) for _ in range(2))
+        read, *theirs = _alone(_NETWORKX, file, nodes, peer_pairs, limit=limit) or [None]
     assert first["n"] == again["n"]
-    near = [i for i, length in enumerate(theirs["lengths"]) if length <= MAX_HOPS]
-    assert [first["lengths"][i] for i in near] == [theirs["lengths"][i] for i in near]
-    assert [first["n"][i] for i in near] == [theirs["n"][i] for i in near]
+    near = [i for i, pair in enumerate(theirs) if pair["length"] <= MAX_HOPS]
+    assert [first["lengths"][i] for i in near] == [theirs[i]["length"] for i in near]
+    assert [first["n"][i] for i in near] == [theirs[i]["n"] for i in near]
+    size_of = f"{nodes:,} nodes: "
     details = {"nodes": nodes, "rows": 2 * edges, "file_mib": round(size)}
-    limit = details | {"meaning": "the peer is the limit"}
-    yield Measurement("read CSV", first["loaded"], 40.0, goal=1, details=limit | {"wall_seconds": first["wall"]})
-    yield Measurement("read CSV, beside networkx", first["loaded"], theirs["loaded"], goal=1, details=details)
-    yield Measurement("peak memory of reading", first["peak"], 3.0, goal=1, unit="GiB", details=limit)
+    goal = details | {"meaning": "the peer is the limit"}
+    beside = details | {"peer": "networkx", "stopped_after_seconds": limit}
     yield Measurement(
-        "peak memory, beside networkx", first["peak"], theirs["peak"], goal=1, unit="GiB", details=details
+        size_of + "read CSV", first["loaded"], 40.0, goal=1, details=goal | {"wall_seconds": first["wall"]}
     )
-    yield Measurement("read the cache", again["loaded"], 3.0, goal=1, details=limit)
-    ours = 1e3 * float(np.median(again["seconds"]))
-    same, peer = (1e3 * float(np.median(run["seconds"][:peer_pairs])) for run in (again, theirs))
-    spread = details | {
+    peer, late = (limit, True) if read is None else (read["loaded"], False)
+    yield Measurement(
+        size_of + "read CSV, beside networkx", first["loaded"], peer, goal=1, peer_at_least=late, details=beside
+    )
+    yield Measurement(size_of + "peak memory of reading", first["peak"], 3.0, goal=1, unit="GiB", details=goal)
+    if read is not None:
+        yield Measurement(
+            size_of + "peak memory, beside networkx", first["peak"], read["peak"], goal=1, unit="GiB", details=beside
+        )
+    yield Measurement(size_of + "read the cache", again["loaded"], 3.0, goal=1, details=goal)
+    spread = {
         "pairs": n_pairs,
         "max_hops": MAX_HOPS,
         "max_paths": MAX_PATHS,
         "slowest_ms": 1e3 * max(again["seconds"]),
         "lengths": {str(k): again["lengths"].count(k) for k in sorted(set(again["lengths"]))},
     }
-    yield Measurement("paths of a pair, median", ours, 20.0, goal=1, unit="ms", details=spread | limit)
-    yield Measurement("paths of a pair, beside networkx", same, peer, goal=1, unit="ms", details=spread)
+    ours = 1e3 * float(np.median(again["seconds"]))
+    yield Measurement(size_of + "paths of a pair, median", ours, 20.0, goal=1, unit="ms", details=spread | goal)
+    if theirs:
+        same = 1e3 * float(np.median(again["seconds"][: len(theirs)]))
+        peer = 1e3 * float(np.median([pair["seconds"] for pair in theirs]))
+        case = size_of + f"paths of the first {len(theirs)} pairs, beside networkx"
+        yield Measurement(case, same, peer, goal=1, unit="ms", details=spread | beside)

@@ -26,6 +26,8 @@ class Measurement:
     goal: float
     unit: str = "s"
     less_is_better: bool = True
+    peer_at_least: bool = False
+    """the peer was stopped before its end: its figure, and so the ratio, is a lower bound"""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -41,8 +43,9 @@ class Measurement:
     def line(self, name: str) -> str:
         """Return ``bench NAME ours peer ratio goal ok|short``, separated by spaces."""
         title = f"{name}/{self.case}" if self.case else name
-        ours, peer = f"{self.ours:.4g}{self.unit}", f"{self.peer:.4g}{self.unit}"
-        return f"bench {title} {ours} {peer} {self.ratio:.2f} {self.goal:g} {'ok' if self.ok else 'short'}"
+        more = ">" if self.peer_at_least else ""
+        ours, peer = f"{self.ours:.4g}{self.unit}", f"{more}{self.peer:.4g}{self.unit}"
+        return f"bench {title} {ours} {peer} {more}{self.ratio:.2f} {self.goal:g} {'ok' if self.ok else 'short'}"
 
 
 def write(name: str, measurements: list[Measurement], folder: Path = RESULTS) -> Path:

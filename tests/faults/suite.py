@@ -27,14 +27,14 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import yaml
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from medrefl_utils.runs import DEFAULT_STAGES
 from tests.conftest import ROOT
 from tests.server import Server, serving
 
-CHAINS = "08_knowledge_chains"
-STAGES = (*DEFAULT_STAGES, CHAINS)
+TRAINING, CHAINS, FINE_TUNING = "04_dpo_lora_4bit", "08_knowledge_chains", "09_sft_lora_4bit"
+STAGES = (*DEFAULT_STAGES, CHAINS, FINE_TUNING)
 ASKING = ("01_tree_rollout", "03_pair_construction", "05_benchmark_evaluation", CHAINS)
 """The stages that ask an endpoint; 07 asks as 05 does."""
 PROFILE = {
@@ -47,7 +47,7 @@ PROFILE = {
         "max_new_tokens": 128,
         "quantization": "none",
     },
-    "04_dpo_lora_4bit": {
+    TRAINING: {
         "kinds": ["reasoning", "random_cot"],
         "batch_size": 2,
         "gradient_accumulation": 1,
@@ -70,7 +70,11 @@ PROFILE = {
         "max_dropped": 1.0,
         "quantization": "none",
     },
+    FINE_TUNING: {"batch_size": 4, "checkpoint_every": 2},
 }
+CHECKPOINTS = {TRAINING: ("checkpoints", "adapter"), FINE_TUNING: ("sft_checkpoints", "sft_adapter")}
+"""{stage that trains: its folders of checkpoints and of the finished adapter}"""
+FIGURES = ("training.parquet", "sft_training.parquet")  # tables of numbers, compared with TOLERANCE
 VICTIMS = ("chain", "kernel", "both")
 TOLERANCE = 1e-4  # absolute; for the figures of a resumed training
 TIMED = {"seconds"}  # columns that differ between any two runs
@@ -196,7 +200,7 @@ class Series:
         """Restore the run's folder to its state before the stage."""
         shutil.rmtree(self.run, ignore_errors=True)
         shutil.copytree(self.place.before, self.run)
-        self.received, self.shards, self.asked = set(), {}, len(self.server.requests)
+        self.received, self.saved, self.asked, self.reached = set(), {}, len(self.server.requests), 0
 
     def disturb(self, seconds: float, victim: str) -> bool:
         """Run the stage and kill it after ``seconds``; return False if it had ended by then."""
@@ -224,13 +228,26 @@ class Series:
             self.outcome += difference
 
     def _count(self) -> None:
-        """Count requests that were repeated although their reply was on disk, and shards that were grown again."""
+        """Count what was repeated although it was on disk (requests, shards, checkpoints), and lost checkpoints."""
         known = {json.dumps(body) for n, body in enumerate(self.server.requests) if f"reply-{n}" in self.received}
         self.outcome.repeated += sum(json.dumps(body) in known for body in self.server.requests[self.asked :])
-        now = {path: path.stat().st_mtime_ns for path in (self.run / "shards").rglob("*.parquet")}
-        self.outcome.repeated += sum(path in now and now[path] != when for path, when in self.shards.items())
+        steps = self._checkpoints()
+        now = {path: path.stat().st_mtime_ns for path in (*(self.run / "shards").rglob("*.parquet"), *steps)}
+        self.outcome.repeated += sum(path in now and now[path] != when for path, when in self.saved.items())
+        if self.place.stage in CHECKPOINTS and not (self.run / CHECKPOINTS[self.place.stage][1]).exists():
+            self.outcome.lost += max(steps.values(), default=0) < self.reached
+        self.reached = max(steps.values(), default=0)
         self.received |= {line["reply"]["id"] for line in _log_lines(self.run) if "reply" in line}
-        self.shards, self.asked = now, len(self.server.requests)
+        self.saved, self.asked = now, len(self.server.requests)
+
+    def _checkpoints(self) -> dict[Path, int]:
+        """Return {state file: optimizer step} of the complete checkpoints of a stage that trains."""
+        found = {}
+        folder = self.run / CHECKPOINTS.get(self.place.stage, ("no_checkpoints",))[0]
+        for path in folder.glob("*/checkpoint-*/trainer_state.json"):
+            with suppress(ValueError, OSError):
+                found[path] = json.loads(path.read_text())["global_step"]
+        return found
 
 
 def one_series(checkout: Path, place: Place, name: str, kills: int, rng: random.Random) -> Outcome:
@@ -279,7 +296,7 @@ def _compare_file(expected: Path, found: Path) -> Iterator[Outcome]:
     name = "/".join(expected.parts[-2:])
     if not found.exists():
         yield Outcome(differences=[f"{name} is missing"])
-    elif expected.suffix == ".parquet" and expected.name != "training.parquet":
+    elif expected.suffix == ".parquet" and expected.name not in FIGURES:
         rows = [_rows(path) for path in (expected, found)]
         if rows[0] != rows[1]:
             counts = [Counter(some) for some in rows]
@@ -303,7 +320,7 @@ def _rows(path: Path) -> list[str]:
 
 def _numbers(path: Path) -> list[np.ndarray]:
     if path.suffix == ".safetensors":
-        return [value.astype(np.float64) for _, value in sorted(load_file(path).items())]
+        return [value.double().numpy() for _, value in sorted(load_file(path).items())]
     table = pq.read_table(path)
     return [table[name].to_numpy().astype(np.float64) for name in table.column_names]
 

@@ -8,7 +8,6 @@ Rows that have ended leave the cache.
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 import warnings
@@ -23,6 +22,7 @@ from transformers import DynamicCache
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Sampling
+from medrefl_utils.core.source_code import code_hash
 from medrefl_utils.core.store import content_hash
 from medrefl_utils.exam import steps as exam_steps
 from medrefl_utils.exam.prompts import Messages
@@ -424,4 +424,4 @@ class _Batch:
 def _code() -> str:
     """Return a hash of the code that writes: a change of the code invalidates the log."""
     modules = (sys.modules[__name__], continuous, drawing, ragged_rows, shared_prefix, token_cutting, exam_steps)
-    return call_key(*(inspect.getsource(module) for module in modules))
+    return code_hash(*modules)
