@@ -107,6 +107,16 @@ def test_a_random_arm_that_is_the_reasoning_arm_is_left_out_with_its_share():
     assert list(whole[0]) == ["reasoning"] and "100% of its random pairs" in out["random_cot"]
 
 
+def test_a_random_pair_is_shared_by_both_of_its_texts():
+    reasoning = TABLE[TABLE["kind"] == "reasoning"].iloc[:2].reset_index(drop=True)
+    other = reasoning.assign(kind="random_cot")
+    assert shared_pairs(other, reasoning) == 1
+    half = other.assign(rejected=[other["rejected"][1], other["rejected"][1]])
+    assert shared_pairs(half, reasoning) == 0.5  # the first has the chosen side alone
+    assert shared_pairs(other.assign(question_id=["q1", "q0"]), reasoning) == 0
+    assert shared_pairs(other.iloc[:0], reasoning) == 0
+
+
 def test_the_controls_have_the_pairs_of_their_arm_with_sides_exchanged():
     arms = ["reasoning", "shuffled reasoning", "swapped reasoning"]
     drawn, _ = draw_equal_arms(TABLE, arms, [0], n=8)
@@ -253,6 +263,10 @@ def test_refused_prompts_are_counted_not_stored_and_asked_again(tmp_path):
         responses, _ = evaluate_arm(tmp_path, lambda server=server: server, **put)
         assert (len(responses), len(read_table(stored, RESPONSES)), server.asked) == (returned, kept, asked)
         assert (responses["stop"] == "refused").sum() == (not accepts)
+    for other in (dict(samples=2), dict(seed=1), dict(key="l"), dict(runs_on="vllm")):
+        server = Refuses(accepts=True)
+        evaluate_arm(tmp_path, lambda server=server: server, **put | other)
+        assert server.asked == 2, other
 
 
 @pytest.mark.timeout(600)

@@ -44,6 +44,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pass_at_k": ["pass_at_k", "pass_rates"],
         "robustness": ["CHANGES", "changed_question", "compare_robustness"],
         "arms": ["CONTROLS", "draw_equal_arms", "shared_pairs"],
-        "ablation": ["ablation_results", "compare_arms", "evaluate_arm", "pairs_lost", "train_arm"],
+        "ablation": ["ablation_results", "compare_arms", "evaluate_arm", "pairs_lost", "run_arms", "train_arm"],
     },
 )

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,75 @@ def train_arm(
         log = train_dpo(pairs, model, folder / "adapter", dpo=dpo, seed=seed, upkeep=upkeep)
         write_table(folder / "training.parquet", log, TRAINING, key=key)
     return key
+
+
+def run_arms(
+    drawn: Mapping[int, Mapping[str, pd.DataFrame]],
+    folder: Path,
+    base: Generator,
+    open_adapter: Callable[..., Generator],
+    *,
+    model: str,
+    model_key: str,
+    dpo: DpoSettings,
+    references: Path,
+    protocols: Mapping[int, Sequence[Protocol]],
+    exam: Sequence[Question],
+    begun: pd.DataFrame,
+    sampling: Sampling,
+    samples: int,
+    runs_on: str = "",
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Train every arm under every seed, and ask base and arms; what is finished in ``folder`` is read instead.
+
+    Args:
+        drawn: {seed: {arm: its pairs}} (``draw_equal_arms``).
+        folder: gets a folder per arm and seed.
+        base: the base model.
+        open_adapter: opens the base with an adapter, whose folder it takes as ``adapter``.
+        model: the base model: a folder or hub id.
+        model_key: its hash.
+        dpo: settings of the training.
+        references: folder of the reference's cached log-probabilities.
+        protocols: {seed: how the questions are asked}.
+        exam: held-out questions.
+        begun: starting points (``starting_points``).
+        sampling: sampling of the continuations.
+        samples: continuations of each starting point.
+        runs_on: as in ``evaluate_arm``.
+
+    Returns:
+        Columns of RESPONSES, columns of CONTINUATIONS, of the base and all arms; each seed is one run.
+    """
+    asked = []
+    for run, (seed, arms) in enumerate(drawn.items()):
+
+        def ask(name: str, opened: Callable[[], Generator], key: str, run: int = run, seed: int = seed) -> None:
+            asked.append(
+                evaluate_arm(
+                    folder / f"{name}-{seed}",
+                    opened,
+                    model=name,
+                    run=run,
+                    exam=exam,
+                    protocols=protocols[seed],
+                    begun=begun,
+                    sampling=sampling,
+                    seed=seed,
+                    key=key,
+                    samples=samples,
+                    runs_on=runs_on,
+                )
+            )
+
+        ask("base", lambda: base, model_key)
+        for arm, pairs in arms.items():
+            print(f"seed {seed}: {arm}")
+            place = folder / f"{arm}-{seed}"
+            key = train_arm(pairs, model, place, dpo=dpo, seed=seed, model_key=model_key, references=references)
+            ask(arm, partial(open_adapter, adapter=place / "adapter"), key)
+    responses, repairs = (pd.concat(tables, ignore_index=True) for tables in zip(*asked, strict=True))
+    return responses, repairs
 
 
 def pairs_lost(files: RunFiles) -> dict[str, int]:
