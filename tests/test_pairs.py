@@ -181,7 +181,9 @@ def test_a_side_that_begins_inside_the_templates_thinking_is_read_as_one() -> No
         drawn, left_out = random_pairs(
             questions, steps, paths(steps), like, prompt=prompt, seed=0, thinking_open=inside
         )
-        assert len(drawn) == 4 and left_out.get("chosen_elsewhere", 0) == 2 * inside  # other paths are drawn instead
+        # other paths are drawn instead, but the two that are left are reasoning pairs
+        assert len(drawn) == 4 - 2 * inside and left_out.get("chosen_elsewhere", 0) == 2 * inside
+        assert left_out["shared"] == 2 * inside
     question, said = Question("q1", "What?", OPTIONS, "A"), "Option A is right, but"
     assert side_fault(question, "Answer: A", said)[0] == "rejected_right"
     assert side_fault(question, "Answer: A", said, thinking_open=True) == ("", "")

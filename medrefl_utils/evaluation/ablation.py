@@ -239,7 +239,7 @@ def compare_arms(marks: pd.DataFrame) -> pd.DataFrame:
     models = dict.fromkeys(marks["model"])
     arms = [model for model in models if model != "base"]
     families = [[(arm, "base") for arm in arms] if "base" in models else []]
-    families.append([(arm, other) for place, other in enumerate(arms) for arm in arms[place + 1 :]])
+    families.append([(arm, other) for place, arm in enumerate(arms) for other in arms[place + 1 :]])
     clusters = marks.drop_duplicates("question_id").set_index("question_id")["cluster"]
     rows = []
     for figure, of_figure in marks.groupby("figure", sort=False):
@@ -286,7 +286,8 @@ def _marks(responses: pd.DataFrame, repairs: pd.DataFrame) -> pd.DataFrame:
     claims = correction_marks(repairs)
     marks = pd.concat([answers, claims[claims["figure"].isin(_OF_CLAIMS)]], ignore_index=True)
     stems = responses.drop_duplicates("question_id").set_index("question_id")["stem_id"]
-    return marks.assign(cluster=marks["question_id"].map(stems).fillna(marks["question_id"]))
+    known = marks["question_id"].map(stems[stems.notna()].to_dict())
+    return marks.assign(cluster=known.astype(object).where(known.notna(), marks["question_id"]))
 
 
 def _of_base(marks: pd.DataFrame, protocol: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Robustness: ask the same question changed, greedily, and compare with the unchanged question. Pure.
+"""Robustness: ask the same question changed, greedily, and compare with the unchanged question.
 
 - ``misled``: the question's turn ends with a colleague's wrong answer. (Such a change takes MedReason-8B from 50.4 to
   24.4%: arXiv 2505.11462.)
