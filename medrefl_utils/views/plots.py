@@ -435,12 +435,16 @@ def accuracy_bars(scores: pd.DataFrame) -> Figure:
     return figure
 
 
+_LOWER_IS_BETTER = ("right to wrong", "fake reflection rate")
+
+
 @styled
 def ablation(contrasts: pd.DataFrame) -> Figure:
     """Plot each arm's paired difference to the base with its 95% interval, a panel per figure.
 
     Args:
-        contrasts: rows of ``core.CONTRASTS``. A filled mark: the interval excludes 0 and Holm's p is below 0.05.
+        contrasts: rows of ``core.CONTRASTS``. A filled mark: the interval excludes 0 and Holm's p is below 0.05; it has
+            the colour of right or wrong answers.
     """
     shown = contrasts[contrasts["against"] == "base"]
     figures, arms = (list(dict.fromkeys(shown[name])) for name in ("figure", "arm"))
@@ -454,7 +458,8 @@ def ablation(contrasts: pd.DataFrame) -> Figure:
         for place, row in enumerate(rows.itertuples()):
             middle, low, high = (100 * value for value in (row.difference, row.low, row.high))
             sure = row.holm_p < 0.05 and (row.low > 0 or row.high < 0)
-            colour = (RIGHT if middle > 0 else WRONG) if sure else INK
+            better = (middle > 0) != (name in _LOWER_IS_BETTER)
+            colour = (RIGHT if better else WRONG) if sure else INK
             drawn = {"fmt": "o", "capsize": 3, "color": colour, "mfc": colour if sure else "white"}
             axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], **drawn)
             label = signed(middle, 1)

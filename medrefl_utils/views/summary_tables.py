@@ -77,17 +77,21 @@ def pass_at_k_table(rates: pd.DataFrame, scores: pd.DataFrame) -> Table:
 def robustness_table(robustness: pd.DataFrame) -> Table:
     """Return what changed questions do to the accuracy and the answers of base and adapter, in percent and points.
 
+    The caption says how many answers are the suggested wrong one, without and with the suggestion.
+
     Args:
         robustness: rows of ``core.ROBUSTNESS``.
     """
-    title = "Changed questions, greedy; other: another option is chosen; adopts: the suggested wrong answer"
-    table = _plain(title, "protocol", "arm", "greedy %", "changed %", "points [95%]", "other %", "adopts %")
+    title = "Changed questions, greedy, in %; other: another option is chosen"
+    table = _plain(title, "protocol", "arm", "before", "after", "points [95%]", "other")
+    captions = []
     for row in robustness.itertuples():
-        names = ("accuracy_greedy", "accuracy", "changed")
-        greedy, changed, other = (_share(row, name) for name in names)
-        adopts = "-" if pd.isna(row.followed) else f"{100 * row.followed_greedy:.1f} to {100 * row.followed:.1f}"
-        lost = _between(row, "difference", signed=True)
-        table.add_row(row.protocol, row.model, greedy, changed, lost, other, adopts)
+        before, after, other = (_share(row, name) for name in ("accuracy_greedy", "accuracy", "changed"))
+        table.add_row(row.protocol, row.model, before, after, _between(row, "difference", signed=True), other)
+        if not pd.isna(row.followed):
+            told = f"{_share(row, 'followed_greedy')}% without the suggestion, {_share(row, 'followed')}% with it"
+            captions.append(f"{row.model}: the suggested wrong answer is given by {told}")
+    table.caption = "\n".join(captions)
     return table
 
 
@@ -112,17 +116,16 @@ def ablation_table(ablation: pd.DataFrame) -> Table:
 
 
 def ablation_self_correction_table(ablation: pd.DataFrame) -> Table:
-    """Return the self-correction of base and arms: net in points and repair rate with 95% intervals, the parts in %.
+    """Return the self-correction of base and arms: net in points with its 95% interval, parts and repair rate in %.
 
     Args:
         ablation: rows of ``core.ABLATION``.
     """
-    title = "Self-correction: after a finished answer and 'Wait,'; repair: after a wrong step"
-    columns = ("net, points", "wrong to right", "right to wrong", "fake", "repair %")
-    table = _plain(title, "arm", *columns, wrap=True)
+    title = "Self-correction after 'Wait,', in %; repair: after a wrong step"
+    table = _plain(title, "arm", "net, points", "to right", "to wrong", "fake", "repair")
     for row in ablation[ablation["left_out"].isna()].drop_duplicates("arm").itertuples():
-        parts = [_share(row, name) for name in ("mends", "breaks", "fake")]
-        table.add_row(row.arm, _between(row, "net", signed=True), *parts, _between(row, "repair"))
+        parts = [_share(row, name) for name in ("mends", "breaks", "fake", "repair")]
+        table.add_row(row.arm, _between(row, "net", signed=True), *parts)
     return table
 
 
@@ -194,12 +197,12 @@ def key_figure_texts(figures: Mapping[str, Any], above: str = "") -> list[tuple[
     return found
 
 
-def _plain(title: str, *columns: str, wrap: bool = False) -> Table:
-    """Return a table without lines between columns, which fits 80 characters; ``wrap`` lets its heads wrap."""
+def _plain(title: str, *columns: str) -> Table:
+    """Return a table without lines between columns, which fits 80 characters."""
     table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
     for column in columns:
         left = column in ("arm", "protocol", "against")
-        table.add_column(column, justify="left" if left else "right", no_wrap=not wrap)
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     return table
 
 
