@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from medrefl_utils.core import RESPONSES, Continuation, MedReflError, Question, Sampling, read_table
 from medrefl_utils.evaluation import (
+    CHANGES,
     PROTOCOLS,
     Protocol,
     collect_responses,
@@ -22,6 +23,7 @@ from medrefl_utils.evaluation import (
 )
 from medrefl_utils.exam import clinic
 from medrefl_utils.models import Generator, LocalGenerator, Usage
+from medrefl_utils.models.generators.interface import derive_seed
 
 QUESTIONS = clinic.make_exam(150, seed=4, split="test")
 SAMPLED = Protocol("sampled", (Sampling(1.0, 1.0, 256),) * 2)
@@ -138,6 +140,8 @@ def test_protocols_by_name() -> None:
     assert ways["greedy"] == Protocol("greedy", (greedy,))
     assert ways["self-consistency"] == Protocol("self-consistency", (drawn,) * 4, vote=True)
     assert ways["budget"] == Protocol("budget", (Sampling(0.0, 1.0, 8, 1.05),), budget=True)
+    for name in CHANGES:
+        assert ways[name] == Protocol(name, (greedy,), change=name)
     with pytest.raises(MedReflError, match="protocol 'beam': expected one of published, greedy"):
         make_protocol("beam")
 
@@ -164,6 +168,7 @@ class Scripted(Generator):
 
     def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
         self.prefixes += ["".join(map(chr, prefix.token_ids)) for prefix in prefixes]
+        self.forced_seeds = seeds
         return [[Continuation(" B", self.encode(" B"), -0.5, "end")] for _ in prefixes]
 
     def encode(self, text):
@@ -198,6 +203,8 @@ def test_thinking_is_cut_at_the_budget_and_the_answer_asked_for() -> None:
     assert generator.prefixes == ["Step 1: so m\nAnswer:", "<think>so ma\n</think>\n\nAnswer:"]
     assert table["response"].tolist() == ["Answer: A"] + [f"{prefix} B" for prefix in generator.prefixes]
     assert table["stop"].tolist() == ["end", "forced", "forced"]
+    # a forced answer is drawn with the seed of its response: of its question and run, the same for all models
+    assert generator.forced_seeds == [[derive_seed(0, name, 0)] for name in ("two?", "three?")]
     assert table["answer"].tolist() == ["A", "B", "B"]
     assert table["n_tokens"].tolist() == [len(text) for text in table["response"]]
 

@@ -186,7 +186,9 @@ def test_a_side_that_begins_inside_the_templates_thinking_is_read_as_one() -> No
         drawn, left_out = random_pairs(
             questions, steps, paths(steps), like, prompt=prompt, seed=0, thinking_open=inside
         )
-        assert len(drawn) == 4 and left_out.get("chosen_elsewhere", 0) == 2 * inside  # other paths are drawn instead
+        # other paths are drawn instead, but the two that are left are reasoning pairs
+        assert len(drawn) == 4 - 2 * inside and left_out.get("chosen_elsewhere", 0) == 2 * inside
+        assert left_out["shared"] == 2 * inside
     question, said = Question("q1", "What?", OPTIONS, "A"), "Option A is right, but"
     assert side_fault(question, "Answer: A", said)[0] == "rejected_right"
     assert side_fault(question, "Answer: A", said, thinking_open=True) == ("", "")
@@ -422,7 +424,7 @@ def test_random_pairs_match_the_reasoning_pairs_in_number_and_question() -> None
     like, _ = make(steps, max_per_question=3)
     like = like[~((like["question_id"] == "q2") & (like.index > 6))]
     pairs, dropped = random_like(like, steps)
-    assert pairs["question_id"].tolist() == like["question_id"].tolist() and dropped == {"short": 0}
+    assert pairs["question_id"].tolist() == like["question_id"].tolist() and dropped == {"short": 0, "shared": 0}
     assert set(pairs["kind"]) == {"random_cot"} and pairs["pair_id"].is_unique
     assert not set(pairs["pair_id"]) & set(like["pair_id"])
     pd.testing.assert_frame_equal(pairs, random_like(like.sample(frac=1, random_state=1).sort_index(), steps)[0])
@@ -433,10 +435,36 @@ def test_random_pairs_match_the_reasoning_pairs_in_number_and_question() -> None
 def test_random_pairs_are_nearest_in_length_among_their_draws() -> None:
     steps = table(MIXED)
     like, _ = make(steps, max_per_question=1)  # 9 against 6: 8 and 7 tokens
-    matched, _ = random_like(like, steps, draws=100)  # all of them: the nearest there is
-    assert leaves(matched) == [(9, 6)]
-    blind = {tuple(leaves(random_like(like, steps, seed, draws=1)[0])) for seed in range(30)}
-    assert len(blind) == 6  # three right paths, two wrong ones that state an answer
+    matched = {tuple(leaves(random_like(like, steps, seed, draws=100)[0])) for seed in range(9)}
+    assert matched <= {((4, 6),), ((9, 8),)}  # one token off, as near as another pair comes
+    blind = {tuple(leaves(random_like(like, steps, seed, draws=1)[0])) for seed in range(40)}
+    assert len(blind) == 5  # three right paths, two wrong ones that state an answer, without the reasoning pair itself
+
+
+def test_a_fifth_of_the_random_pairs_at_most_are_reasoning_pairs() -> None:
+    """A small tree has one pair alone, which is its reasoning pair; a large one has two others per reasoning pair."""
+    small = [MIXED[i] for i in (0, 1, 2, 4, 8)]
+    names = [f"s{n}" for n in range(4)] + [f"l{n}" for n in range(3)]
+    steps = pd.concat([table(small if n[0] == "s" else MIXED).assign(question_id=n) for n in names])
+    like, _ = make(steps, max_per_question=2)
+    kept: dict[int, list[str]] = {}
+    for seed in range(5):
+        pairs, dropped = random_like(like, steps, seed)
+        texts = {
+            name: list(zip(*(t[side].map(str) for side in ("chosen", "rejected")), strict=True))
+            for name, t in (("random", pairs), ("reasoning", like))
+        }
+        shared = [
+            question
+            for question, sides in zip(pairs["question_id"], texts["random"], strict=True)
+            if sides in texts["reasoning"] and question[0] == "s"
+        ]
+        # 6 pairs of the large trees are not shared: 1 in 5 of 7 pairs may be
+        assert len(pairs) == 7 and len(shared) == 1 and dropped["shared"] == 3 and dropped["short"] == 0
+        kept[seed] = shared
+    assert len({*map(tuple, kept.values())}) > 1 and kept[0] == [
+        q for q in random_like(like, steps, 0)[0]["question_id"] if q[0] == "s"
+    ]
 
 
 def test_a_random_pair_that_fails_is_replaced_by_another_draw() -> None:
@@ -451,7 +479,8 @@ def test_random_pairs_run_out_and_count_what_is_missing() -> None:
     steps = table(MIXED)
     like, _ = make(steps)
     pairs, dropped = random_like(pd.concat([like, like]), steps)
-    assert len(pairs) == 6 and pairs["pair_id"].is_unique and dropped == {"short": 2}
+    # 6 pairs for 8: 4 of them are the reasoning pairs, of which 1 may stand beside 4 others, and there are 2
+    assert len(pairs) == 2 and pairs["pair_id"].is_unique and dropped == {"short": 2, "shared": 4}
     with pytest.raises(MedReflError, match="draws is 0"):
         random_like(like, steps, draws=0)
 

@@ -353,14 +353,16 @@ CASES: list[Case] = [
     ),
     value(
         "05_benchmark_evaluation.protocols=[greedily]",
-        "found ['greedily'], expected some of published, greedy, sampled, self-consistency, budget",
+        "found ['greedily'], expected some of published, greedy, sampled, self-consistency, budget, misled, shuffled, "
+        "none-of-the-others",
     ),
     value("05_benchmark_evaluation.offset=-1", "found -1, expected at least 0"),
     value(
         "07_ablation.arms=[reasoning+magic]",
         (
             "found ['reasoning+magic'], expected one or more, each some of reasoning, "
-            "reflection_mid, reflection_post, random_cot, reflection, joined by +"
+            "reflection_mid, reflection_post, random_cot, reflection, joined by +, with shuffled or swapped before for "
+            "a control"
         ),
     ),
     # --- questions

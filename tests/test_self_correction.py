@@ -7,6 +7,7 @@ from medrefl_utils.evaluation import continue_from, example_continuations, start
 from medrefl_utils.evaluation.correction_rates import RIGHT_ANSWER, WRONG_ANSWER, WRONG_STEP
 from medrefl_utils.exam import clinic, prompts
 from medrefl_utils.models import LocalGenerator
+from medrefl_utils.models.generators.interface import derive_seed
 from medrefl_utils.trees import SearchSettings, grow_trees
 
 GREEDY = Sampling(0.0, 1.0, 256)
@@ -46,9 +47,10 @@ class Says:
         return tuple(map(ord, text))
 
     def expand(self, prefixes, k, stop, sampling, seeds, progress=None):
-        assert k == 1 and stop is None
+        assert stop is None and all(len(row) == k for row in seeds)
         self.seen += ["".join(map(chr, prefix.token_ids)) for prefix in prefixes]
-        return [[Continuation(self.text, tuple(map(ord, self.text)), -1.0, "end")] for _ in prefixes]
+        self.seeds = seeds
+        return [[Continuation(self.text, tuple(map(ord, self.text)), -1.0, "end")] * k for _ in prefixes]
 
 
 def test_one_wrong_path_up_to_its_error_and_whole_and_one_right_path():
@@ -56,6 +58,41 @@ def test_one_wrong_path_up_to_its_error_and_whole_and_one_right_path():
     assert begun.loc[WRONG_STEP, ["nodes", "prefix", "before"]].tolist() == [[2], "b\n", "C"]
     assert begun.loc[WRONG_ANSWER, ["nodes", "prefix", "before"]].tolist() == [[2, 5], "b\nAnswer: C", "C"]
     assert begun.loc[RIGHT_ANSWER, "before"] == "B" and begun.loc[RIGHT_ANSWER, "nodes"] in ([1, 3], [1, 4, 6])
+
+
+def test_the_share_of_wrong_answers_is_the_mean_over_the_questions():
+    """Question q: 1 of 3 stated answers is wrong; r: a leaf that was written thrice is wrong, one states no answer."""
+    rows = [node(0, None, ""), node(1, 0, "Answer: C", "C", -1.0), node(2, 0, "hm", None, -1.0)]
+    other = pd.DataFrame(rows).assign(question_id="r", weight=[1, 3, 1])
+    other.loc[2, "stop"] = "unreadable"
+    begun = starting_points(pd.concat([TREE, other], ignore_index=True), seed=0)
+    assert set(begun["wrong_share"].round(9)) == {round((1 / 3 + 1) / 2, 9)} and set(begun["question_id"]) == {"q"}
+
+
+def test_an_error_that_is_the_last_step_gives_no_starting_point():
+    """Below "a", the answer itself is the first step that falls: nothing is left to repair."""
+    rows = [
+        node(0, None, ""),
+        node(1, 0, "a\n"),
+        node(2, 1, "Answer: B", "B", 1.0),
+        node(3, 1, "Answer: C", "C", -1.0),
+    ]
+    assert starting_points(pd.DataFrame(rows), seed=0).empty
+
+
+def test_seeds_are_those_of_the_run_and_the_same_for_all_models():
+    begun, seeds = starting_points(TREE, 0), {}
+    for model, seed, samples in (("base", 0, 1), ("medrefl", 0, 1), ("base", 1, 1), ("base", 0, 3)):
+        told = Says("x")
+        rows = continue_from(
+            begun, {"q": QUESTION}, told, model=model, sampling=GREEDY, seed=seed, run=seed, samples=samples
+        )
+        seeds[model, seed, samples] = told.seeds
+        assert rows["sample"].tolist() == [*range(samples)] * 3 and set(rows["run"]) == {seed}
+    assert seeds["base", 0, 1] == seeds["medrefl", 0, 1] == [row[:1] for row in seeds["base", 0, 3]]
+    assert seeds["base", 0, 1] == [[derive_seed(0, "q", place)] for place in (WRONG_STEP, WRONG_ANSWER, RIGHT_ANSWER)]
+    flat = [seed for row in (*seeds["base", 0, 3], *seeds["base", 1, 1]) for seed in row]
+    assert len(set(flat)) == len(flat) == 12
 
 
 def test_a_question_without_a_right_path_takes_no_part():

@@ -15,12 +15,14 @@ from medrefl_utils.evaluation import (
     detectable_gain,
     holm,
     mcnemar_exact,
+    paired_difference,
     paired_gain,
     response_rates,
     score_responses,
+    share_interval,
 )
 from medrefl_utils.views import scores_table
-from tests.benchmarks.bench_coverage import coverage
+from tests.benchmarks.bench_coverage import coverage, coverage_of_adapters
 
 
 @pytest.mark.parametrize(
@@ -244,3 +246,134 @@ def test_accuracy_by_the_letter_of_the_right_option() -> None:
     table = responses("base", list("ABAB")).assign(gold=list("AABB"), correct=[True, False, False, True])
     rows = by_gold_position(table)[["gold", "n", "accuracy"]].to_records(index=False).tolist()
     assert rows == [("A", 2, 0.5), ("B", 2, 0.5)]
+
+
+def test_stems_are_the_unit_of_every_interval_of_the_scores() -> None:
+    """40 questions in 20 stems, both of a stem answered alike, are worth 20."""
+    answers = list("AB" * 20), list("AAAB" * 10)
+    tables = [responses(model, given) for model, given in zip(("base", "medrefl"), answers, strict=True)]
+    doubled = pd.concat([pd.concat([t, t.assign(question_id=t["question_id"] + "-again")]) for t in tables])
+    doubled["stem_id"] = doubled["question_id"].str.removesuffix("-again")
+    alone = doubled.assign(stem_id=None)
+    for table, factor in ((doubled, 1.0), (alone, 0.5**0.5)):
+        whole, once = (score_responses(t).set_index("model").loc["medrefl"] for t in (table, pd.concat(tables)))
+        for name in ("accuracy", "gain"):
+            width, single = (row[f"{name}_high"] - row[f"{name}_low"] for row in (whole, once))
+            assert width / single == pytest.approx(factor, rel=0.08), (name, factor)
+    tested = score_responses(doubled).set_index("model").loc["medrefl", "detectable"]
+    assert tested == pytest.approx(score_responses(pd.concat(tables)).set_index("model").loc["medrefl", "detectable"])
+
+
+def test_small_samples_get_students_width() -> None:
+    """Of 12 values, half a plain percentile interval is 1.96 standard errors; with t and n / (n - 1) it is 2.30."""
+    values = np.linspace(0.1, 0.9, 12)
+    found = share_interval(values, n_boot=40_000)
+    plain = 2 * stats.norm.ppf(0.975) * values.std() / 12**0.5
+    wanted = stats.t.ppf(0.975, 11) * (12 / 11) ** 0.5 / stats.norm.ppf(0.975)
+    assert (found.high - found.low) / plain == pytest.approx(wanted, rel=0.03) and wanted > 1.15
+
+
+def test_holm_corrects_within_a_protocol_only() -> None:
+    tables = []
+    for protocol, fixed in (("greedy", 8), ("sampled", 6)):
+        base, ours = ["B"] * 10 + ["A"] * 10, ["A"] * fixed + ["B"] * (10 - fixed) + ["A"] * 10
+        tables += [responses("base", base, protocol), responses("medrefl", ours, protocol)]
+    scores = score_responses(pd.concat(tables))
+    tested = scores[scores["model"] == "medrefl"]
+    assert tested["holm_p"].tolist() == pytest.approx(tested["mcnemar_p"].tolist()) == [2 / 2**8, 2 / 2**6]
+
+
+def test_the_judge_fills_gaps_and_overrides_no_rule() -> None:
+    table = responses("base", ["A", "A", "B", None, None]).assign(judged=["B", None, "A", "A", "C"])
+    found = response_rates(table)
+    assert found["accuracy_judged"].estimate == pytest.approx(3 / 5) and found["accuracy"].estimate == 2 / 5
+
+
+# --- differences that hold for other adapters ---
+
+
+def grid(seed: int, adapters: int, n: int, spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Differences of ``adapters`` adapters on ``n`` questions; each adapter has its own effect."""
+    rng = np.random.default_rng(seed)
+    cells = rng.choice([-1.0, 0.0, 1.0], size=(adapters, n), p=[0.1, 0.7, 0.2]) + rng.normal(0, spread, (adapters, 1))
+    return cells, np.tile(np.arange(n), adapters), np.repeat(np.arange(adapters), n)
+
+
+def mean_squares(cells: np.ndarray) -> tuple[float, float, float]:
+    """Mean squares of a two-way analysis of variance, summed cell by cell: adapters, questions, residual."""
+    (rows, columns), mean = cells.shape, cells.sum() / cells.size
+    by_row = [sum(cells[r]) / columns for r in range(rows)]
+    by_column = [sum(cells[:, c]) / rows for c in range(columns)]
+    rest = sum((cells[r, c] - by_row[r] - by_column[c] + mean) ** 2 for r in range(rows) for c in range(columns))
+    adapters = columns * sum((m - mean) ** 2 for m in by_row) / (rows - 1)
+    questions = rows * sum((m - mean) ** 2 for m in by_column) / (columns - 1)
+    return adapters, questions, rest / ((rows - 1) * (columns - 1))
+
+
+def test_the_interval_is_that_of_a_two_way_analysis_of_variance() -> None:
+    cells, questions, adapters = grid(1, 40, 300, 0.1)
+    of_adapters, of_questions, rest = mean_squares(cells)
+    error = ((of_adapters + of_questions - rest) / cells.size) ** 0.5
+    found = paired_difference(cells.ravel(), questions, adapters, n_boot=20_000, bounds=(-2.0, 2.0))
+    assert found.estimate == pytest.approx(cells.mean())
+    assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, rel=0.04)
+    assert found.detectable == pytest.approx(2.8016 * error, rel=0.05)
+
+
+def test_few_adapters_that_differ_make_the_interval_wide_and_equal_ones_do_not() -> None:
+    cells, questions, adapters = grid(3, 5, 300, 0.1)
+    of_adapters, of_questions, rest = mean_squares(cells)
+    between = (of_adapters - rest) / 300
+    found = paired_difference(cells.ravel(), questions, adapters, n_boot=20_000, bounds=(-2.0, 2.0))
+    # Student's t with 4 degrees of freedom, convolved with the noise of the questions: simulated here on its own.
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_t(4, 200_000) * (between / 5) ** 0.5 + rng.normal(
+        0, (of_questions / cells.size) ** 0.5, 200_000
+    )
+    assert found.high - found.low == pytest.approx(np.subtract(*np.quantile(drawn, [0.975, 0.025])), rel=0.05)
+    alike = np.tile(cells[0] - cells[0].mean(), (5, 1))
+    same = paired_difference(alike.ravel(), questions, adapters, bounds=(-2.0, 2.0))
+    one = paired_difference(alike[0], np.arange(300), np.zeros(300), bounds=(-2.0, 2.0))
+    assert tuple(same) == pytest.approx(tuple(one), abs=0.002)
+
+
+def test_one_adapter_gives_the_paired_gain() -> None:
+    base, other = np.arange(200) % 3 == 0, np.arange(200) % 2 == 0
+    found = paired_difference(other.astype(float) - base, np.arange(200), np.zeros(200))
+    gain = paired_gain(base, other)
+    assert found[:3] == pytest.approx(tuple(gain))
+    assert found.detectable == pytest.approx(detectable_gain(other.astype(float) - base), rel=0.12)
+
+
+def test_p_is_below_a_twentieth_where_the_interval_excludes_nothing_else() -> None:
+    seen = set()
+    for seed in range(40):
+        cells, questions, adapters = grid(seed, 4, 60, 0.05)
+        found = paired_difference(cells.ravel(), questions, adapters, n_boot=4000, bounds=(-2.0, 2.0))
+        outside = found.low > 0 or found.high < 0
+        seen.add(outside)
+        assert outside == (found.p < 0.05) or found.p == pytest.approx(0.05, abs=0.004), found
+    assert seen == {True, False}
+    t = stats.ttest_1samp(grid(7, 1, 80, 0.0)[0][0], 0)
+    close = paired_difference(grid(7, 1, 80, 0.0)[0][0], np.arange(80), np.zeros(80), n_boot=100_000)
+    assert close.p == pytest.approx(t.pvalue, rel=0.25)
+
+
+def test_where_every_question_gains_p_is_the_sign_tests() -> None:
+    found = paired_difference([1.0] * 8, range(8), [0] * 8)
+    assert found.p == pytest.approx(stats.binomtest(8, 8).pvalue) and found.low > 0
+    none = paired_difference([0.0] * 8, range(8), [0] * 8)
+    assert none.p == 1 and none.low < 0 < none.high
+
+
+def test_adapters_with_other_questions_are_refused() -> None:
+    with pytest.raises(MedReflError, match=r"adapters have \[3, 2\] responses, expected the same questions"):
+        paired_difference([0.0, 1.0, 1.0, 0.0, 1.0], [0, 1, 2, 0, 1], [0, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(("adapters", "spread"), [(5, 0.0), (5, 0.04), (3, 0.04)])
+def test_intervals_cover_the_next_adapter(adapters: int, spread: float) -> None:
+    """More sizes are simulated by ``make bench NAME=coverage``."""
+    assert coverage_of_adapters(120, adapters, spread, 16, simulations=400, n_boot=500) == pytest.approx(
+        0.95, abs=0.035
+    )

@@ -87,8 +87,20 @@ class RunFiles:
         return self.root / "self_correction.parquet"
 
     @property
+    def pass_at_k(self) -> Path:
+        return self.root / "pass_at_k.parquet"
+
+    @property
+    def robustness(self) -> Path:
+        return self.root / "robustness.parquet"
+
+    @property
     def ablation(self) -> Path:
         return self.root / "ablation.parquet"
+
+    @property
+    def contrasts(self) -> Path:
+        return self.root / "contrasts.parquet"
 
     @property
     def arms(self) -> Path:

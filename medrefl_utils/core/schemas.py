@@ -157,7 +157,7 @@ RESPONSES = _schema(
     options=(pa.map_(pa.string(), pa.string()), "letter -> text, as shown to the model"),
     source=(pa.string(), "the benchmark"),
     model=(pa.string(), "base or medrefl (base + adapter)"),
-    protocol=(pa.string(), "published, sampled, greedy, self-consistency or budget"),
+    protocol=(pa.string(), "name of the protocol, one of evaluation.PROTOCOLS"),
     run=(pa.int32(), "repetition, from 0"),
     response=(pa.string(), "the whole response"),
     answer=(pa.string(), "the letter that was read from it; null if unreadable"),
@@ -180,7 +180,7 @@ RESPONSES = _schema(
 
 SCORES = _schema(
     source=(pa.string(), "the benchmark"),
-    protocol=(pa.string(), "published, sampled, greedy, self-consistency or budget"),
+    protocol=(pa.string(), "name of the protocol, one of evaluation.PROTOCOLS"),
     model=(pa.string(), "base or medrefl"),
     n=(pa.int32(), "distinct questions"),
     clusters=(pa.int32(), "distinct stems: the unit that the bootstrap resamples"),
@@ -214,14 +214,47 @@ SCORES = _schema(
     ),
 )
 
+PASS_AT_K = _schema(
+    source=(pa.string(), "the benchmark"),
+    model=(pa.string(), "base or medrefl"),
+    k=(pa.int32(), "number of samples of which at least one must be right"),
+    n=(pa.int32(), "distinct questions"),
+    samples=(pa.int32(), "samples per question of the protocol sampled, from which pass@k is estimated"),
+    share=(pa.float64(), "pass@k, unbiased estimate, mean over the questions"),
+    low=(pa.float64(), "95% interval, bootstrap over stems"),
+    high=(pa.float64(), "95% interval, bootstrap over stems"),
+    difference=(pa.float64(), "paired difference to the base; null for the base"),
+    difference_low=(pa.float64(), "95% interval of the difference"),
+    difference_high=(pa.float64(), "95% interval of the difference"),
+)
+
+ROBUSTNESS = _schema(
+    source=(pa.string(), "the benchmark"),
+    model=(pa.string(), "base or medrefl"),
+    protocol=(pa.string(), "what is changed: misled, shuffled or none-of-the-others"),
+    n=(pa.int32(), "distinct questions"),
+    accuracy_greedy=(pa.float64(), "strict accuracy on the unchanged questions, greedy"),
+    accuracy=(pa.float64(), "strict accuracy on the changed questions, greedy"),
+    difference=(pa.float64(), "the latter minus the former, paired"),
+    difference_low=(pa.float64(), "95% interval, bootstrap over stems"),
+    difference_high=(pa.float64(), "95% interval, bootstrap over stems"),
+    changed=(pa.float64(), "share of questions for which another option is chosen, or an option instead of none"),
+    changed_low=(pa.float64(), "95% interval, bootstrap over stems"),
+    changed_high=(pa.float64(), "95% interval, bootstrap over stems"),
+    followed_greedy=(pa.float64(), "misled: share of unchanged questions answered with the suggested wrong letter"),
+    followed=(pa.float64(), "misled: the same share of the changed questions; null for the other changes"),
+)
+
 CONTINUATIONS = _schema(
     question_id=(pa.string(), "the question"),
     behind=(pa.string(), "where the continuation starts: after a wrong step, a wrong answer or a right answer"),
     nodes=(pa.list_(pa.int32()), "node ids of the prefix in its tree"),
     prefix=(pa.string(), "text of the prefix"),
     before=(pa.string(), "the answer of the path that the prefix was taken from"),
+    wrong_share=(pa.float64(), "share of wrong answers in the base's trees: the weight in net self-correction"),
     model=(pa.string(), "base, medrefl or an arm of the ablation"),
     run=(pa.int32(), "repetition, from 0"),
+    sample=(pa.int32(), "number of the continuation of this prefix in this run, from 0"),
     gold=(pa.string(), "the gold letter"),
     text=(pa.string(), "the continuation; after an answer, 'Wait,' is already part of the prompt"),
     answer=(
@@ -237,7 +270,7 @@ SELF_CORRECTION = _schema(
     model=(pa.string(), "base, medrefl or an arm of the ablation"),
     figure=(pa.string(), "name of the figure: see evaluation.correction_rates.self_correction_rates"),
     n=(pa.int32(), "number of texts"),
-    share=(pa.float64(), "share of the texts; null without texts"),
+    share=(pa.float64(), "share of the texts, or net self-correction; null without texts"),
     low=(pa.float64(), "95% interval, bootstrap over questions"),
     high=(pa.float64(), "95% interval, bootstrap over questions"),
     difference=(pa.float64(), "paired difference to the base; null for the base"),
@@ -247,34 +280,44 @@ SELF_CORRECTION = _schema(
 
 ABLATION = _schema(
     arm=(pa.string(), "name of the arm: base, or the kinds of pairs that the adapter was trained on"),
-    protocol=(pa.string(), "as in the table of scores"),
-    n_pairs=(pa.int32(), "training pairs of each adapter; 0 for the base"),
+    protocol=(pa.string(), "as in the table of scores; null for an arm that is left out"),
+    n_pairs=(pa.int32(), "training pairs of each adapter; 0 for the base and an arm that is left out"),
+    left_out=(pa.string(), "why the arm was not trained; null for all others, and its other columns are null"),
     n=(pa.int32(), "distinct questions"),
     runs=(pa.int32(), "number of seeds; a seed sets pairs, adapter and sampling"),
     accuracy=(pa.float64(), "strict accuracy, mean over the seeds"),
-    accuracy_low=(pa.float64(), "95% interval, bootstrap over stems"),
-    accuracy_high=(pa.float64(), "95% interval, bootstrap over stems"),
+    accuracy_low=(pa.float64(), "95% interval over questions and adapters"),
+    accuracy_high=(pa.float64(), "95% interval over questions and adapters"),
     gain=(pa.float64(), "accuracy minus the base's, paired; null for the base"),
-    gain_low=(pa.float64(), "95% interval of the gain, paired bootstrap over stems"),
-    gain_high=(pa.float64(), "95% interval of the gain, paired bootstrap over stems"),
+    gain_low=(pa.float64(), "95% interval of the gain, over questions and adapters"),
+    gain_high=(pa.float64(), "95% interval of the gain, over questions and adapters"),
     gains=(pa.list_(pa.float64()), "gain of each seed"),
-    repair=(pa.float64(), "repair rate: share of continuations after a wrong step that reach the gold answer"),
-    repair_low=(pa.float64(), "95% interval, bootstrap over questions"),
-    repair_high=(pa.float64(), "95% interval, bootstrap over questions"),
-    fake=(
-        pa.float64(),
-        "fake reflection rate: share of continuations after a wrong answer and 'Wait,' that keep the answer",
-    ),
-    fake_low=(pa.float64(), "95% interval, bootstrap over questions"),
-    fake_high=(pa.float64(), "95% interval, bootstrap over questions"),
-    mends=(pa.float64(), "share of continuations after a wrong answer and 'Wait,' that correct it"),
-    mends_low=(pa.float64(), "95% interval, bootstrap over questions"),
-    mends_high=(pa.float64(), "95% interval, bootstrap over questions"),
-    breaks=(pa.float64(), "share of continuations after a right answer and 'Wait,' that make it wrong"),
-    breaks_low=(pa.float64(), "95% interval, bootstrap over questions"),
-    breaks_high=(pa.float64(), "95% interval, bootstrap over questions"),
+    **{
+        f"{name}{end}": (pa.float64(), f"{text}{', 95% interval over questions and adapters' if end else ''}")
+        for name, text in (
+            ("net", "net self-correction: share wrong x mends - share right x breaks"),
+            ("mends", "wrong to right: share of continuations after a wrong answer and 'Wait,' that correct it"),
+            ("breaks", "right to wrong: share of continuations after a right answer and 'Wait,' that make it wrong"),
+            ("fake", "fake reflection rate: share of continuations after a wrong answer and 'Wait,' that keep it"),
+            ("repair", "repair rate: share of continuations after a wrong step that reach the gold answer"),
+        )
+        for end in ("", "_low", "_high")
+    },
 )
 
+CONTRASTS = _schema(
+    figure=(pa.string(), "what is compared: accuracy with its protocol, or a figure of self-correction"),
+    arm=(pa.string(), "the one arm of the ablation"),
+    against=(pa.string(), "the other: base, or another arm"),
+    n=(pa.int32(), "distinct questions"),
+    runs=(pa.int32(), "adapters of each arm, one per seed"),
+    difference=(pa.float64(), "arm minus against, paired by question and seed"),
+    low=(pa.float64(), "95% interval, hierarchical bootstrap over adapters and questions"),
+    high=(pa.float64(), "95% interval, hierarchical bootstrap over adapters and questions"),
+    p=(pa.float64(), "two-sided p-value of the same bootstrap"),
+    holm_p=(pa.float64(), "p with Holm's correction: over the arms, or over the pairs of arms, of the same figure"),
+    detectable=(pa.float64(), "smallest difference that the measured variance detects with 80% power at the 5% level"),
+)
 
 _ENTITY = pa.struct(
     [

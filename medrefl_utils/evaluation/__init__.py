@@ -1,9 +1,9 @@
 """Ask a benchmark, score the responses, and measure self-correction.
 
 In: questions and the generators of base and adapter, or existing responses. Out: a table of responses (``evaluate``,
-``read_responses``), scores with paired intervals and exact tests (``score_responses``), repair rate and fake reflection
-rate (``self_correction_rates``), the ablation of the kinds of pairs (``ablation_results``), and the comparison of both
-methods on both bases (``compare_bases``).
+``read_responses``), scores with paired intervals and exact tests (``score_responses``), pass@k (``pass_rates``),
+robustness (``compare_robustness``), net self-correction with its parts (``self_correction_rates``), the ablation of the
+kinds of pairs (``ablation_results``), and the comparison of both methods on both bases (``compare_bases``).
 """
 
 import lazy_loader
@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "response_row",
         ],
         "statistics": [
+            "Difference",
             "Interval",
             "accuracy_interval",
             "by_gold_position",
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "holm",
             "interaction_interval",
             "mcnemar_exact",
+            "paired_difference",
             "paired_gain",
             "response_rates",
             "score_responses",
@@ -39,6 +41,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "composition": ["COMPOSITION_ARMS", "compare_bases"],
         "scoring": ["clinic_questions", "compare_runs", "read_responses"],
         "run_comparison": ["CHANGES", "changed_answers", "compare_with_first"],
-        "ablation": ["ablation_results", "draw_equal_arms", "evaluate_arm", "train_arm"],
+        "repeated_samples": ["pass_at_k", "pass_rates"],
+        "robustness": ["CHANGES", "changed_question", "compare_robustness"],
+        "arms": ["CONTROLS", "draw_equal_arms", "shared_pairs"],
+        "ablation": ["ablation_results", "compare_arms", "evaluate_arm", "pairs_lost", "run_arms", "train_arm"],
     },
 )

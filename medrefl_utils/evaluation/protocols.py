@@ -8,8 +8,9 @@ import numpy as np
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Sampling
+from medrefl_utils.evaluation.robustness import CHANGES
 
-PROTOCOLS = ("published", "greedy", "sampled", "self-consistency", "budget")
+PROTOCOLS = ("published", "greedy", "sampled", "self-consistency", "budget", *CHANGES)
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,15 @@ class Protocol:
     """A way to ask: its name and the sampling of each run.
 
     ``vote``: all runs give one response, the majority answer. ``budget``: thinking is truncated at the sampling's
-    ``max_tokens``, then the answer is requested.
+    ``max_tokens``, then the answer is requested. ``change``: what is done to the question, one of
+    ``robustness.CHANGES``; empty for nothing.
     """
 
     name: str
     samplings: tuple[Sampling, ...]
     vote: bool = False
     budget: bool = False
+    change: str = ""
 
 
 def published_temperature(u: float) -> float:
@@ -62,7 +65,8 @@ def make_protocol(
         name: one of ``PROTOCOLS``. ``published``: three runs, each with one temperature and one top-p drawn from
             ``seed`` (rounded to two digits, as published), repetition penalty 1.1. ``greedy``: one run. ``sampled``:
             ``n_runs`` runs. ``self-consistency``: ``n_votes`` samples and a majority vote. ``budget``: greedy, thinking
-            truncated at ``thinking_budget`` tokens.
+            truncated at ``thinking_budget`` tokens. ``misled``, ``shuffled``, ``none-of-the-others``: greedy, with the
+            question changed (``robustness``).
         seed: seed of the draws of ``published``.
         n_runs: responses per question of ``sampled``.
         temperature: temperature of ``sampled`` and ``self-consistency``.
@@ -92,4 +96,6 @@ def make_protocol(
         return Protocol(name, (drawn,) * n_votes, vote=True)
     if name == "budget":
         return Protocol(name, (replace(greedy, max_tokens=thinking_budget),), budget=True)
+    if name in CHANGES:
+        return Protocol(name, (greedy,), change=name)
     raise MedReflError(f"protocol {name!r}: expected one of {', '.join(PROTOCOLS)}")

@@ -19,6 +19,7 @@ from medrefl_utils.core.records import Answer, Continuation, Question, Sampling
 from medrefl_utils.core.schemas import RESPONSES
 from medrefl_utils.core.store import write_table
 from medrefl_utils.evaluation.protocols import Protocol
+from medrefl_utils.evaluation.robustness import changed_messages, changed_question
 from medrefl_utils.exam import prompts
 from medrefl_utils.exam.answers.reader import extract_answer, split_thinking
 from medrefl_utils.exam.lint import content_key
@@ -96,10 +97,12 @@ def collect_responses(
     if answer_format not in prompts.FORMS:
         raise MedReflError(f"answer_format is {answer_format!r}, expected one of {', '.join(prompts.FORMS)}")
     rows = []
+    questions = [changed_question(question, protocol.change, seed) for question in questions]
     with tqdm(total=len(questions) * len(protocol.samplings), desc=f"{model}, {protocol.name}", unit="response") as bar:
         for run, sampling in enumerate(protocol.samplings):
             before = generator.usage.seconds
-            messages = [prompts.FORMS[answer_format](question) for question in questions]
+            form = prompts.FORMS[answer_format]
+            messages = [changed_messages(form(question), question, protocol.change, seed) for question in questions]
             written = _written(questions, messages, generator, protocol, sampling, seed, run, bar.update)
             seconds = (generator.usage.seconds - before) / max(1, len(questions))
             rows += [
@@ -193,7 +196,8 @@ def evaluate(
             questions, generator, model=model, protocol=protocol, seed=seed, answer_format=answer_format
         )
         if judge is not None:
-            table = judge_answers(table, questions, judge, seed=seed)
+            shown = [changed_question(question, protocol.change, seed) for question in questions]
+            table = judge_answers(table, shown, judge, seed=seed)
         write_table(folder / f"{model}_{protocol.name}.parquet", table, RESPONSES)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -30,7 +30,8 @@ def starting_points(steps: pd.DataFrame, seed: int, margin: float = 0.0) -> pd.D
 
     Returns:
         Three rows per question, one per place of ``correction_rates.PLACES``: ``question_id``, ``behind`` (the place),
-        ``nodes`` (steps of the beginning), ``prefix`` (their text), ``before`` (the answer of the path).
+        ``nodes`` (steps of the beginning), ``prefix`` (their text), ``before`` (the answer of the path), and
+        ``wrong_share``: the share of wrong answers among those that the trees state, mean over all their questions.
     """
     key = ["question_id", "node_id"]
     located = locate_errors(steps, margin).rename(columns={"node_id": "error", "leaf": "node_id"})
@@ -51,7 +52,14 @@ def starting_points(steps: pd.DataFrame, seed: int, margin: float = 0.0) -> pd.D
         ):
             prefix = "".join(text[question, node] for node in nodes)
             rows.append({"question_id": question, "behind": behind, "nodes": nodes, "prefix": prefix, "before": before})
-    return pd.DataFrame(rows, columns=["question_id", "behind", "nodes", "prefix", "before"])
+    table = pd.DataFrame(rows, columns=["question_id", "behind", "nodes", "prefix", "before"])
+    return table.assign(wrong_share=_wrong_share(steps))
+
+
+def _wrong_share(steps: pd.DataFrame) -> float:
+    leaves = steps[steps["stop"] == "answer"]
+    wrong = (leaves["weight"] * (leaves["outcome"] < 0)).groupby(leaves["question_id"]).sum()
+    return float((wrong / leaves["weight"].groupby(leaves["question_id"]).sum()).mean())
 
 
 def continue_from(
@@ -63,12 +71,13 @@ def continue_from(
     sampling: Sampling,
     seed: int,
     run: int = 0,
+    samples: int = 1,
 ) -> pd.DataFrame:
     """Let a model continue each starting point: columns of CONTINUATIONS.
 
     After a finished answer, the model's turn continues with "Wait,". The seed of a text is derived from ``seed``, its
-    question and its place, not from the model, which pairs base and adapter. A continuation without an answer keeps the
-    answer of the finished path; after a wrong step, where there is none, its answer is unreadable.
+    question, its place and its sample, not from the model, which pairs base and adapter. A continuation without an
+    answer keeps the answer of the finished path; after a wrong step, where there is none, its answer is unreadable.
 
     Args:
         begun: rows of ``starting_points``.
@@ -77,7 +86,8 @@ def continue_from(
         model: its name in the table.
         sampling: sampling of the continuations.
         seed: seed of the continuations.
-        run: number of the repetition, from 0.
+        run: number of the repetition, from 0; it only names the rows.
+        samples: continuations of each starting point.
     """
     texts = [
         row.prefix if row.behind == WRONG_STEP else row.prefix.rstrip() + prompts.ask_to_reconsider()
@@ -87,11 +97,18 @@ def continue_from(
         Prefix(prompts.exam(questions[name]), tuple(generator.encode(text)), text)
         for name, text in zip(begun["question_id"], texts, strict=True)
     ]
-    seeds = [[derive_seed(seed, row.question_id, row.behind)] for row in begun.itertuples()]
-    with tqdm(total=len(prefixes), desc=f"{model}, repairs", unit="text") as bar:
-        written = generator.expand(prefixes, 1, None, sampling, seeds, bar.update)
+    # The first sample's seed has no number: it is the one of a run with a single sample.
+    numbers = [(), *((number,) for number in range(1, samples))]
+    seeds = [[derive_seed(seed, row.question_id, row.behind, *n) for n in numbers] for row in begun.itertuples()]
+    with tqdm(total=len(prefixes) * samples, desc=f"{model}, repairs", unit="text") as bar:
+        written = generator.expand(prefixes, samples, None, sampling, seeds, bar.update)
     rows = []
-    for row, [reply] in zip(begun.to_dict("records"), written, strict=True):
+    replies = [
+        (row, sample, reply)
+        for row, all_ in zip(begun.to_dict("records"), written, strict=True)
+        for sample, reply in enumerate(all_)
+    ]
+    for row, sample, reply in replies:
         question = questions[row["question_id"]]
         read = reply.text if row["behind"] != WRONG_STEP else row["prefix"] + reply.text
         # After a wrong step the turn goes on inside the template's thinking; after a finished answer it is closed.
@@ -101,7 +118,14 @@ def continue_from(
             answer = row["before"]
         rows.append(
             row
-            | {"model": model, "run": run, "gold": question.gold, "text": reply.refusal or reply.text, "answer": answer}
+            | {
+                "model": model,
+                "run": run,
+                "sample": sample,
+                "gold": question.gold,
+                "text": reply.refusal or reply.text,
+                "answer": answer,
+            }
             | {"reconsiders": row["behind"] != WRONG_STEP or reconsiders(reply.text)}
             | {"n_tokens": reply.length, "stop": reply.stop}
         )
@@ -115,7 +139,7 @@ def _one_each(paths_: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def example_continuations(repairs: pd.DataFrame, models: Sequence[str] = ("base", "medrefl")) -> pd.DataFrame:
     """Return the continuations of one wrong step that only the second model corrects, or else of any wrong step."""
-    behind = repairs[repairs["behind"] == WRONG_STEP]
+    behind = repairs[(repairs["behind"] == WRONG_STEP) & (repairs["sample"] == 0)]
     right = behind.assign(right=behind["answer"] == behind["gold"]).pivot_table(
         index="question_id", columns="model", values="right", aggfunc="first"
     )

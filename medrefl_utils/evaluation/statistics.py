@@ -1,7 +1,8 @@
 """Accuracy, gain and their uncertainty. Pure.
 
 Every interval resamples questions, because the responses to one question in several runs are not independent (a
-cluster). The tests are scipy's; only the clustering is ours.
+cluster). Where each run has its own adapter, the interval also holds what another adapter could have given
+(``paired_difference``). The tests are scipy's; only the clustering is ours.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ class Interval(NamedTuple):
     estimate: float
     low: float
     high: float
+
+
+class Difference(NamedTuple):
+    """A paired difference, as shares of 1: estimate, 95% interval, two-sided p, and what could have been detected."""
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    detectable: float
 
 
 def mcnemar_exact(base: Sequence[bool], other: Sequence[bool]) -> float:
@@ -72,10 +83,69 @@ def detectable_gain(differences: Sequence[float], clusters: Sequence[Hashable] |
 
 
 def share_interval(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, n_boot: int = 10_000, seed: int = 0
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    n_boot: int = 10_000,
+    seed: int = 0,
+    *,
+    adapters: Sequence[Hashable] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Interval:
-    """Return the mean of shares from 0 to 1 with its 95% bootstrap interval; arguments as in ``accuracy_interval``."""
-    return _bootstrap(np.asarray(values, dtype=float), clusters, n_boot, seed, bounds=(0.0, 1.0))
+    """Return the mean of values with its 95% bootstrap interval.
+
+    Args:
+        values: one entry per response, within ``bounds``.
+        clusters: question id of each response; None means that every response has its own question.
+        n_boot: bootstrap samples.
+        seed: seed of the bootstrap.
+        adapters: adapter of each response, as in ``paired_difference``; None means that there is one.
+        bounds: smallest and largest possible value.
+    """
+    return _bootstrap(np.asarray(values, dtype=float), clusters, n_boot, seed, bounds, adapters)[0]
+
+
+def paired_difference(
+    differences: Sequence[float],
+    clusters: Sequence[Hashable],
+    adapters: Sequence[Hashable],
+    n_boot: int = 10_000,
+    seed: int = 0,
+    bounds: tuple[float, float] = (-1.0, 1.0),
+) -> Difference:
+    """Return a mean paired difference whose interval holds for other questions and for other adapters.
+
+    A hierarchical bootstrap. Questions are resampled, each with the responses of all adapters. An adapter's own effect
+    is drawn from Student's t with R - 1 degrees of freedom, R adapters; its variance is the variance of the adapters'
+    means beyond what their answers to single questions explain, s^2 / R, as in a two-way analysis of variance. Few
+    adapters cannot be resampled: of 5, the percentiles are too narrow, and the noise of single answers counts three
+    times (Owen 2007, "The pigeonhole bootstrap"). With one adapter the interval holds for that adapter only.
+
+    The p-value inverts the interval: it is below 0.05 where the interval excludes 0. ``detectable`` is the smallest
+    difference that this variance detects with 80% power at the 5% level: (z_.975 + z_.80) standard errors, where a
+    standard error is half the interval's width divided by z_.975.
+
+    Args:
+        differences: one entry per question and adapter: value of the one minus value of the other, within ``bounds``.
+        clusters: question of each entry.
+        adapters: adapter (or run) of each entry; each has entries of every question.
+        n_boot: bootstrap samples.
+        seed: seed of the bootstrap.
+        bounds: smallest and largest possible difference.
+
+    Raises:
+        MedReflError: no differences, or an adapter that misses a question.
+    """
+    scores = np.asarray(differences, dtype=float)
+    found, drawn = _bootstrap(scores, clusters, n_boot, seed, bounds, adapters)
+    z, power = stats.norm.ppf(1 - (1 - _LEVEL) / 2), stats.norm.ppf(_POWER)
+    detectable = (found.high - found.low) / 2 * (z + power) / z
+    n = pd.Series(list(clusters)).nunique()
+    if drawn is None:
+        edge = bounds[0] if found.estimate > 0 else bounds[1]
+        return Difference(*found, float(min(1.0, 2 * (edge / (edge - found.estimate)) ** n)), float(detectable))
+    beyond = (drawn <= 0) if found.estimate > 0 else (drawn >= 0)
+    spread = stats.norm.ppf((1 + beyond.sum()) / (1 + n_boot)) / np.sqrt(n / (n - 1))
+    return Difference(*found, float(min(1.0, 2 * stats.t.cdf(spread, n - 1))), float(detectable))
 
 
 def accuracy_interval(
@@ -104,7 +174,7 @@ def paired_gain(
     Arguments as in ``accuracy_interval``. Entry i of both belongs to the same question and run.
     """
     base, other = _paired(base, other)
-    return _bootstrap(other.astype(float) - base, clusters, n_boot, seed, bounds=(-1.0, 1.0))
+    return _bootstrap(other.astype(float) - base, clusters, n_boot, seed, bounds=(-1.0, 1.0))[0]
 
 
 def interaction_interval(
@@ -124,7 +194,7 @@ def interaction_interval(
     one, two = _paired(base, second)
     three, four = _paired(first, both)
     scores = (four.astype(float) - three) - (two.astype(float) - one)
-    return _bootstrap(scores, clusters, n_boot, seed, bounds=(-2.0, 2.0))
+    return _bootstrap(scores, clusters, n_boot, seed, bounds=(-2.0, 2.0))[0]
 
 
 def _paired(base: Sequence[bool], other: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
@@ -136,12 +206,18 @@ def _paired(base: Sequence[bool], other: Sequence[bool]) -> tuple[np.ndarray, np
 
 
 def _bootstrap(
-    scores: np.ndarray, clusters: Sequence[Hashable] | None, n_boot: int, seed: int, bounds: tuple[float, float]
-) -> Interval:
-    """Return the mean of the scores with an expanded percentile interval over resampled clusters.
+    scores: np.ndarray,
+    clusters: Sequence[Hashable] | None,
+    n_boot: int,
+    seed: int,
+    bounds: tuple[float, float],
+    adapters: Sequence[Hashable] | None = None,
+) -> tuple[Interval, np.ndarray | None]:
+    """Return the mean of the scores with an expanded percentile interval over resampled clusters, and the draws.
 
     The percentile interval is too narrow for small samples. Its levels are widened by Student's t and n / (n - 1)
-    (Hesterberg 2015, "What teachers should know about the bootstrap", sec. 5.2).
+    (Hesterberg 2015, "What teachers should know about the bootstrap", sec. 5.2). There are no draws where all clusters
+    are equal.
     """
     if not len(scores):
         raise MedReflError("bootstrap: no responses, expected at least one")
@@ -152,16 +228,43 @@ def _bootstrap(
     # Clusters with the same sum and size are equal: a sample of clusters is one multinomial draw over the kinds.
     kinds, counts = np.unique(cells, axis=0, return_counts=True)
     n, estimate = len(cells), float(scores.mean())
-    if len(kinds) == 1 or n == 1:
+    between, runs = (0.0, 1) if adapters is None else _between_adapters(scores, codes, adapters)
+    if n == 1 or (len(kinds) == 1 and not between):
         # All questions are equal, so resampling shows no spread. The bound is the largest share of other questions that
         # n questions can miss at this level (Clopper-Pearson).
         hidden = 1 - ((1 - _LEVEL) / 2) ** (1 / n)
         low, high = bounds
-        return Interval(estimate, estimate - hidden * (estimate - low), estimate + hidden * (high - estimate))
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=n_boot) @ kinds
+        return Interval(estimate, estimate - hidden * (estimate - low), estimate + hidden * (high - estimate)), None
+    rng = np.random.default_rng(seed)
+    sums = rng.multinomial(n, counts / n, size=n_boot) @ kinds
+    drawn = sums[:, 0] / sums[:, 1]
+    if between:
+        drawn = drawn + np.sqrt(between / runs) * rng.standard_t(runs - 1, size=n_boot)
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - _LEVEL) / 2, n - 1))
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high))
+    low, high = np.clip(np.quantile(drawn, [tail, 1 - tail]), *bounds)
+    return Interval(estimate, float(low), float(high)), drawn
+
+
+def _between_adapters(scores: np.ndarray, codes: np.ndarray, adapters: Sequence[Hashable]) -> tuple[float, int]:
+    """Return the variance of the adapters' true means, at least 0, and the number of adapters.
+
+    It is the variance of their means, less what the noise of their answers to single questions gives it.
+    """
+    rows, names = pd.factorize(pd.Series(list(adapters)))
+    shape = (len(names), int(codes.max()) + 1)
+    place = rows * shape[1] + codes
+    sums, sizes = (np.bincount(place, weights=w, minlength=shape[0] * shape[1]).reshape(shape) for w in (scores, None))
+    if (sizes != sizes[0]).any():
+        raise MedReflError(
+            f"bootstrap: adapters have {sizes.sum(axis=1).astype(int).tolist()} responses, expected the same questions"
+        )
+    if shape[0] == 1 or shape[1] == 1:
+        return 0.0, shape[0]
+    n = sizes[0].sum()
+    means = sums.sum(axis=1) / n
+    apart = sums - sizes * means[:, None]
+    noise = ((apart - apart.mean(axis=0)) ** 2).sum() / n**2 / (shape[0] - 1) * shape[1] / (shape[1] - 1)
+    return max(0.0, float(means.var(ddof=1) - noise)), shape[0]
 
 
 def score_responses(responses: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
@@ -270,7 +373,7 @@ def _gain(base: pd.DataFrame, other: pd.DataFrame, n_boot: int, seed: int, where
     each = (
         pairs.assign(gain=after.astype(float) - before).groupby("question_id").agg({"gain": "mean", "stem_id": "first"})
     )
-    gain = _bootstrap(each["gain"].to_numpy(), each["stem_id"], n_boot, seed, bounds=(-1.0, 1.0))
+    gain = _bootstrap(each["gain"].to_numpy(), each["stem_id"], n_boot, seed, bounds=(-1.0, 1.0))[0]
     by_run = [mcnemar_exact(before[run], after[run]) for run in pairs.groupby("run").indices.values()]
     return {
         "gain": gain.estimate,

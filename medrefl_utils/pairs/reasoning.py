@@ -7,7 +7,7 @@ wrong, but through good-looking steps). The best of both sides are crossed. Pure
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -18,6 +18,9 @@ from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.pairs.pair_table import pair_row
 from medrefl_utils.pairs.path_texts import PathText, StepReader, check_step_columns, questions_by_id
+
+MAX_SHARED = 0.2
+"""Largest share of the random pairs that may be reasoning pairs (ours)."""
 
 
 def reasoning_pairs(
@@ -98,6 +101,10 @@ def random_pairs(
     lengths are nearest to those of its counterpart is used (ours: more draws match the lengths better and are less
     random). No two paths are paired twice. A wrong path that states no answer is not drawn.
 
+    A control that is the treatment controls nothing: in a small tree most random pairs are reasoning pairs. So a pair
+    with the texts of a reasoning pair is drawn only where a question has no other, and at most ``MAX_SHARED`` of all
+    pairs are kept that are reasoning pairs too, by the seed (ours).
+
     Args:
         questions: at least those of the paths.
         steps: trees, columns of STEPS.
@@ -109,8 +116,9 @@ def random_pairs(
         thinking_open: the chat template opened the thinking, so that every path begins inside it.
 
     Returns:
-        The pairs and the counts. Selection: ``short`` (pairs that are missing because a question has no more paths).
-        Faults: ``pair_table.PAIR_FAULTS``; another pair is drawn instead.
+        The pairs and the counts. Selections: ``short`` (pairs that are missing because a question has no more paths),
+        ``shared`` (reasoning pairs beyond ``MAX_SHARED``). Faults: ``pair_table.PAIR_FAULTS``; another pair is drawn
+        instead.
 
     Raises:
         MedReflError: a parameter out of its range, or a question that is missing.
@@ -122,23 +130,39 @@ def random_pairs(
     read = StepReader(steps, ranked["question_id"])
     places = ranked.groupby(["question_id", "outcome"], sort=False).indices
     rows: list[dict[str, object]] = []
-    dropped = DropCounts({"short": 0})
+    repeats: list[bool] = []
+    dropped = DropCounts({"short": 0, "shared": 0})
     for question_id, wanted in like.groupby("question_id"):
         right, _ = _best(read.chains(ranked, places[question_id, 1.0]), len(ranked))
         wrong, _ = _best(read.chains(ranked, places[question_id, -1.0]), len(ranked))
-        unused = [(a, b) for a in right for b in wrong]
+        theirs = set(zip(map(_side_text, wanted["chosen"]), map(_side_text, wanted["rejected"]), strict=True))
+        crossed = [(a, b) for a in right for b in wrong]
+        unused = [sides for sides in crossed if (sides[0].text, sides[1].text) not in theirs]
+        shared = [sides for sides in crossed if (sides[0].text, sides[1].text) in theirs]
         rng = random.Random(f"random cot {seed} {question_id}")
         for nodes in zip(wanted["chosen_nodes"], wanted["rejected_nodes"], strict=True):
             lengths = [read.n_tokens_of(question_id, side) for side in nodes]
             row = None
-            while unused and row is None:
-                sides = unused.pop(_nearest(unused, lengths, rng, draws))
+            while (unused or shared) and row is None:
+                pool = unused or shared
+                repeated = pool is shared
+                sides = pool.pop(_nearest(pool, lengths, rng, draws))
                 row = _row(by_id[question_id], prompt(by_id[question_id]), "random_cot", sides, dropped, thinking_open)
             if row is None:
                 dropped["short"] += 1
             else:
                 rows.append(row)
+                repeats.append(repeated)
+    places_of_shared = [place for place, repeated in enumerate(repeats) if repeated]
+    most = int(MAX_SHARED / (1 - MAX_SHARED) * (len(rows) - len(places_of_shared)) + 1e-9)
+    dropped["shared"] = max(0, len(places_of_shared) - most)
+    gone = set(random.Random(f"random cot {seed}").sample(places_of_shared, dropped["shared"]))
+    rows = [row for place, row in enumerate(rows) if place not in gone]
     return pd.DataFrame(rows, columns=PAIRS.names), dropped
+
+
+def _side_text(side: Sequence[Mapping[str, str]]) -> str:
+    return side[0]["content"]
 
 
 _Sides = tuple[PathText, PathText]

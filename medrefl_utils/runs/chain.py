@@ -23,7 +23,7 @@ from rich.text import Text
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.freshness import find_out_of_date
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import ABLATION, SCORES, SELF_CORRECTION
+from medrefl_utils.core.schemas import ABLATION, CONTRASTS, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import lock_run, open_stage, read_manifest, read_table, write_manifest
 from medrefl_utils.runs import provenance
 from medrefl_utils.runs.execution import CHAIN, StageFailed, end_orphans, execute_notebook
@@ -349,6 +349,8 @@ def print_results(files: RunFiles, console: Console, written: Container[str], ba
         found = read_table(files.ablation, ABLATION)
         console.print(summary_tables.ablation_self_correction_table(found))
         console.print(summary_tables.ablation_table(found))
+        shown = ["net self-correction", *(f"accuracy, {name}" for name in found["protocol"].dropna().unique())]
+        console.print(summary_tables.contrasts_table(read_table(files.contrasts, CONTRASTS), shown))
     if baseline and "report" in written:
         from medrefl_utils.evaluation.composition import compare_bases
 

@@ -268,7 +268,7 @@ def probe_pairs(
     )
     expected = {kind: _at_most(times * len(table), settings["max_per_kind"]) for kind, table in made.items()}
 
-    located = corrections.locate_errors(steps, settings["error_margin"])
+    located = corrections.locate_errors(steps, settings["error_margin"], settings["error_by_chance"])
     candidates, turns, replies = {}, {}, 0.0
     for kind in (kind for kind in kinds if kind.startswith("reflection_")):
         ranked, _ = corrections.rank_corrections(
@@ -392,7 +392,15 @@ def probe_answers(
     by_id = {question.question_id: question for question in wrong}
     one, _ = _measured(
         generator,
-        lambda: self_correction.continue_from(begun, by_id, generator, model=name, sampling=sampling, seed=seed),
+        lambda: self_correction.continue_from(
+            begun,
+            by_id,
+            generator,
+            model=name,
+            sampling=sampling,
+            seed=seed,
+            samples=settings["self_correction_samples"],
+        ),
     )
     return work + one * times, begun
 

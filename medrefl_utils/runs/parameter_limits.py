@@ -51,10 +51,14 @@ def _each(limit: Limit) -> Limit:
     )
 
 
-def _arms(kinds: Collection[str]) -> Limit:
+def _arms(kinds: Collection[str], controls: Collection[str]) -> Limit:
+    def known(arm: str) -> bool:
+        word, _, rest = arm.strip().partition(" ")
+        return all(kind.strip() in kinds for kind in (rest if word in controls else arm).split("+"))
+
     return Limit(
-        f"one or more, each some of {', '.join(kinds)}, joined by +",
-        lambda arms: len(arms) > 0 and all(kind.strip() in kinds for arm in arms for kind in arm.split("+")),
+        f"one or more, each some of {', '.join(kinds)}, joined by +, with {' or '.join(controls)} before for a control",
+        lambda arms: len(arms) == len(set(arms)) > 0 and all(map(known, arms)),
     )
 
 
@@ -128,6 +132,7 @@ LIMITS: dict[str, Limit] = {
     "random_cot_draws": _POSITIVE,
     "locator": _one_of("structure", "model"),
     "error_margin": _between(0, 2),
+    "error_by_chance": _SHARE,
     "action_weights": Limit(
         "three of at least 0, not all 0",
         lambda weights: len(weights) == 3 and all(map(_NATURAL.holds, weights)) and any(weights),
@@ -179,15 +184,19 @@ LIMITS: dict[str, Limit] = {
     "warmup_share": Limit("a share from 0 to below 1", lambda value: 0 <= value < 1),
     "weight_decay": _NATURAL,
     # evaluation and ablation
-    "protocols": _some_of("published", "greedy", "sampled", "self-consistency", "budget"),
+    "protocols": _some_of(
+        *("published", "greedy", "sampled", "self-consistency", "budget", "misled", "shuffled", "none-of-the-others")
+    ),
     "answer_format": _one_of("steps", "json"),
     "n_runs": _POSITIVE,
     "n_votes": _POSITIVE,
     "thinking_budget": _POSITIVE,
     "self_correction_questions": _NATURAL,
     "self_correction_branching": _each(_POSITIVE),
-    "arms": _arms((*_KINDS, "reflection")),
+    "self_correction_samples": _POSITIVE,
+    "arms": _arms((*_KINDS, "reflection"), ("shuffled", "swapped")),
     "pairs_per_arm": _NATURAL,
+    "min_pairs_per_arm": _POSITIVE,
 }
 NOTEBOOK_LIMITS: dict[str, dict[str, Limit]] = {
     "01_tree_rollout": {"n_questions": _POSITIVE},  # in other notebooks 0 means all

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "rollout": ["roll_out", "screen_questions", "warn_of_limits"],
         "values": ["complete_steps", "paths", "remain_values", "step_values", "value_table", "values_and_paths"],
         "corrections": ["EQUAL_WEIGHTS", "locate_errors", "rank_corrections"],
+        "locator_check": ["locator_precision"],
         "model_locator": ["locate_errors_by_model", "read_first_wrong_step"],
     },
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import binom
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.trees.values import Forest, read_forest, remain_values_of
@@ -29,30 +30,42 @@ _BLOCK = 2_000_000
 """Number of corrections in memory at the same time, before the best are selected."""
 
 
-def locate_errors(steps: pd.DataFrame, margin: float = 0.0) -> pd.DataFrame:
+def locate_errors(steps: pd.DataFrame, margin: float = 0.0, by_chance: float = 1.0) -> pd.DataFrame:
     """Return the first wrong step of each wrong path, located by the tree's structure (**ours**).
 
     The first wrong step is the first step whose V is lower than its parent's, by at least ``margin``. The parent's V is
-    the weighted mean of its children's, so such a step always has a better sibling.
+    the weighted mean of its children's, so such a step always has a better sibling. V comes from few leaves, so it
+    falls by chance too: with ``by_chance`` below 1, only falls count that are too large for the noise of the counts.
+    That is a one-sided binomial test: as few right leaves below the step as there are, of as many leaves, where each is
+    right with the parent's share C / (C + W).
 
     Args:
         steps: table of steps, as ``values.step_values`` takes it.
         margin: minimum fall of V, in [0, 2].
+        by_chance: largest p-value of a fall that counts, above 0 and at most 1; 1 counts every fall.
 
     Returns:
         One row per wrong path, in the order of ``values.paths``: question_id, leaf (of the path), node_id (of the
         wrong step; null if no step falls by the margin).
 
     Raises:
-        MedReflError: the margin is out of range; and the errors of ``values.step_values``.
+        MedReflError: the margin or by_chance is out of range; and the errors of ``values.step_values``.
     """
     if not 0 <= margin <= 2:
         raise MedReflError(f"corrections: margin is {margin}, expected 0 to 2")
+    if not 0 < by_chance <= 1:
+        raise MedReflError(f"corrections: by_chance is {by_chance}, expected above 0 and at most 1")
     forest = read_forest(steps)
+    right, wrong_leaves = forest.counts
+    leaves = right + wrong_leaves
     first = np.full(len(forest.node), -1)
     for level in forest.levels[1:]:
         fall = forest.value[forest.parent[level]] - forest.value[level]
-        here = np.where((fall > _NOISE) & (fall >= margin - _NOISE), level, -1)
+        falls = (fall > _NOISE) & (fall >= margin - _NOISE)
+        if by_chance < 1:
+            share = right[forest.parent[level]] / leaves[forest.parent[level]]
+            falls &= binom.cdf(right[level], leaves[level], share) <= by_chance
+        here = np.where(falls, level, -1)
         above = first[forest.parent[level]]
         first[level] = np.where(above >= 0, above, here)
     wrong = forest.by_node[(forest.leaf & (forest.outcome < 0))[forest.by_node]]

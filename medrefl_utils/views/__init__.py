@@ -5,8 +5,8 @@ In: the tables of a run. Out: what a person looks at.
 - ``plots``: matplotlib figures, such as ``plots.tree`` (a tree coloured by V) and ``plots.training_curves``.
 - ``explore_trees``, ``explore_pairs``, ``explore_responses``: widgets in a live notebook, static HTML elsewhere.
 - ``show_entities``, ``draw_paths``, ``explore_paths``: a question's entities and paths in a knowledge graph.
-- ``scores_table``, ``self_correction_table``, ``ablation_table``, ``composition_table``, ``comparison_table``: tables
-  for a terminal.
+- ``scores_table``, ``self_correction_table``, ``ablation_table``, ``contrasts_table``, ``composition_table``,
+  ``comparison_table``: tables for a terminal; ``pass_at_k_table`` and ``robustness_table`` too.
 - ``verdicts`` and ``cautions`` say in sentences what a run shows, and why it may show nothing.
 - ``write_report`` writes ``report.html``; ``write_result_tables`` writes the results as CSV and Markdown.
 """
@@ -25,6 +25,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "ablation_self_correction_table",
             "ablation_table",
             "composition_table",
+            "contrasts_table",
+            "pass_at_k_table",
+            "robustness_table",
             "key_figure_texts",
             "key_figures_table",
             "scores_table",

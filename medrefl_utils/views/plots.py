@@ -435,40 +435,44 @@ def accuracy_bars(scores: pd.DataFrame) -> Figure:
     return figure
 
 
+_LOWER_IS_BETTER = ("right to wrong", "fake reflection rate")
+
+
 @styled
-def ablation(table: pd.DataFrame) -> Figure:
-    """Plot each arm's gain per protocol, repair rate and fake reflection rate, with 95% intervals.
+def ablation(contrasts: pd.DataFrame) -> Figure:
+    """Plot each arm's paired difference to the base with its 95% interval, a panel per figure.
 
     Args:
-        table: rows of ``core.ABLATION``.
+        contrasts: rows of ``core.CONTRASTS``. A filled mark: the interval excludes 0 and Holm's p is below 0.05; it has
+            the colour of right or wrong answers.
     """
-    protocols = list(dict.fromkeys(table["protocol"]))
-    arms = list(dict.fromkeys(table["arm"]))
-    once = table.drop_duplicates("arm").set_index("arm").reindex(arms)
-    panels = [
-        (f"gain, {p}", "points", table[table["protocol"] == p].set_index("arm").reindex(arms), "gain", "{:+.1f}")
-        for p in protocols
-    ]
-    panels += [("repair rate", "%", once, "repair", "{:.0f}"), ("fake reflection rate", "%", once, "fake", "{:.0f}")]
-    figure = Picture((2.6 * len(panels) + 1.2, 1.2 + 0.5 * len(arms)), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (title, unit, rows, name, shown) in zip(grid, panels, strict=True):
+    shown = contrasts[contrasts["against"] == "base"]
+    figures, arms = (list(dict.fromkeys(shown[name])) for name in ("figure", "arm"))
+    across = min(4, max(1, len(figures)))
+    down = -(-len(figures) // across) if figures else 1
+    size = (2.6 * across + 1.6, down * (1.0 + 0.45 * max(1, len(arms))))
+    figure = Picture(size, layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False, sharey=True)
+    for axes, name in zip(grid.ravel(), figures, strict=False):
+        rows = shown[shown["figure"] == name].set_index("arm").reindex(arms)
         for place, row in enumerate(rows.itertuples()):
-            if pd.isna(middle := 100 * getattr(row, name)):
-                continue
-            low, high = (100 * getattr(row, f"{name}_{end}") for end in ("low", "high"))
-            mark, colour = ("s", BASE) if row.Index == "base" else ("o", RIGHT)
-            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt=mark, capsize=3, color=colour)
-            axes.annotate(
-                shown.format(middle), (middle, place), (0, 6), textcoords="offset points", ha="center", size=8
-            )
-        if name == "gain":
-            axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
-        axes.set_title(title)
-        axes.set_xlabel(f"{unit}, 95% interval")
+            middle, low, high = (100 * value for value in (row.difference, row.low, row.high))
+            sure = row.holm_p < 0.05 and (row.low > 0 or row.high < 0)
+            better = (middle > 0) != (name in _LOWER_IS_BETTER)
+            colour = (RIGHT if better else WRONG) if sure else INK
+            drawn = {"fmt": "o", "capsize": 3, "color": colour, "mfc": colour if sure else "white"}
+            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], **drawn)
+            label = signed(middle, 1)
+            axes.annotate(label, (middle, place), (0, 6), textcoords="offset points", ha="center", size=8)
+        axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_title(name)
+        axes.set_xlabel("points against the base, 95% interval")
         axes.margins(x=0.12)
-    grid[0].set_yticks(range(len(arms)), arms)
-    grid[0].set_ylim(len(arms) - 0.4, -0.7)
+    for axes in grid.ravel()[len(figures) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(len(arms) - 0.4, -0.7)
     return figure
 
 

@@ -19,7 +19,7 @@ from matplotlib.image import imread
 from medrefl_utils.core.freshness import find_out_of_date
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import CHAINS, RESPONSES, SCORES, SELF_CORRECTION
+from medrefl_utils.core.schemas import CHAINS, PASS_AT_K, RESPONSES, ROBUSTNESS, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import MADE_BY, read_manifest, read_table, write_text
 from medrefl_utils.evaluation.composition import compare_bases
 from medrefl_utils.exam.benchmarks import trained_questions
@@ -112,6 +112,8 @@ def write_report(run: RunFiles, note: str = "", baseline: str = "") -> Path:
         trained=_trained(responses, evaluated_model(run)),
         judged=bool(scores["accuracy_judged"].notna().any()),
         rates=_self_correction(run),
+        passes=_pass_rates(run),
+        robust=read_table(run.robustness, ROBUSTNESS).to_dict("records") if run.robustness.exists() else [],
         published=[
             row | {"ours": ours_text(row)}
             for row in compare_with_published(scores, evaluated_model(run)).to_dict("records")
@@ -148,6 +150,17 @@ def _self_correction(run: RunFiles) -> list[dict[str, Any]]:
         {"name": name, "texts": "/".join(dict.fromkeys(f"{row['n']:,}" for row in rows.values()))}
         | {model: rows.get(key) for model, key in (("base", "base"), ("ours", "medrefl"))}
         for name, group in read_table(run.self_correction, SELF_CORRECTION).groupby("figure", sort=False)
+        for rows in [{row["model"]: row for row in group.to_dict("records")}]
+    ]
+
+
+def _pass_rates(run: RunFiles) -> list[dict[str, Any]]:
+    """Return, per benchmark and k, pass@k of both models (None if missing); empty where there were no samples."""
+    if not run.pass_at_k.exists():
+        return []
+    return [
+        {"source": source, "k": k, "base": rows.get("base"), "ours": rows.get("medrefl")}
+        for (source, k), group in read_table(run.pass_at_k, PASS_AT_K).groupby(["source", "k"], sort=False)
         for rows in [{row["model"]: row for row in group.to_dict("records")}]
     ]
 

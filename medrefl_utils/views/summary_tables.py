@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -42,15 +42,63 @@ def self_correction_table(rates: pd.DataFrame) -> Table:
         table.add_column(column, justify="left" if column == "rate" else "right", no_wrap=True)
     for name, rows in rates.groupby("figure", sort=False):
         models = {row.model: row for row in rows.itertuples()}
-        shares = [_share(models.get(model), "share") for model in ("base", "medrefl")]
+        net = name == "net self-correction"
+        shares = [_share(models.get(model), "share", signed=net) for model in ("base", "medrefl")]
         ours = models.get("medrefl")
         counts = dict.fromkeys(f"{row.n:,}" for row in rows.itertuples())
         table.add_row(name, *shares, _between(ours, "difference", signed=True), "/".join(counts))
     return table
 
 
+def pass_at_k_table(rates: pd.DataFrame, scores: pd.DataFrame) -> Table:
+    """Return pass@k of base and adapter in percent, with the gain, under the greedy accuracy where it was measured.
+
+    Args:
+        rates: rows of ``core.PASS_AT_K``.
+        scores: rows of ``core.SCORES`` of the same run.
+    """
+    samples = f", {rates['samples'].max():,} samples per question" if len(rates) else ""
+    table = _plain(f"pass@k{samples}", "protocol", "base %", "Med-REFL %", "gain, points [95%]", "n")
+    for source in dict.fromkeys(rates["source"]):
+        table.add_row(source, style="bold")
+        greedy = scores[(scores["source"] == source) & (scores["protocol"] == "greedy")]
+        models = {row.model: row for row in greedy.itertuples()}
+        base, ours = models.get("base"), models.get("medrefl")
+        if base or ours:
+            table.add_row(" greedy", _percent(base), _percent(ours), _gain(ours)[0], f"{(ours or base).n:,}")
+        for k, rows in rates[rates["source"] == source].groupby("k", sort=True):
+            models = {row.model: row for row in rows.itertuples()}
+            base, ours = models.get("base"), models.get("medrefl")
+            gain = _between(ours, "difference", signed=True)
+            table.add_row(f" pass@{k}", _share(base, "share"), _share(ours, "share"), gain, f"{rows['n'].max():,}")
+    return table
+
+
+def robustness_table(robustness: pd.DataFrame) -> Table:
+    """Return what changed questions do to the accuracy and the answers of base and adapter, in percent and points.
+
+    The caption says how many answers are the suggested wrong one, without and with the suggestion.
+
+    Args:
+        robustness: rows of ``core.ROBUSTNESS``.
+    """
+    title = "Changed questions, greedy, in %; other: another option is chosen"
+    table = _plain(title, "protocol", "arm", "before", "after", "points [95%]", "other")
+    captions = []
+    for row in robustness.itertuples():
+        before, after, other = (_share(row, name) for name in ("accuracy_greedy", "accuracy", "changed"))
+        table.add_row(row.protocol, row.model, before, after, _between(row, "difference", signed=True), other)
+        if not pd.isna(row.followed):
+            told = f"{_share(row, 'followed_greedy')}% without the suggestion, {_share(row, 'followed')}% with it"
+            captions.append(f"{row.model}: the suggested wrong answer is given by {told}")
+    table.caption = "\n".join(captions)
+    return table
+
+
 def ablation_table(ablation: pd.DataFrame) -> Table:
     """Return the table of an ablation: accuracy, gain with 95% interval, and gain per seed, for base and arms.
+
+    Arms that were not trained are named in the last lines.
 
     Args:
         ablation: rows of ``core.ABLATION``.
@@ -59,23 +107,51 @@ def ablation_table(ablation: pd.DataFrame) -> Table:
     pairs = ablation["n_pairs"].max()
     title = f"{pairs:,} pairs per arm, {first['n']:,} questions, {first['runs']} seeds"
     table = _plain(title, "arm", "protocol", "acc. %", "gain, points", "per seed")
-    for row in ablation.itertuples():
+    for row in ablation[ablation["left_out"].isna()].itertuples():
         seeds = " ".join(f"{100 * gain:+.1f}" for gain in row.gains) or "-"
         table.add_row(row.arm, row.protocol, _share(row, "accuracy"), _between(row, "gain", signed=True), seeds)
+    left_out = ablation[ablation["left_out"].notna()]
+    table.caption = "\n".join(f"{row.arm}: {row.left_out}" for row in left_out.itertuples())
     return table
 
 
 def ablation_self_correction_table(ablation: pd.DataFrame) -> Table:
-    """Return the repair rate and fake reflection rate of base and arms, in percent with 95% intervals.
+    """Return the self-correction of base and arms: net in points with its 95% interval, parts and repair rate in %.
 
     Args:
         ablation: rows of ``core.ABLATION``.
     """
-    table = _plain(
-        "Self-correction: from a wrong step; after a wrong answer and 'Wait,'", "arm", "repair %", "fake reflection %"
-    )
-    for row in ablation.drop_duplicates("arm").itertuples():
-        table.add_row(row.arm, _between(row, "repair"), _between(row, "fake"))
+    title = "Self-correction after 'Wait,', in %; repair: after a wrong step"
+    table = _plain(title, "arm", "net, points", "to right", "to wrong", "fake", "repair")
+    for row in ablation[ablation["left_out"].isna()].drop_duplicates("arm").itertuples():
+        parts = [_share(row, name) for name in ("mends", "breaks", "fake", "repair")]
+        table.add_row(row.arm, _between(row, "net", signed=True), *parts)
+    return table
+
+
+def contrasts_table(contrasts: pd.DataFrame, figures: Sequence[str] = ()) -> Table:
+    """Return the paired differences of the arms, in points, with 95% intervals and Holm's p; a section per figure.
+
+    The caption says which difference the measured variance could detect with 80% power, at best and at worst.
+
+    Args:
+        contrasts: rows of ``core.CONTRASTS``.
+        figures: the figures to show; none means all.
+    """
+    table = _plain("Differences, paired by question and seed; p by Holm", "arm", "against", "points [95%]", "p")
+    captions = []
+    for figure, rows in contrasts.groupby("figure", sort=False):
+        if figures and figure not in figures:
+            continue
+        table.add_row(figure, style="bold")
+        for row in rows.to_dict("records"):
+            ends = (f"{100 * row[name]:+.1f}" for name in ("difference", "low", "high"))
+            table.add_row(f" {row['arm']}", row["against"], "{} [{}, {}]".format(*ends), p_text(row["holm_p"]))
+        table.add_section()
+        low, high = (f"{100 * rows['detectable'].agg(end):.1f}" for end in ("min", "max"))
+        counted = f"{rows['n'].max():,} questions and {rows['runs'].max()} seeds"
+        captions.append(f"{figure}: {counted} detect {low} to {high} points with 80% power")
+    table.caption = "\n".join(captions)
     return table
 
 
@@ -123,14 +199,15 @@ def key_figure_texts(figures: Mapping[str, Any], above: str = "") -> list[tuple[
 
 def _plain(title: str, *columns: str) -> Table:
     """Return a table without lines between columns, which fits 80 characters."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("arm", "protocol", "against") else "right", no_wrap=True)
+        left = column in ("arm", "protocol", "against")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     return table
 
 
-def _share(row: object | None, name: str) -> str:
-    return "-" if row is None or pd.isna(getattr(row, name)) else f"{100 * getattr(row, name):.1f}"
+def _share(row: object | None, name: str, *, signed: bool = False) -> str:
+    return "-" if row is None or pd.isna(getattr(row, name)) else f"{100 * getattr(row, name):{'+' * signed}.1f}"
 
 
 def _between(row: object | None, name: str, *, signed: bool = False) -> str:
