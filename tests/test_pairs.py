@@ -447,7 +447,7 @@ def test_random_pairs_run_out_and_count_what_is_missing() -> None:
     like, _ = make(steps)
     pairs, dropped = random_like(pd.concat([like, like]), steps)
     assert len(pairs) == 6 and pairs["pair_id"].is_unique and dropped == {"short": 2}
-    with pytest.raises(MedReflError, match="draws is 0"):
+    with pytest.raises(MedReflError, match="random_cot_draws is 0"):
         random_like(like, steps, draws=0)
 
 

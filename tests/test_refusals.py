@@ -677,7 +677,7 @@ CASES: list[Case] = [
     responses(
         "nothing-to-tie",
         [{"response": "A"}, {"response": "B"}],
-        "said.jsonl: rows have neither an id, nor their question, nor a gold letter to tie them by",
+        "said.jsonl: rows have no id, no question and no gold letter, expected one of them",
     ),
     responses(
         "no-field",

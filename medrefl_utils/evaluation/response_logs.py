@@ -132,7 +132,7 @@ def _lm_eval(
     try:
         question = ungraded_question(1, _known_fields(doc))
     except ValueError as error:
-        raise MedReflError(f"{where}: doc is not a multiple-choice question that is known: {error}") from None
+        raise MedReflError(f"{where}: doc is not a multiple-choice question in a known form: {error}") from None
     same = {"question": question.stem, "options": dict(question.options), "model": _model_of(file)}
     if (own := doc.get("question_id", doc.get("id"))) not in (None, ""):
         same["id"] = own

@@ -180,7 +180,7 @@ def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path, from_l
         )
     found = [question for _, question in benchmark.questions]
     if not all(_gold_of(row, _GOLD_OR_ANSWER) is not None for row in rows):
-        raise MedReflError(f"{path}: rows have neither an id, nor their question, nor a gold letter to tie them by")
+        raise MedReflError(f"{path}: rows have no id, no question and no gold letter, expected one of them")
     _check_gold(rows, found, path, f"tied to {benchmark.label} by line", _GOLD_OR_ANSWER)
     return found
 

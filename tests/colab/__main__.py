@@ -17,7 +17,17 @@ PINNED = (
     "google-auth", "ipykernel", "ipyparallel", "ipython", "notebook", "pandas", "portpicker", "requests", "tornado",
 )  # fmt: skip
 """What the package google-colab requires in one version (setup.py of googlecolab/colabtools). Colab needs them."""
-KEPT = ("numpy", "torch", "scipy", "matplotlib", "pyzmq", "jupyter-client", "jupyter-core", "jupyter-server", "traitlets")
+KEPT = (
+    "numpy",
+    "torch",
+    "scipy",
+    "matplotlib",
+    "pyzmq",
+    "jupyter-client",
+    "jupyter-core",
+    "jupyter-server",
+    "traitlets",
+)
 """Not required by google-colab, but loaded in the kernel, or compiled against one another."""
 SMALL = (
     "shared.run=test_colab_versions", "01.n_questions=24", "03.max_reflection_pairs=4", "05.n_questions=40",
