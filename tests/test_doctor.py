@@ -87,7 +87,7 @@ def test_a_profiles_models_must_be_there_and_fit(tiny_student: str, tmp_path: Pa
     for text in ("{}", "{", '{"model_type": "none-such"}'):
         (folder / "config.json").write_text(text)
         broken = found(T4, profile(str(folder)))["model"]
-        assert broken.verdict == "stop" and broken.why.startswith(f"model {folder}: its config does not load: ")
+        assert broken.verdict == "stop" and broken.why.startswith("its config does not load: ")
     LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8,
