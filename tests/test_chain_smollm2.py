@@ -23,7 +23,7 @@ STAGE = "08_knowledge_chains"
 SETTINGS = {
     "quantization": "none",
     "split": "test",
-    "n_questions": 5,
+    "n_questions": 8,
     "writer": "model",
     "max_new_tokens": 96,
     "filter_samples": 1,
@@ -64,7 +64,7 @@ def table(root: Path, shared_data: Path, exam: Path, tmp_path_factory: pytest.Te
 
 
 def test_every_question_has_its_row_and_its_reason(table: pd.DataFrame) -> None:
-    assert len(table) == 5 and table["question_id"].is_unique
+    assert len(table) == 8 and table["question_id"].is_unique
     gaps = {"no_entity", "no_answer_entity", "no_path"}
     assert set(table["reason"].dropna()) <= gaps | {f"chain_{fault}" for fault in FAULTS}
     asked = table[table["n_paths"] > 0]
