@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    return make_checkout(tmp_path_factory.mktemp("faults") / "checkout", questions=12)
+    return make_checkout(tmp_path_factory.mktemp("faults") / "checkout")
 
 
 @pytest.fixture(scope="module")

@@ -102,18 +102,12 @@ class Outcome:
         return Outcome(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
 
-def make_checkout(folder: Path, questions: int = 24) -> Path:
-    """Make a checkout with its own runs, and a profile whose stages read this many questions.
-
-    Its notebooks, package and profiles are links to this one.
-    """
+def make_checkout(folder: Path) -> Path:
+    """Make a checkout with its own runs; its notebooks, package and profiles are links to this one."""
     folder.mkdir(parents=True)
     for name in ("notebooks", "medrefl_utils", "params"):
         (folder / name).symlink_to(ROOT / name)
-    sections = {name: values for name, values in PROFILE.items() if isinstance(values, dict)}
-    fewer = {name: {key: questions for key in values if "n_questions" in key} for name, values in sections.items()}
-    profile = PROFILE | {name: values | fewer[name] for name, values in sections.items()}
-    (folder / "faults.yaml").write_text(yaml.safe_dump(profile))
+    (folder / "faults.yaml").write_text(yaml.safe_dump(PROFILE))
     return folder
 
 
