@@ -1,5 +1,5 @@
 # make setup | demo | run [PROFILE=params/x.yaml] [ARGS="--set shared.seed=1"] | test | lab | bench [NAME=values]
-#      | test-servers | test-oldest | faults [KILLS=100] | audit | clean
+#      | test-servers | test-oldest | test-colab | faults [KILLS=100] | audit | clean
 # Set-up and lab also install a git filter in a git checkout: outputs that JupyterLab saves stay out of git.
 # A stamp in .venv records the Python and the folder. Set-up runs again if they, pyproject.toml or constraints.txt change.
 # PIP_ARGS goes to pip. Without a GPU, PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" saves 2 GB.
@@ -9,6 +9,7 @@ PROFILE ?= params/smoke.yaml
 ARGS ?=
 PIP_ARGS ?=
 KILLS ?= 100
+COLAB_TORCH ?= torch==2.11.0
 
 IDENTITY := $(shell $(PYTHON) -c "import os, sys, zlib; print('%d.%d.%d-%08x' % (*sys.version_info[:3], zlib.crc32(os.getcwd().encode())))" 2>/dev/null)
 STAMP := .venv/.ready-$(IDENTITY)
@@ -21,7 +22,7 @@ export GOMP_SPINCOUNT ?= 0
 # What JupyterLab writes into a notebook besides outputs.
 LAB_KEYS := $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version)
 
-.PHONY: setup demo run test test-servers test-oldest lab bench faults audit filter clean
+.PHONY: setup demo run test test-servers test-oldest test-colab lab bench faults audit filter clean
 
 setup: $(STAMP) filter
 
@@ -38,7 +39,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@# tests/conftest.py sets the number of processes, at most four. The tests of one file share fixtures, so they stay together.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
 
 test-servers: .venv-servers/.ready
 	@.venv-servers/bin/python -m medrefl_utils model smollm2
@@ -46,6 +47,13 @@ test-servers: .venv-servers/.ready
 
 test-oldest: .venv-oldest/.ready
 	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+test-colab:
+	@# A new environment each time: what is tested is the installation among Colab's versions. Colab has Python 3.12.
+	@$(PYTHON) -m venv --clear .venv-colab
+	@echo "setting up .venv-colab: the versions of Colab's runtime (minutes) …"
+	@.venv-colab/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r tests/colab/runtime.txt $(COLAB_TORCH)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 .venv-colab/bin/python -m tests.colab
 
 lab: $(STAMP) filter
 	@# Jupyter refuses to run as root, the usual user of a container, unless it is told to.
@@ -91,7 +99,7 @@ audit: $(STAMP)
 clean:
 	@# runs/ is kept: it holds results.
 	@! test -e .git || git config --remove-section filter.nbstripout 2>/dev/null || true
-	rm -rf .venv .venv-servers .venv-oldest build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-servers .venv-oldest .venv-colab build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(IDENTITY)" ]; then echo "medrefl needs Python 3.11 or newer: none found (make PYTHON=/path/to/python3)" >&2; exit 1; fi

@@ -36,10 +36,10 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 HOSTILE = "Step 1: <script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$ </details> end\n"
 # What the notebooks of the copy run with, so that all of it takes minutes.
 SMALLER = {
-    "03_pair_construction": {"max_reflection_pairs: int = 100": "max_reflection_pairs: int = 0"},
+    "03_pair_construction": {"max_reflection_pairs: int = 50": "max_reflection_pairs: int = 0"},
     "05_benchmark_evaluation": {
         "n_questions: int = 200": "n_questions: int = 40",
-        "self_correction_questions: int = 40": "self_correction_questions: int = 8",
+        "self_correction_questions: int = 16": "self_correction_questions: int = 4",
     },
 }
 
@@ -74,7 +74,7 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--set",
         "03_pair_construction.n_evaluation_questions=40",
     ]
-    command += ["--set", "05_benchmark_evaluation.self_correction_questions=8"]
+    command += ["--set", "05_benchmark_evaluation.self_correction_questions=4"]
     command += ["--set", "04_dpo_lora_4bit.epochs=4", "--set", "04_dpo_lora_4bit.learning_rate=0.01"]
     run = RunFiles(folder / "runs" / "demo")
     medrefl(folder, root, *command, "--only", "01")

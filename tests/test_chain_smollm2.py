@@ -25,7 +25,7 @@ SETTINGS = {
     "split": "test",
     "n_questions": 8,
     "writer": "model",
-    "max_new_tokens": 160,
+    "max_new_tokens": 96,
     "filter_samples": 1,
     "max_filter_tokens": 16,
     "min_pass": 0.0,

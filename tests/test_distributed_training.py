@@ -132,7 +132,7 @@ def test_the_colab_profiles_keep_the_effective_batch_and_the_method(name):
     assert economy.compute_dtype == ("fp16" if name == "colab_t4" else "bf16")
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, *COLAB, "medreason_8b_sft"])
+@pytest.mark.parametrize("name", [*PUBLISHED, *COLAB, "colab_t4_session", "medreason_8b_sft"])
 def test_every_value_of_a_profile_has_its_source(name):
     for line in (ROOT / "params" / f"{name}.yaml").read_text().splitlines():
         key = line.strip().split(":")[0]

@@ -87,14 +87,14 @@ def test_a_profiles_models_must_be_there_and_fit(tiny_student: str, tmp_path: Pa
     for text in ("{}", "{", '{"model_type": "none-such"}'):
         (folder / "config.json").write_text(text)
         broken = found(T4, profile(str(folder)))["model"]
-        assert broken.verdict == "stop" and broken.why.startswith(f"model {folder}: its config does not load: ")
+        assert broken.verdict == "stop" and broken.why.startswith("its config does not load: ")
     LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8,
     ).save_pretrained(folder)  # fmt: skip
     fits = found(T4, profile(str(folder)))["model"]
     assert (fits.found, fits.verdict) == (f"{folder}, 8.03 billion parameters", "ok")
-    assert fits.why == "needs about 11.9 GiB, the card has 14.7"  # as params/colab_t4.yaml says
+    assert fits.why == "needs about 11.9 GiB, the card has 14.7"
     assert found(T4, profile(str(folder), "none"))["model"].verdict == "stop"
     assert "memory has 16.0" in found(LAPTOP, profile(str(folder), "none"))["model"].why
 
@@ -112,3 +112,7 @@ def test_the_command_prints_a_table_and_its_exit_code_tells(root: Path, tmp_path
     bad = medrefl(str(tmp_path / "p.yaml"))
     assert bad.returncode == 1 and "stop" in bad.stdout and "HF_HUB_OFFLINE" in " ".join(bad.stdout.split())
     assert medrefl(str(tmp_path / "none.yaml")).returncode == 2
+    changed = medrefl(str(tmp_path / "p.yaml"), "--set", "shared.model=medrefl_utils/models/tiny_student")
+    assert changed.returncode == 0 and "fits anywhere" in changed.stdout
+    alone = medrefl("--set", "shared.seed=1")
+    assert alone.returncode == 2 and "--set changes a profile: name one" in alone.stderr

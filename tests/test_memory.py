@@ -437,17 +437,18 @@ def test_without_a_card_the_main_memory_has_to_do_in_32_bit(monkeypatch):
     assert fit_training(shape, LENGTHS, settings=SETTINGS | {"compute_dtype": "auto"}, card=7).memory == half.memory
 
 
-@pytest.mark.parametrize("name", ["colab_t4", "colab_l4", "colab_a100"])
+@pytest.mark.parametrize("name", ["colab_t4_session", "colab_t4", "colab_l4", "colab_a100"])
 def test_what_the_colab_profiles_say_of_memory_is_what_is_predicted(name, root):
     """Of pairs that fill max_length, or 5,000 tokens."""
     text = (root / "params" / f"{name}.yaml").read_text()
+    assert yaml.safe_load(text)["shared"]["model"] == "Qwen/Qwen2.5-7B-Instruct"
     values = yaml.safe_load(text)["04_dpo_lora_4bit"]
     usual = SETTINGS | {"optimizer": "adamw"} | {k: v for k, v in values.items() if k in SETTINGS}
 
     def gib(length, **changed):
         settings = usual | {"max_length": length} | changed
         pairs = longest_pairs(length, usual["batch_size"])
-        return f"{predict_training(ModelShape.of(LLAMA_8B), pairs, settings=settings).gib:.3g}"
+        return f"{predict_training(ModelShape.of(QWEN_7B), pairs, settings=settings).gib:.3g}"
 
     limit = values["max_length"]
     peaks = re.findall(r"predicted peak (\S+) GiB", text)

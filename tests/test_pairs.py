@@ -481,7 +481,7 @@ def test_random_pairs_run_out_and_count_what_is_missing() -> None:
     pairs, dropped = random_like(pd.concat([like, like]), steps)
     # 6 pairs for 8: 4 of them are the reasoning pairs, of which 1 may stand beside 4 others, and there are 2
     assert len(pairs) == 2 and pairs["pair_id"].is_unique and dropped == {"short": 2, "shared": 4}
-    with pytest.raises(MedReflError, match="draws is 0"):
+    with pytest.raises(MedReflError, match="random_cot_draws is 0"):
         random_like(like, steps, draws=0)
 
 

@@ -318,6 +318,25 @@ def test_a_choice_may_be_written_as_a_number(tmp_path: Path) -> None:
         load_profile(path, notebooks, root=ROOT)
 
 
+@pytest.mark.parametrize(
+    ("stages", "key", "named"),
+    [
+        ("", "seed", "01_tree_rollout"),
+        ("", "beta", "04_dpo_lora_4bit"),
+        ("stages: [9, 1, 6]\n", "seed", "09_sft_lora_4bit"),
+        ("stages: [3]\n", "seed", "03_pair_construction"),
+        ("stages: [6]\n", "beta", "04_dpo_lora_4bit"),
+    ],
+)
+def test_an_error_in_a_shared_key_names_the_first_notebook_of_the_run(
+    stages: str, key: str, named: str, tmp_path: Path
+) -> None:
+    path, notebooks = tmp_path / "p.yaml", {s.name: ROOT / "notebooks" / f"{s.name}.ipynb" for s in STAGES}
+    path.write_text(f"{stages}shared:\n  {key}: x\n")
+    with pytest.raises(MedReflError, match=rf"section 'shared': key '{key}' \(for {named}\): found 'x'"):
+        load_profile(path, notebooks, root=ROOT)
+
+
 TUNED = "runs/x/sft_model"
 
 

@@ -45,7 +45,7 @@ def profile(name: str, content: str | bytes, line: str) -> Case:
 def value(text: str, line: str) -> Case:
     """A value given on the command line, of a parameter of one stage."""
     name = text.partition("=")[0]
-    where = f"--set {name} (for {name.partition('.')[0].replace('shared', '08_knowledge_chains')})"
+    where = f"--set {name} (for {name.partition('.')[0].replace('shared', '01_tree_rollout')})"
     return f"set-{text}", lambda root: None, ["run", PROFILE, "--set", text], f"{where}: {line}"
 
 
@@ -679,7 +679,7 @@ CASES: list[Case] = [
     responses(
         "nothing-to-tie",
         [{"response": "A"}, {"response": "B"}],
-        "said.jsonl: rows have neither an id, nor their question, nor a gold letter to tie them by",
+        "said.jsonl: rows have no id, no question and no gold letter, expected one of them",
     ),
     responses(
         "no-field",

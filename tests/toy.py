@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import yaml
 from rich.console import Console
 
@@ -67,6 +66,8 @@ PACKAGE = {
 
 def notebook(path: Path, parameters: str, cells: list[str]) -> None:
     """Write a notebook: parameters, an import of what all need, the cells."""
+    import nbformat  # two seconds of a processor, which a kernel that imports STAGES need not spend
+
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     imports = (  # the kernel starts in the toy's checkout, where no `tests` is
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"

@@ -92,7 +92,7 @@ def read_response_rows(path: Path) -> ResponseRows:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a folder: a run's responses, else lm-eval's samples, else every file that can be read."""
+    """Return the files of a folder: a run's responses, else lm-eval's samples, else every file that can be read."""
     if not path.is_dir():
         return [path]
     path = path / "responses" if (path / "responses").is_dir() else path
@@ -120,7 +120,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
 def _lm_eval(
     row: Mapping[str, Any], file: Path, where: str, seen: set[tuple[Any, ...]], left_out: Counter[str]
 ) -> list[dict[str, Any]]:
-    """The responses of one sample: one per repetition, or the likeliest option."""
+    """Return the responses of one sample: one per repetition, or the likeliest option."""
     answers = row.get("resps", row.get("filtered_resps"))
     if (place := (row.get("doc_id"), json.dumps(answers))) in seen:
         left_out["the same sample, under another filter"] += 1
@@ -132,7 +132,7 @@ def _lm_eval(
     try:
         question = ungraded_question(1, _known_fields(doc))
     except ValueError as error:
-        raise MedReflError(f"{where}: doc is not a multiple-choice question that is known: {error}") from None
+        raise MedReflError(f"{where}: doc is not a multiple-choice question in a known form: {error}") from None
     same = {"question": question.stem, "options": dict(question.options), "model": _model_of(file)}
     if (own := doc.get("question_id", doc.get("id"))) not in (None, ""):
         same["id"] = own
@@ -158,7 +158,7 @@ def _lm_eval(
 
 
 def _known_fields(doc: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A doc in a shape that ``exam.questions`` knows: the hub's MedQA has sent1, sent2, ending0, ending1 and so on."""
+    """Return a doc in a shape that ``exam.questions`` knows: the hub's MedQA has sent1, ending0, ending1 and so on."""
     endings = [doc[name] for n in range(len(LETTERS)) if (name := f"ending{n}") in doc]
     if "sent1" in doc and endings:
         stem = " ".join(text for text in (doc["sent1"], doc.get("sent2")) if text)
@@ -167,7 +167,7 @@ def _known_fields(doc: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _log_likelihoods(given: Any) -> list[float]:
-    """The numbers of a list of (log-likelihood, whether greedy decoding gives it), each alone in a list or not."""
+    """Return the numbers of a list of (log-likelihood, whether greedy), each in a list of its own or not."""
     found = []
     for one in given if isinstance(given, list) else []:
         pair = one[0] if isinstance(one, list) and len(one) == 1 else one
@@ -181,7 +181,7 @@ def _log_likelihoods(given: Any) -> list[float]:
 
 
 def _texts(given: Any) -> list[str]:
-    """The texts of a sample: [[text, text of a repetition, ...]], or without the outer list in old versions."""
+    """Return the texts of a sample: [[text, text of a repetition, ...]], or without the outer list in old versions."""
     if isinstance(given, str):
         return [given]
     inner = given[0] if isinstance(given, list) and len(given) == 1 and isinstance(given[0], list) else given
@@ -189,7 +189,7 @@ def _texts(given: Any) -> list[str]:
 
 
 def _model_of(file: Path) -> str:
-    """The model of a file of samples: as the results beside it say, else its folder ("__" is "/"), else its name."""
+    """Return the model of a file of samples: by the results beside it, its folder ("__" is "/"), or its name."""
     for results in file.parent.glob(f"results_{file.stem.rpartition('_')[2]}.json"):
         try:
             name = json.loads(results.read_bytes()).get("model_name")
@@ -204,7 +204,7 @@ def _model_of(file: Path) -> str:
 
 
 def _inspect(log: Mapping[str, Any], where: str, left_out: Counter[str]) -> list[dict[str, Any]]:
-    """The responses of a log: one per sample and epoch. A sample that ended with an error has none."""
+    """Return the responses of a log: one per sample and epoch. A sample that ended with an error has none."""
     rows, samples = [], log["samples"]
     if not isinstance(samples, list) or not all(isinstance(sample, Mapping) for sample in samples):
         raise MedReflError(f"{where}: samples of an Inspect log are no list of objects")
@@ -229,7 +229,7 @@ def _inspect(log: Mapping[str, Any], where: str, left_out: Counter[str]) -> list
 
 
 def _said(output: Any, attachments: Mapping[str, str]) -> str | None:
-    """The text of a sample's output; None where there is none."""
+    """Return the text of a sample's output; None where there is none."""
     if not isinstance(output, Mapping):
         return None
     choices = output.get("choices") or []
@@ -239,7 +239,7 @@ def _said(output: Any, attachments: Mapping[str, str]) -> str | None:
 
 
 def _asked(given: Any, attachments: Mapping[str, str]) -> str:
-    """The text of a sample's input: itself, or that of its last message of the user."""
+    """Return the text of a sample's input: itself, or that of its last message of the user."""
     if isinstance(given, list):
         turns = [turn for turn in given if isinstance(turn, Mapping) and turn.get("role") == "user"]
         given = turns[-1].get("content") if turns else None
@@ -247,7 +247,7 @@ def _asked(given: Any, attachments: Mapping[str, str]) -> str:
 
 
 def _content(content: Any, attachments: Mapping[str, str]) -> str:
-    """The text of a message: its text, or its parts; reasoning is put between the marks of a thinking."""
+    """Return the text of a message: its text, or its parts; reasoning is put between the marks of a thinking."""
     if isinstance(content, str):
         return attachments.get(content.removeprefix(_ATTACHMENT), content) if _ATTACHMENT in content else content
     parts = []
@@ -260,7 +260,7 @@ def _content(content: Any, attachments: Mapping[str, str]) -> str:
 
 
 def _eval_log(file: Path) -> dict[str, Any]:
-    """A ``.eval`` log in the shape of a ``.json`` log."""
+    """Return a ``.eval`` log in the shape of a ``.json`` log."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
@@ -278,7 +278,7 @@ def _eval_log(file: Path) -> dict[str, Any]:
 
 
 def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of a zip entry, which newer versions of Inspect compress by Zstandard."""
+    """Return the bytes of a zip entry, which newer versions of Inspect compress by Zstandard."""
     if entry.compress_type != _ZSTANDARD:
         return archive.read(entry)
     file = archive.fp

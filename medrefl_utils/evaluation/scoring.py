@@ -102,7 +102,7 @@ def read_responses(
 
 
 def _of_benchmark(found: ResponseRows, benchmark: Rows) -> list[dict[str, Any]]:
-    """The rows whose question is in the benchmark: a folder of logs may hold other tasks. Plain rows are all kept."""
+    """Return the rows whose question is in the benchmark: logs may hold other tasks. Plain rows are all kept."""
     if not found.from_log:
         return found.rows
     stems = _Stems(benchmark)
@@ -132,7 +132,7 @@ def clinic_questions(path: Path) -> Rows:
 
 
 def _stated(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
-    """What a row says under ``name``, None where it says nothing; numbers may be text, as in a CSV file."""
+    """Return what a row says under ``name``, None where it says nothing; numbers may be text, as in a CSV file."""
     value = row.get(name)
     if value is None or (value == "" and kind is not str):
         return None
@@ -148,7 +148,7 @@ def _stated(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
 
 
 def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path, from_log: bool) -> list[Question]:
-    """The question of each row, with the options that the row says were shown."""
+    """Return the question of each row, with the options that the row says were shown."""
     stems = _Stems(benchmark)
     if from_log and all(stems.questions_of(row["question"]) for row in rows):  # the ids are the log's own
         found = _by_text(rows, benchmark, stems, path)
@@ -180,7 +180,7 @@ def _tied(rows: Sequence[Mapping[str, Any]], benchmark: Rows, path: Path, from_l
         )
     found = [question for _, question in benchmark.questions]
     if not all(_gold_of(row, _GOLD_OR_ANSWER) is not None for row in rows):
-        raise MedReflError(f"{path}: rows have neither an id, nor their question, nor a gold letter to tie them by")
+        raise MedReflError(f"{path}: rows have no id, no question and no gold letter, expected one of them")
     _check_gold(rows, found, path, f"tied to {benchmark.label} by line", _GOLD_OR_ANSWER)
     return found
 
@@ -210,7 +210,7 @@ def _stem_of(row: Mapping[str, Any]) -> str:
 
 
 def _is_about(text: str, question: Question) -> bool:
-    """Whether a text is the question's stem, or a whole prompt that holds it. An empty text says nothing against it."""
+    """Return whether a text is the question's stem or a whole prompt that holds it. An empty text also counts."""
     said, stem = " ".join(words(text)), " ".join(words(question.stem))
     return not said or said == stem or (len(stem) >= _WHOLE_PROMPT and f" {stem} " in f" {said} ")
 
@@ -225,7 +225,7 @@ class _Stems:
         self.found: dict[str, str] = {}
 
     def questions_of(self, text: str) -> list[Question]:
-        """The questions with this stem, or with the stem that a whole prompt holds: the last one, after examples."""
+        """Return the questions with this stem, or with the last stem in a whole prompt, after its examples."""
         if text not in self.found:
             said = " ".join(words(text))
             if said not in self.by_stem:
@@ -237,7 +237,7 @@ class _Stems:
 
 
 def _by_text(rows: Sequence[Mapping[str, Any]], benchmark: Rows, stems: _Stems, path: Path) -> list[Question]:
-    """The question of each row by its text, and by its options where the row has some: only one question may fit."""
+    """Return the question of each row by its text, and by its options if the row has some: only one may fit."""
     found = [stems.questions_of(_stem_of(row)) for row in rows]
     if unknown := sum(not questions for questions in found):
         raise MedReflError(f"{path}: {unknown} of {len(rows)} questions are not in {benchmark.label}, expected none")
@@ -251,7 +251,7 @@ def _by_text(rows: Sequence[Mapping[str, Any]], benchmark: Rows, stems: _Stems, 
 
 
 def _with_options_of(row: Mapping[str, Any], questions: list[Question]) -> list[Question]:
-    """Of several questions with the row's stem, those with the row's options; all if the row has none that fit."""
+    """Return those of the questions that have the options of the row; all if none fits."""
     if len(questions) == 1 or not isinstance(row.get("options"), Mapping):
         return questions
     shown = content_key(Question("", questions[0].stem, row["options"], ""))
@@ -272,7 +272,7 @@ def _check_gold(
 
 
 def _agrees(gold: str | None, question: Question, base: int) -> bool:
-    """Whether a row's gold answer (a letter, a text, or a position from ``base``) is the question's; None: not said."""
+    """Return whether a row's gold answer (letter, text, position from ``base``) is the question's; None: not said."""
     if gold is None or (len(gold) == 1 and gold.isalpha()):
         return gold is None or gold.upper() == question.gold
     if gold.casefold() == question.options[question.gold].strip().casefold():
@@ -285,7 +285,7 @@ def _gold_of(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def _as_shown(row: Mapping[str, Any], question: Question, where: str) -> Question:
-    """The question with the row's own options and gold letter, which may have been shuffled."""
+    """Return the question with the row's own options and gold letter, which may have been shuffled."""
     if not row.get("options"):
         return question
     stated = next((row[name] for name in _GOLD if row.get(name)), None)
@@ -307,7 +307,7 @@ def _as_shown(row: Mapping[str, Any], question: Question, where: str) -> Questio
 
 
 def _full_questions(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
-    """The questions that the rows hold with options and gold answer; none where a row does not."""
+    """Return the questions that the rows hold with options and gold answer; none where a row does not."""
     try:
         return [question_from_row(_without_answer(row)) for row in rows]
     except ValueError:
@@ -315,7 +315,7 @@ def _full_questions(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
 
 
 def _without_answer(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without ``answer``, which may be the model's, where another field is the gold answer."""
+    """Return a row without ``answer``, which may be the model's, where another field is the gold answer."""
     has_gold = any(row.get(name) not in (None, "") for name in _GOLD)
     return {name: value for name, value in row.items() if not (has_gold and name == "answer")}
 

@@ -319,7 +319,7 @@ def _hops(kind: str) -> Iterator[str]:
 
 
 def _slip(rng: random.Random, before: tuple[str, ...], right: tuple[str, ...]) -> tuple[str, ...]:
-    """A wrong elimination: it drops a disease that fits, or keeps one that does not."""
+    """Return a wrong elimination: it drops a disease that fits, or keeps one that does not."""
     out = [d for d in before if d not in right]
     if out and rng.random() < 0.5:
         return tuple(d for d in before if d in right or d == out[0])

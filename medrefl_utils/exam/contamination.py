@@ -149,7 +149,7 @@ def _normal(question: Question) -> tuple[str, ...]:
 
 
 def _grams(question: Question, n: int) -> Grams:
-    """The stem's word n-grams, and each option whole; "option:" is not a word, so that no option equals an n-gram."""
+    """Return the stem's word n-grams, and each option whole; "option:" is no word, so no option equals an n-gram."""
     stem_words = words(question.stem)
     stem = zip(*(stem_words[i:] for i in range(n)), strict=False) if len(stem_words) >= n else [tuple(stem_words)]
     return frozenset([*stem, *(("option:", *words(text)) for text in question.options.values())])

@@ -91,7 +91,7 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _rows_of(content: Any) -> list[Any]:
-    """The rows of a JSON document: an array, rows by id (PubMedQA), or arrays by source (HuatuoGPT-o1)."""
+    """Return the rows of a JSON document: an array, rows by id (PubMedQA), or arrays by source (HuatuoGPT-o1)."""
     if isinstance(content, list):
         return content
     if isinstance(content, dict) and content:
@@ -104,14 +104,17 @@ def _rows_of(content: Any) -> list[Any]:
 
 
 def _named(row: Any, key: str) -> Any:
-    """A row with the name of its array, as its split where the name is that of a split, else as its source."""
+    """Return a row with the name of its array, as its split where the name is that of a split, else as its source."""
     if not isinstance(row, dict) or key == "data":
         return row
     return {"split" if key.lower() in _SPLITS else "source": key, **row}
 
 
 def _csv_rows(path: Path, separator: str = ",") -> Iterator[Row]:
-    """Every cell stays text: 0.50 and 007 are options, not numbers. A row's number is the line on which it ends."""
+    """Yield each row with its number, the line on which it ends.
+
+    Every cell stays text: 0.50 and 007 are options, not numbers.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True, delimiter=separator)
@@ -154,7 +157,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _label_names(feature: Any) -> list[str]:
-    """The names of a class label, or of a list of them; none where the names are numbers, which say no more."""
+    """Return the names of a class label, or of a list of them; none where the names are numbers, which say no more."""
     if isinstance(feature, Mapping) and feature.get("_type") in ("Sequence", "List", "LargeList"):
         feature = feature.get("feature")
     names = feature.get("names") if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" else None
@@ -162,7 +165,7 @@ def _label_names(feature: Any) -> list[str]:
 
 
 def _with_label_names(row: Mapping[str, Any], names: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The row with class labels as their names, which start at A whatever number stands for them."""
+    """Return the row with class labels as their names, which start at A whatever number stands for them."""
 
     def name_of(value: Any, labels: list[str]) -> Any:
         if isinstance(value, list):

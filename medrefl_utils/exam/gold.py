@@ -154,7 +154,7 @@ class GoldReader:
     # --- one claim ---
 
     def _is_text(self, claim: Claim) -> bool:
-        """Whether a number that equals an option's text is that text, by what the rest of the file holds."""
+        """Return whether a number that equals an option's text is that text, by what the rest of the file holds."""
         if not claim.texts or claim.number is None or claim.field in _INDEX_FIELDS or not isinstance(claim.given, str):
             return False
         if claim.field in self._text_fields:
@@ -169,7 +169,7 @@ class GoldReader:
         return claim.texts if claim.number is None or self._is_text(claim) else ()
 
     def _places(self, claim: Claim, draft: Draft, settled: bool) -> set[str]:
-        """The options that a number may mean; one, unless another field settles the row."""
+        """Return the options that a number may mean; one, unless another field settles the row."""
         counting = self.counting[claim.field]
         at = {base: _at(claim.number or 0, base, draft.options) for base in (0, 1)}
         texts = set() if claim.field in _INDEX_FIELDS or counting.is_position else set(claim.texts)
@@ -196,7 +196,10 @@ class GoldReader:
         )
 
     def _check_strays(self, draft: Draft, named: Sequence[tuple[Claim, set[str]]]) -> None:
-        """A single letter that no option has contradicts the other fields; a longer text is a comment."""
+        """Raise ValueError for a single letter that no option has, which contradicts the other fields.
+
+        A longer text is a comment.
+        """
         for claim in draft.claims:
             if named and isinstance(claim.given, str) and re.fullmatch(r"\s*[A-Za-z]\s*", claim.given):
                 if not (claim.letters or claim.texts):
@@ -226,7 +229,7 @@ class GoldReader:
         return Counting(None, "no row has 0 or the number of its options")
 
     def _by_letters(self, name: str, found: Iterable[tuple[Draft, Claim]]) -> Counting | None:
-        """The base at which the numbers agree with the letters or texts that stand beside them."""
+        """Return the base at which the numbers agree with the letters or texts that stand beside them."""
         fits: dict[int, list[int]] = {0: [], 1: []}
         compared = 0
         for draft, claim in found:
@@ -312,14 +315,14 @@ def _parsed_list(text: str) -> Any:
 
 
 def _owners(text: str, options: Mapping[str, str]) -> tuple[str, ...]:
-    """The options with this text: exactly, else but for case and white space."""
+    """Return the options with this text: exactly, else but for case and white space."""
     exact = tuple(letter for letter, option in options.items() if option.strip() == text.strip())
     folded = "".join(text.casefold().split())
     return exact or tuple(letter for letter, option in options.items() if "".join(option.casefold().split()) == folded)
 
 
 def _several(bare: str, keys: Collection[str]) -> int:
-    """The number of right answers in "A,C", "A and C" or "ACD"; 0 where it is no list of keys."""
+    """Return the number of right answers in "A,C", "A and C" or "ACD"; 0 where it is no list of keys."""
     parts = [part.strip("()") for part in _LIST_MARK.split(bare.replace(" AND ", ",")) if part]
     if len(parts) == 1 and len(bare) > 1 and bare.isalpha() and list(bare) == sorted(set(bare)):
         parts = list(bare)
@@ -333,7 +336,7 @@ def _at(number: int, base: int, options: Mapping[str, str]) -> str | None:
 
 
 def _contradiction(said: Sequence[tuple[Claim, set[str]]]) -> str:
-    """The first field, and the first one after it that disagrees with it."""
+    """Return the first field, and the first one after it that disagrees with it."""
     first = said[0]
     other = next((one for one in said[1:] if not one[1] & first[1]), said[-1])
     shown = [

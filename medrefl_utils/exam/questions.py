@@ -135,7 +135,7 @@ def load_questions(
 
 
 def _rows_of(source: str, split: str, config: str | None) -> tuple[Iterable[Row], str]:
-    """The rows of a source, and its label."""
+    """Return the rows of a source, and its label."""
     path = Path(source).expanduser()
     known = path.suffix.lower() in READERS
     if path.is_file() and known:
@@ -268,7 +268,7 @@ def ungraded_question(number: int, row: Mapping[str, Any], label: str = "") -> Q
 
 
 def _draft(number: int, row: Mapping[str, Any], fields: Fields | None) -> Draft:
-    """A row with its options, its text checked, and what each gold field says."""
+    """Return a row with its options, its text checked, and what each gold field says."""
     if isinstance(row.get("question"), Mapping):  # AllenAI's own files: stem and choices lie within
         row = {**{name: value for name, value in row.items() if name != "question"}, **row["question"]}
     stem = _field(row, "stem", fields)
@@ -333,7 +333,7 @@ def _field(row: Mapping[str, Any], name: str, fields: Fields | None) -> Any:
 
 
 def _present(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The columns of a row that have one of these names and a value, exact names before others in case."""
+    """Return the columns of a row that have one of these names and a value, exact names before others in case."""
     found = {name: row[name] for name in names if row.get(name) is not None}
     if len(found) < len(names):
         wanted = {name.casefold() for name in names} - {name.casefold() for name in found}
@@ -346,7 +346,7 @@ def _present(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _gold_fields(row: Mapping[str, Any], fields: Fields | None) -> dict[str, Any]:
-    """column -> what it says of the gold answer; only the column that ``fields`` names, where it names one."""
+    """Return column -> what it says of the gold answer; only the column that ``fields`` names, where it names one."""
     names = (fields or {}).get("gold", GOLD_FIELDS)
     found = _present(row, (names,) if isinstance(names, str) else names)
     return {name: value for name, value in found.items() if value == value and not (value == "" or value == [])}
@@ -362,7 +362,7 @@ def _names(row: Mapping[str, Any]) -> str:
 
 
 def _context(given: Any) -> str:
-    """PubMedQA's abstract: a text, a list of them, or an object that holds the list."""
+    """Return PubMedQA's abstract: a text, a list of them, or an object that holds the list."""
     if isinstance(given, Mapping):
         given = given.get("contexts")
     if isinstance(given, (list, tuple)):
@@ -371,7 +371,7 @@ def _context(given: Any) -> str:
 
 
 def _options(given: Any, row: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """{letter: text}, and {key as published, in capitals: letter}."""
+    """Return {letter: text}, and {key as published, in capitals: letter}."""
     if isinstance(given, str):
         given = _parsed_options(given)
     if given is None:
@@ -391,7 +391,7 @@ def _options(given: Any, row: Mapping[str, Any]) -> tuple[dict[str, str], dict[s
 
 
 def _option_pairs(given: Any) -> list[tuple[Any, Any]]:
-    """(key, text) of each option; a list without keys is lettered in order."""
+    """Return (key, text) of each option; a list without keys is lettered in order."""
     if isinstance(given, Mapping) and {"text", "label"} <= set(given) and isinstance(given["text"], (list, tuple)):
         return list(zip(given["label"], given["text"], strict=False))  # ARC
     if isinstance(given, Mapping):
@@ -415,7 +415,7 @@ def _first(item: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _letters_of(keys: Sequence[Any]) -> list[str]:
-    """The letter of each key. Numbers in order, and single characters of another alphabet, become A, B, C, ..."""
+    """Return the letter of each key. Numbers in order, and letters of another alphabet, become A, B, C, ..."""
     bare = [bare_key(key) for key in keys]
     numbers = [str(number) for number in range(len(bare) + 1)]
     other = all(len(key) == 1 and key.isalpha() and not key.isascii() for key in bare)
@@ -428,7 +428,7 @@ def _letters_of(keys: Sequence[Any]) -> list[str]:
 
 
 def _parsed_options(text: str) -> Any:
-    """A cell of JSON, or lines that begin with A, B, C and so on."""
+    """Return a cell of JSON, or lines that begin with A, B, C and so on."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -440,7 +440,7 @@ def _parsed_options(text: str) -> Any:
 
 
 def _option_columns(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """{letter or number: text} of the columns of one naming scheme, which has A and B, or 1 and 2."""
+    """Return {letter or number: text} of the columns of one naming scheme, which has A and B, or 1 and 2."""
     schemes: dict[str, dict[str, Any]] = {}
     for name, value in row.items():
         if match := OPTION_COLUMN.fullmatch(str(name)):

@@ -147,7 +147,7 @@ def is_content(line: str, heading: str = "") -> bool:
 
 
 def _lines(text: str) -> Iterator[tuple[int, int]]:
-    """(begin, end) of each line, its line end included."""
+    """Return (begin, end) of each line, its line end included."""
     begin = 0
     while begin < len(text):
         end = text.find("\n", begin) + 1 or len(text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 def _ranges(points: list[int]) -> str:
-    """The inside of a character class that matches these code points."""
+    """Return the inside of a character class that matches these code points."""
     starts = [p for p, before in zip(points, [-2, *points], strict=False) if p != before + 1]
     ends = [p for p, after in zip(points, [*points[1:], -2], strict=True) if p != after - 1]
     return "".join(f"\\U{start:08x}-\\U{end:08x}" for start, end in zip(starts, ends, strict=True))

@@ -75,7 +75,7 @@ def judge_pairs(
         MedReflError: ``min_judge_score`` out of its range.
     """
     if not 1 <= min_judge_score <= 5:
-        raise MedReflError(f"judge: the least score is {min_judge_score}, expected 1 to 5")
+        raise MedReflError(f"judge: min_judge_score is {min_judge_score}, expected 1 to 5")
     chains = [prompts.split_steps(side[0]["content"]) for side in pairs["chosen"]]
     asked = ask_until_valid(
         generator,

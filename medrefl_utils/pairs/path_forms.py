@@ -135,12 +135,12 @@ def _joined(*parts: str) -> str:
 
 
 def _opens(mark: str) -> bool:
-    """Whether a thinking is open after this mark."""
+    """Return whether a thinking is open after this mark."""
     thinking, told = split_thinking(f"{mark}x")
     return bool(thinking) and not told
 
 
 def _closes(text: str) -> bool:
-    """Whether a text ends with a mark that closes a thinking."""
+    """Return whether a text ends with a mark that closes a thinking."""
     thinking, told = split_thinking(f"{text}\nx")
     return bool(thinking) and told.strip() == "x"

@@ -124,7 +124,7 @@ def random_pairs(
         MedReflError: a parameter out of its range, or a question that is missing.
     """
     if draws < 1:
-        raise MedReflError(f"random pairs: draws is {draws}, expected at least 1")
+        raise MedReflError(f"random pairs: random_cot_draws is {draws}, expected at least 1")
     by_id = questions_by_id(questions, paths)
     ranked, _ = _ranked(steps, paths[paths["question_id"].isin(like["question_id"])])
     read = StepReader(steps, ranked["question_id"])

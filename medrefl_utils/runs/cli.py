@@ -141,6 +141,7 @@ def doctor(
     profile: Annotated[
         Path | None, typer.Argument(help="YAML profile; if given, also check whether its models fit on this machine.")
     ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Check this machine: Python, packages, GPU, memory, disk, and which model sizes fit.
 
@@ -152,10 +153,12 @@ def doctor(
 
     with one_line_errors():
         root, loaded = Path.cwd(), None
+        if overrides and not profile:
+            raise MedReflError("doctor: --set changes a profile: name one, as in medrefl doctor params/smoke.yaml")
         if profile:
             profile, root = at_root(profile)
             notebooks = {stage.name: root / "notebooks" / f"{stage.name}.ipynb" for stage in STAGES}
-            loaded = load_profile(profile, notebooks, root=root, continues=CONTINUES)
+            loaded = load_profile(profile, notebooks, root=root, overrides=overrides or (), continues=CONTINUES)
         checks = check_machine(inspect_machine(root), loaded, root)
         Console(highlight=False).print(checks_table(checks))
         if any(check.verdict == "stop" for check in checks):

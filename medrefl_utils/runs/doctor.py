@@ -225,7 +225,7 @@ def _models(machine: Machine, profile: Profile, root: Path) -> Iterator[Check]:
         try:
             shape = ModelShape.named(model)
         except MedReflError as error:
-            yield Check("model", model, "stop", str(error))
+            yield Check("model", model, "stop", str(error).removeprefix(f"model {model}: "))
             continue
         size = f"{model}, {parameters_text(shape.weights)}"
         if shape.weights < _SMALL:

@@ -169,8 +169,10 @@ def load_profile(
             where = origin.get(("shared", key), f"{path}: section 'shared'")
             raise MedReflError(f"{where}: no notebook has the parameter {_shown(key)}{_hint(key, everywhere)}")
 
-    resolved = {}
-    for stem, parameters in known.items():
+    resolved = dict.fromkeys(known, {})
+    # The run's own notebooks first, by default 01 and on: an error in a shared key names the first one that has it.
+    for stem in [stem for stem in known if stem in stages] + sorted(known.keys() - set(stages)):
+        parameters = known[stem]
         values = {p.name: p.default for p in parameters.values()}
         own = sections.get(stem, {})
         for key in own:

@@ -247,7 +247,7 @@ def _results(scores: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _trained(responses: pd.DataFrame, model: str) -> dict[str, str]:
-    """{benchmark: sentence} where the base model was trained on some of the questions asked, by the registry."""
+    """Return {benchmark: sentence} where the base model was trained on some of the questions asked, by the registry."""
     asked = {source: set(group["question_id"]) for source, group in responses.groupby("source", sort=False)}
     found = {source: trained_questions(model, source, ids) for source, ids in asked.items()}
     return {source: trained_note(one, len(asked[source])) for source, one in found.items() if one}
