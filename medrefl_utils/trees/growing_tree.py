@@ -202,7 +202,7 @@ class Tree:
         return self.expansions([child for child in fresh.values() if child.stop is None and not child.asked])
 
     def number(self) -> None:
-        """Number the steps level by level, whatever the order in which they were complete."""
+        """Give the steps their numbers, level by level, whatever the order in which they were complete."""
         self.nodes, level = [], [self.root]
         while level:
             for node in level:
