@@ -96,7 +96,7 @@ _OTHERS_ANSWER = re.compile(
     r"(?:was|were) (?:going|about|tempted|inclined) to)\s(?:[\w']+\s){0,3}"
     r"(?:answer|answered|choose|chosen|pick|picked|select|selected|option)\s[\"'“‘*(]{0,4}\Z"
 )
-_WRONG_HEAD = re.compile(r"\b(?:wrong|incorrect|false|mistaken?|trap|distractor|error)\b")
+_WRONG_HEAD = re.compile(r"\b(?:wrong|incorrect|false|mistaken?|trap|distractor|error|doubt)\b")
 _MISTAKEN = re.compile(
     r"[^.;\n]{0,60}\b(?:but|however|though)\b[^.;\n]{0,30}\b(?:mistake|wrong|trap|error|incorrect|distractor)\b"
 )

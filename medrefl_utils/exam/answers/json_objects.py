@@ -95,7 +95,7 @@ def _most_likely(text: str, options: Options) -> Statement | None:
         len(values) < 2
         or len(values) < len(options.letters) - 1
         or not 0.95 <= sum(values.values()) <= 1.05
-        or 1 in values.values()
+        or (1 in values.values() and len(values) < len(options.letters))
     ):
         return None
     best = max(values, key=values.__getitem__)

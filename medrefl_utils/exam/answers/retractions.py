@@ -9,7 +9,7 @@ from medrefl_utils.exam.answers.text import holds
 
 _RETRACTION_WORDS = tuple(
     (
-        "wait|change|switch|mistake|error|wrong|no,|no.|no:|no;|nope|actually|correct|scratch|rather,|meant|"
+        "wait|change|switch|mistake|error|wrong|no,|no.|no:|no;|nope|actually|correct|scratch|rather,|mean|"
         "reconsider|rethink|"
         "edit|update|or rather|overlooked|forgot|revised|take|mis|second|second thought|reflection|no longer|"
         "sorry|oops|hold on|"
@@ -17,7 +17,18 @@ _RETRACTION_WORDS = tuple(
         "cannot be|can't be"
     ).split("|")
 )
-_DOUBTS = ("wait", "no, ", "actually", "mistake", "wrong", "second thought", "correction", "oops", "no. ")
+_DOUBTS = (
+    "wait",
+    "on reflection",
+    "no, ",
+    "actually",
+    "mistake",
+    "wrong",
+    "second thought",
+    "correction",
+    "oops",
+    "no. ",
+)
 _TAKES_BACK = re.compile(
     r"(?:(?:\A|[.!?…,\n—–-]\s{0,2}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
     r"(?:i(?:'ve| have)? (?:just )?(?:made|make) (?:an?|another|one) (?:\w+ )?(?:mistake|error)|i (?:was|"
@@ -31,6 +42,8 @@ _TAKES_BACK = re.compile(
     r"\bi (?:just )?(?:overlooked|forgot|misread|misunderstood|misinterpreted|misjudged)\b|"
     r"\A[\s.…!,\"'*)—–-]{0,6}(?:wrong|incorrect)[.!,]|"
     r"\b(?:or rather|i meant to say|no longer sure)\b|"
+    r"\(\s?(?:edit|correction|corrected|revised)\s?:|"
+    r",\s(?:i mean|i meant|no,|sorry,|correction[,:]|rather|make that)\s|"
     r"(?:\A|[.!?…,\n—–-])\s{0,2}(?:wait|hmm+|hold on|oh)[,.!…\s—–-]{1,4}no[.!…\s]{0,4}\Z|"
     r"(?:\A[\s.…!,\"'*)—–-]{0,6}|\bhmm+[,.]?\s|\bwait[,.!]?\s|\bno[,.!]\s|\bactually[,.]?\s|\boh[,.]?\s|\bbut\s)"
     r"(?:(?:that|this|it|(?:this|that|my|the above) answer)(?:'s| is| was| seems)(?: clearly)? (?:wrong|incorrect|"
@@ -39,7 +52,7 @@ _TAKES_BACK = re.compile(
     r" correct| so|(?=[.,;!—])|\Z)))"
 )
 _PAUSES = re.compile(
-    r"(?:\A|[.!?…,;:\n—–(>-]\s{0,2}|\bhmm+[,.]?\s)[\"'*]{0,2}(?:wait\b|actually\b|hold on|"
+    r"(?:\A|[.!?…,;:\n—–(>-]\s{0,2}|\bhmm+[,.]?\s|,\sbut\s(?=on ))[\"'*]{0,2}(?:wait\b|actually\b|hold on|"
     r"on (?:second thought|reflection|reconsideration)|let me (?:reconsider|re-?think|re-?check|correct|re-?examine|"
     r"re-?evaluate)|"
     r"no[,.;:!—–]|no wait|nope\b|rather,|i (?:now |would now )?(?:change|switch)\b)"

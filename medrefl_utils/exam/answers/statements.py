@@ -169,8 +169,8 @@ _BUT = re.compile(
     r"is\s|rather\s|instead\s)?"
 )
 _POINTER = re.compile(
-    r"\b(?:is|be|it['’]s|choose|say|pick|select|with|options?|answer|leaving|leaves|left with|certainly|definitely|"
-    r"clearly|probably|surely|so|therefore|hence|"
+    r"\b(?:is|be|it['’]s|choose|say|pick|select|give|with|options?|answer|leaving|leaves|left with|certainly|"
+    r"definitely|clearly|probably|surely|so|therefore|hence|"
     r"thus|has|namely|"
     r"to|as|not [a-z],? but)\s[\"'“‘*(\[]{0,3}"
 )

@@ -44,7 +44,7 @@ def verdicts(
     None where two are called right, and where the verdict is under a condition or in a question. The second value
     holds the letters that are called wrong, and not right elsewhere.
     """
-    right: set[str] = set()
+    right = {text[sole.start(1)] for sole in _SOLE.finditer(low)} & set(options.letters)
     wrong: set[str] = set()
     for at in letters:
         judged = _judged(text, low, at, languages, options)
@@ -53,6 +53,18 @@ def verdicts(
     return (right.pop(), wrong) if len(right) == 1 else (None, wrong - right)
 
 
+# "Only C works.", "All but C can be excluded.", "D is not indicated; C is."
+_FAILS = r"(?:wrong|incorrect|false|excluded|eliminated|ruled out|fails?\b|out\b|inappropriate|contra-?indicated)"
+_SOLE = re.compile(
+    r"(?:\bonly (?:option |choice |answer )?[\"'*(]{0,3}(?=[a-z][)\"'*]{0,3}\s(?:works|fits|matches|remains|applies|"
+    r"qualifies|makes sense|explains|satisfies|meets|is (?:correct|right|left|true|possible|plausible)|"
+    r"can be (?:right|correct))\b)|"
+    r"\b(?:all|everything|every option|all (?:the )?(?:other )?options|anything) (?:but|except(?: for)?|other than) "
+    rf"(?:option )?[\"'*(]{{0,3}}(?=[a-z][)\"'*]{{0,3}}\s(?:(?:is|are|can be|may be|must be) )?{_FAILS})|"
+    rf"\b(?:except for|apart from) (?:option )?(?=[a-z],\s(?:all|every|no)\b[^.;]{{0,40}}{_FAILS})|"
+    r"(?:\bnot\b|n['’]t\b)[^.;:\n]{0,60}[;,]\s(?:but\s|while\s)?(?:option\s)?"
+    r"(?=[a-z]\s(?:is|does)[.!]?\s*(?:\Z|\n)))([a-z])"
+)
 _THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
 # "A would be right for arterial clots" speaks of another case.
 _ELSEWHERE = re.compile(
