@@ -63,7 +63,9 @@ _SOLE = re.compile(
     rf"(?:option )?[\"'*(]{{0,3}}(?=[a-z][)\"'*]{{0,3}}\s(?:(?:is|are|can be|may be|must be) )?{_FAILS})|"
     rf"\b(?:except for|apart from) (?:option )?(?=[a-z],\s(?:all|every|no)\b[^.;]{{0,40}}{_FAILS})|"
     r"(?:\bnot\b|n['’]t\b)[^.;:\n]{0,60}[;,]\s(?:but\s|while\s)?(?:option\s)?"
-    r"(?=[a-z]\s(?:is|does)[.!]?\s*(?:\Z|\n)))([a-z])"
+    r"(?=[a-z]\s(?:is|does)[.!]?\s*(?:\Z|\n))|"
+    r"\b[a-z]\sis\s(?:inferior to|worse than|not as (?:good|likely|suitable) as|less (?:likely|suitable|safe) than)\s"
+    r"(?=[a-z][.!]?\s*(?:\Z|\n)))([a-z])"
 )
 _THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
 # "A would be right for arterial clots" speaks of another case.
