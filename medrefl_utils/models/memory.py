@@ -30,8 +30,8 @@ CONTEXT = 0.6 * GIB
 """Bytes of the CUDA context and library workspaces (ours: 0.4 to 0.7 GiB, by card)."""
 FRAGMENTED = 1.05
 """Bytes that torch's caching allocator reserves per byte allocated (ours)."""
-HEAD_TOKENS, HEAD_WIDTH = 4096, 32768
-"""Most tokens in one tile of TRL's fused output head, and the entries of the vocabulary that a tile has room for."""
+HEAD_TILE = 4096 * 32768
+"""Most numbers in one tile of TRL's fused output head."""
 DRAWING = 64
 """Bytes per row and vocabulary entry while a token is sampled: log-probabilities, and sorted 64-bit probabilities."""
 MOST_ROWS = 1024
@@ -113,7 +113,7 @@ def predict_training(
     # converts and keeps; a batch of one chain has none.
     masks = 1 if "chosen_tokens" in lengths or settings["gradient_checkpointing"] else shape.layers
     mask = 0 if "completion_tokens" in lengths and rows == 1 else masks * width * rows * longest**2
-    head = 4 * shape.hidden * tokens + width * min(HEAD_TOKENS, tokens) * HEAD_WIDTH
+    head = 4 * shape.hidden * tokens + width * min(HEAD_TILE, tokens * shape.vocabulary)
     return Memory(
         weights=weights,
         adapter=(4 + states) * shape.weights if full else (4 + 4 + states) * shape.adapter(rank),
