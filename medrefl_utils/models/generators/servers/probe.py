@@ -70,7 +70,8 @@ async def find_penalty(ask: Ask, can: Features) -> Features:
             told, text = await _yes_text(ask, replace(can, penalty_name=name), _STRONG)
         except Refused:
             continue
-        if text != plain[0] if plain[0] == plain[1] else _repetitions(text) < least / 2:
+        heeded = text != plain[0] if plain[0] == plain[1] else _repetitions(text) < least / 2
+        if heeded:
             return told
     return replace(can, penalty_name="")
 
