@@ -119,7 +119,9 @@ class Server(ThreadingHTTPServer):
     context = 0
     """longest prompt in characters; 0: any"""
     template = ""
-    """what ``/apply-template`` puts after a prompt, as llama.cpp does; "" : no such route"""
+    """what ``/apply-template`` puts after a user's turn, as llama.cpp does; "" : no such route"""
+    counts = True
+    """its model goes on with the numbers of the probe"""
     adapters: Any = None
     """what ``GET /lora-adapters`` gives (llama.cpp); None: no such route"""
     loads = ""
@@ -153,6 +155,8 @@ class Server(ThreadingHTTPServer):
         if self.form.startswith("thinking") and "word yes" in messages[0]["content"]:
             return [self._choice("yes", "stop", body, i) for i in range(n)]
         if "numbers from 1 to 20" in messages[0]["content"]:
+            if not self.counts:
+                return [self._choice("It is oral.\n", "stop", body, i) for i in range(n)]
             lines = "".join(f"{i}\n" for i in range(int((re.findall(r"\d+", text) or ["0"])[-1]) + 1, 9))
             whole = [self._line_end(text) + lines] * n
             return [self._choice(words, "stop", body, i, text) for i, words in enumerate(whole)]
@@ -293,7 +297,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _other_route(self, body: dict[str, Any]) -> None:
         if self.path == "/apply-template" and self.server.template:
-            prompt = "".join(message["content"] for message in body["messages"]) + self.server.template
+            continued = _turn(body) and self.server.prefill
+            prompt = "".join(message["content"] for message in body["messages"])
+            prompt += "" if continued else self.server.template
             return self._send(200, {"prompt": prompt}, {})
         if self.path == self.server.loads:
             self.server.loaded.append(body)

@@ -118,7 +118,7 @@ def test_what_a_version_with_other_features_found_out_is_found_out_again(tmp_pat
         log.write_text(log.read_text().replace('"prefix_mark": false, ', ""))
         before = len(server.requests)
         generator, _ = grown(server, log=CallLog(tmp_path / "calls"))
-        assert len(server.requests) - before == generator.usage.probes == 4 and not generator._features.stop
+        assert len(server.requests) - before == generator.usage.probes == 5 and not generator._features.stop
 
 
 def test_a_fixed_temperature_is_warned_of_once_and_the_greedy_request_goes_on():
@@ -130,14 +130,23 @@ def test_a_fixed_temperature_is_warned_of_once_and_the_greedy_request_goes_on():
         assert all("temperature" not in body for body in server.requests[-12:])
 
 
+@pytest.mark.parametrize(
+    ("manners", "prefill"),
+    [({"template": "<answer>"}, True), ({"template": "<answer>", "prefill": False}, False), ({}, False)],
+)
+def test_a_model_that_does_not_count_is_known_to_go_on_by_the_prompt_that_its_server_shows(manners, prefill):
+    with serving(counts=False, **manners) as server:
+        assert EndpointGenerator(server.url, "m").prepare().prefill is prefill
+
+
 PENALIZED = Sampling(0.0, 1.0, 20, repetition_penalty=1.1)
 
 
 @pytest.mark.parametrize(
     ("heeded", "sent", "probes"),
     [
-        ("repetition_penalty", {"repetition_penalty": 1.1}, 4),
-        ("repeat_penalty", {"repeat_penalty": 1.1, "repeat_last_n": 131_072}, 5),
+        ("repetition_penalty", {"repetition_penalty": 1.1}, 5),
+        ("repeat_penalty", {"repeat_penalty": 1.1, "repeat_last_n": 131_072}, 6),
     ],
 )
 def test_the_penalty_has_the_name_under_which_the_server_heeds_it(heeded, sent, probes, recwarn, tmp_path):

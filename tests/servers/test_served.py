@@ -36,6 +36,7 @@ def test_the_probe_finds_out_what_the_server_can_do(server):
     generator.chat([[{"role": "user", "content": "Say yes."}]], Sampling(0.0, 1.0, 8), [0])
     print(generator.about)
     assert generator.about["prefill"] and generator.about["logprobs"] and generator.about["stop"]
+    assert generator.about["thinking_close"] == ""
 
 
 def test_a_repetition_penalty_is_heeded_under_the_servers_own_name(server):

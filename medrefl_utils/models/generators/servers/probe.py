@@ -13,12 +13,12 @@ from medrefl_utils.core.records import Sampling
 from medrefl_utils.exam.answers.thinking import open_mark, unopened_close
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.models.generators.servers.client import Refused, ServerClient
-from medrefl_utils.models.generators.servers.features import PENALTIES, Features, learn_from, request_body
+from medrefl_utils.models.generators.servers.features import FLAGS, PENALTIES, Features, learn_from, request_body
 from medrefl_utils.models.generators.servers.replies import Reply
 
 COUNT: Messages = [{"role": "user", "content": "Write the numbers from 1 to 20, one on each line and nothing else."}]
 COUNTED = "1\n2\n3\n4\n"
-"""The turn so far: a server that continues it answers "5"."""
+"""The turn so far: a server that continues it answers "5", unless its model cannot count."""
 _YES: Messages = [{"role": "user", "content": "Reply with the word yes and nothing else."}]
 YES_20_TIMES: Messages = [
     {"role": "user", "content": "Write the word yes 20 times, one on each line and nothing else."}
@@ -43,35 +43,41 @@ async def probe(ask: Ask, client: ServerClient, model: str) -> Features:
     Raises:
         Refused: it accepts no form of the request.
     """
-    can, choices = await _continue_count(ask, Features())
+    can, choices = await _continue_count(ask, Features(), client, model)
     return replace(can, choices=choices, thinking_close=await _opened_thinking(ask, can, client, model))
 
 
 async def find_penalty(ask: Ask, can: Features) -> Features:
     """Return what the server accepts, with the name under which it heeds a repetition penalty.
 
-    The same repetitive turn is continued by greedy decoding without a penalty and with a strong one, under each name.
-    The name is "" if no text has less than half of the repetitions. It stays None where that cannot be told, because
-    the text without a penalty is refused or hardly repeats.
+    The same repetitive turn is continued by greedy decoding: twice without a penalty, then with a strong one under each
+    name. A penalty counts if it changes the text; where the first two texts differ already, if it halves the
+    repetitions. The name is "" if none counts. It stays None where that cannot be told, because the text without a
+    penalty is refused or hardly repeats.
     """
-    try:
-        can, plain = await _repetitions(ask, can, 1.0)
-    except Refused:
-        return can
-    if plain < _FEW:
+    plain: list[str] = []
+    for _ in range(2):
+        try:
+            can, text = await _yes_text(ask, can, 1.0)
+        except Refused:
+            return can
+        plain.append(text)
+    least = min(map(_repetitions, plain))
+    if least < _FEW:
         return can
     for name in PENALTIES:
         try:
-            told, repeated = await _repetitions(ask, replace(can, penalty_name=name), _STRONG)
+            told, text = await _yes_text(ask, replace(can, penalty_name=name), _STRONG)
         except Refused:
             continue
-        if told.penalty_name and repeated < plain / 2:
+        heeded = text != plain[0] if plain[0] == plain[1] else _repetitions(text) < least / 2
+        if heeded:
             return told
     return replace(can, penalty_name="")
 
 
-async def _repetitions(ask: Ask, can: Features, penalty: float) -> tuple[Features, int]:
-    """Let the server go on with "yes" on each line; return what it accepts, and how many words it repeats."""
+async def _yes_text(ask: Ask, can: Features, penalty: float) -> tuple[Features, str]:
+    """Let the server go on with "yes" on each line; return what it accepts, and what it wrote."""
     turn = _YES_BEGUN if can.prefill else ""
     size = 0
     for _ in range(_REFUSALS):
@@ -84,15 +90,19 @@ async def _repetitions(ask: Ask, can: Features, penalty: float) -> tuple[Feature
                 raise
             can = less
             continue
-        first = reply.choices[0]
-        if first.text.strip() or first.finish != "length" or size + 1 == len(_PENALTY_TOKENS):
+        text = reply.choices[0].text
+        if text.strip() or reply.choices[0].finish != "length" or size + 1 == len(_PENALTY_TOKENS):
             break
         size += 1
-    words = first.text.removeprefix(turn if can.repeats_turn else "").split()
-    return can, len(words) - len(set(words))
+    return can, text.removeprefix(turn if can.repeats_turn else "")
 
 
-async def _continue_count(ask: Ask, can: Features) -> tuple[Features, bool]:
+def _repetitions(text: str) -> int:
+    """Return how many words of a text have come before in it."""
+    return len(words := text.split()) - len(set(words))
+
+
+async def _continue_count(ask: Ask, can: Features, client: ServerClient, model: str) -> tuple[Features, bool]:
     """Let the server continue a count; return what it accepts, and whether it returned two choices."""
     size, stop = 0, "\n"
     for _ in range(_REFUSALS):
@@ -115,10 +125,11 @@ async def _continue_count(ask: Ask, can: Features) -> tuple[Features, bool]:
             stop, can = None, replace(can, stop_in_turn=False)
         else:
             break
+    counts = first.text.removeprefix(COUNTED).strip().startswith("5")
     return (
         replace(
             can,
-            prefill=can.prefill and first.text.removeprefix(COUNTED).strip().startswith("5"),
+            prefill=can.prefill and (counts or await _shows_turn(client, model)),
             repeats_turn=can.prefill and first.text.startswith(COUNTED),
             logprobs=can.logprobs and first.logprob is not None,
         ),
@@ -133,7 +144,7 @@ async def _opened_thinking(ask: Ask, can: Features, client: ServerClient, model:
     neither does another. Otherwise a short reply is read: it has a closing mark without an opening one, unless the
     server separates the thinking.
     """
-    rendered = await _rendered(client, model)
+    rendered = await _rendered(client, model, _YES)
     mark = None if rendered is None else open_mark(rendered.rpartition(_YES[0]["content"])[2])
     if rendered is not None and mark is None:
         return ""
@@ -152,12 +163,19 @@ async def _opened_thinking(ask: Ask, can: Features, client: ServerClient, model:
     return unopened_close(first.text) or ""
 
 
-async def _rendered(client: ServerClient, model: str) -> str | None:
-    """Return the prompt of a message in the server's chat template; None where the server does not show it."""
-    status, shown = await client.ask_route("/apply-template", {"messages": _YES})
+async def _shows_turn(client: ServerClient, model: str) -> bool:
+    """Say whether the server's prompt ends with a half-written turn: the proof for a model that does not count."""
+    rendered = await _rendered(client, model, [*COUNT, {"role": "assistant", "content": COUNTED}])
+    return rendered is not None and rendered.rstrip().endswith(COUNTED.rstrip())
+
+
+async def _rendered(client: ServerClient, model: str, messages: Messages) -> str | None:
+    """Return the prompt of these messages in the server's chat template; None where the server does not show it."""
+    status, shown = await client.ask_route("/apply-template", {"messages": messages})
     if status == 200 and isinstance(shown, dict) and isinstance(shown.get("prompt"), str):
         return shown["prompt"]
-    asked = {"model": model, "messages": _YES, "add_generation_prompt": True}
+    flags = FLAGS if messages[-1]["role"] == "assistant" else {"add_generation_prompt": True}
+    asked = {"model": model, "messages": messages} | flags
     status, shown = await client.ask_route("/tokenize", asked)
     tokens = shown.get("tokens") if status == 200 and isinstance(shown, dict) else None
     if not isinstance(tokens, list):
