@@ -264,7 +264,7 @@ def test_stems_are_the_unit_of_every_interval_of_the_scores() -> None:
     assert tested == pytest.approx(score_responses(pd.concat(tables)).set_index("model").loc["medrefl", "detectable"])
 
 
-def test_small_samples_get_students_width() -> None:
+def test_small_samples_get_wider_intervals() -> None:
     """Of 12 values, half a plain percentile interval is 1.96 standard errors; with t and n / (n - 1) it is 2.30."""
     values = np.linspace(0.1, 0.9, 12)
     found = share_interval(values, n_boot=40_000)
