@@ -284,7 +284,7 @@ def test_holm_corrects_within_a_protocol_only() -> None:
 
 
 def test_the_judge_fills_gaps_and_overrides_no_rule() -> None:
-    table = responses("base", ["A", "A", "B", None, None]).assign(judged=["B", None, "A", "A", "C"])
+    table = responses("base", ["A", "A", "B", None, None]).assign(judged=["B", None, None, "A", "C"])
     found = response_rates(table)
     assert found["accuracy_judged"].estimate == pytest.approx(3 / 5) and found["accuracy"].estimate == 2 / 5
 
