@@ -72,7 +72,9 @@ def test_reflections_and_pairs_are_counted_from_the_trees(root, exam, steps, stu
         turns |= reflection.correction_texts(exam, steps, chains, candidates[kind])
     limits = {"top_k": 2, "min_margin": 0.0, "max_per_question": 4}
     ranked, _ = reasoning.reasoning_pairs(exam, steps, chains, prompt=prompts.exam, **limits)
-    assert len(turns) > 10 and expected["reasoning"] == expected["random_cot"] == len(ranked) > 3
+    assert len(turns) > 10 and expected["reasoning"] == len(ranked) > 3
+    drawn, _ = reasoning.random_pairs(exam, steps, chains, ranked, prompt=prompts.exam, seed=0, draws=2)
+    assert 0 < expected["random_cot"] == len(drawn) <= len(ranked)
     assert expected["reflection_mid"] <= len(candidates["mid"]) and set(made["kind"]) >= {"reasoning", "random_cot"}
     # Two kinds share turns: of both together each is written once, and again where its reply is refused.
     assert len(turns) <= work.calls * 1.01 and work.calls <= 3 * 1.5 * len(turns)

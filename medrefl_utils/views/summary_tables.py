@@ -105,7 +105,7 @@ def ablation_table(ablation: pd.DataFrame) -> Table:
     """
     first = ablation.iloc[0]
     pairs = ablation["n_pairs"].max()
-    title = f"{pairs:,} pairs per arm, {first['n']:,} questions, {first['runs']} seeds"
+    title = f"{pairs:,} pairs per arm, {int(first['n']):,} questions, {int(first['runs'])} seeds"
     table = _plain(title, "arm", "protocol", "acc. %", "gain, points", "per seed")
     for row in ablation[ablation["left_out"].isna()].itertuples():
         seeds = " ".join(f"{100 * gain:+.1f}" for gain in row.gains) or "-"
