@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "share_interval",
         ],
         "self_correction": ["continue_from", "example_continuations", "starting_points"],
+        "known_errors": ["known_beginnings", "second_look_rates", "second_looks"],
         "correction_rates": ["PLACES", "reconsiders", "self_correction_rates"],
         "composition": ["COMPOSITION_ARMS", "compare_bases"],
         "scoring": ["clinic_questions", "compare_runs", "read_responses"],

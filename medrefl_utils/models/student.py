@@ -126,18 +126,23 @@ class _Teacher:
             wrong, right = self._guesses(case)
             at = _first_difference(wrong, right)
             return wrong[:at], wrong[at:], right[at:], clinic.reflect(wrong[at], right[at])
-        rng, other = self.rng, None
-        while other is None:
-            tried = clinic.solve(case, rng, slip=0.3, misled=self.how.misled, beliefs=self.beliefs)
-            first = _first_false(case, tried)
-            at = rng.randrange(len(tried) - 2 if first is None else first + 1)
-            public = tried[:at]
-            other = self._another(case, public, tried[at], right=rng.random() < 0.6)
-        path = self.chain(case, tried[: at + 1])
-        false = _first_false(case, path)
-        end = rng.choice((len(path), (at if false is None else false) + 1))
+        rng = self.rng
+        said = other = None
+        while said is None or other is None:
+            plan = clinic.solve(case, rng, misled=self.how.misled, beliefs=self.beliefs)
+            first = _first_false(case, plan)
+            at = rng.randrange(len(plan) - 2 if first is None else first + 1)  # a tree's paths part at any step
+            public, said = plan[:at], plan[at]
+            if rng.random() < 0.6:
+                said = self._another(case, public, said, right=False)
+            other = said and self._another(case, public, said, right=rng.random() < 0.6)
+        path = self.chain(case, [*public, said])
+        # A reflection in the wrong path may already have led to the replacing step, which is not denied then.
+        false = (i for i in range(at, len(path)) if clinic.error_kind(case, path[:i], path[i]) and path[i] != other)
+        denied = next(false, at)
+        end = rng.choice((denied + 1, len(path)))
         right = self.chain(case, [*public, other])
-        return public, path[at:end], right[at:], clinic.reflect(path[at if false is None else false], other)
+        return public, path[at:end], right[at:], clinic.reflect(path[denied], other)
 
     def _reconsider(self, case: clinic.Case, tried: list[str], at: int, end: int) -> list[str]:
         """Return the chain up to ``end``, a reflection on its step ``at``, and what follows from it."""
