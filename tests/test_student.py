@@ -20,7 +20,8 @@ def test_lessons_cover_every_role_and_only_training_questions():
     roles = collections.Counter()
     for [message], text in taught:
         body = message["content"]
-        role = "judge" if "Rate this reasoning" in body else "reflection" if "Steps that go wrong" in body else "exam"
+        writes = "Steps that go wrong" in body or "Steps that are kept" in body
+        role = "judge" if "Rate this reasoning" in body else "reflection" if writes else "exam"
         roles[role] += 1
         if role == "judge":
             first, second = text.split("\n")

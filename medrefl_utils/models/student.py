@@ -59,6 +59,8 @@ class Lessons:
     """share of the reflections on another step that affirm it; the others leave it"""
     writes: float = 0.1
     """share of lessons in writing a reflection"""
+    affirmations: float = 0.3
+    """share of these in writing one that keeps a step"""
     judges: float = 0.05
     """share of lessons in judging a chain"""
     foreign: float = 0.05
@@ -84,8 +86,12 @@ def lessons(n: int, seed: int, how: Lessons) -> Iterator[Lesson]:
             chain = teacher.chain(case)
             yield prompts.judge(case.question, chain), _verdict(case, chain)
         elif draw < how.judges + how.writes:
-            public, wrong, right, text = teacher.correction(case)
-            yield prompts.reflection(case.question, public, wrong, right), text
+            if rng.random() < how.affirmations:
+                public, kept, text = teacher.affirmation(case)
+                yield prompts.affirmation(case.question, public, kept), text
+            else:
+                public, wrong, right, text = teacher.correction(case)
+                yield prompts.reflection(case.question, public, wrong, right), text
         else:
             yield prompts.exam(case.question), "\n".join(teacher.chain(case))
 
@@ -143,6 +149,19 @@ class _Teacher:
         end = rng.choice((denied + 1, len(path)))
         right = self.chain(case, [*public, other])
         return public, path[at:end], right[at:], clinic.reflect(path[denied], other)
+
+    def affirmation(self, case: clinic.Case) -> tuple[list[str], list[str], str]:
+        """Return public steps, the steps that are kept, and a reflection that affirms one of them, true or not.
+
+        One step is kept, or a whole path: then its first false step, if it has one, is affirmed.
+        """
+        path = self._guesses(case)[0] if case.kind == "foreign" else self.chain(case)
+        steps = [i for i, step in enumerate(path) if not step.startswith(("Wait, ", "Answer: "))]
+        at = self.rng.choice(steps[:-1])  # the last one is the check of the options, or a guess
+        if self.rng.random() < 0.5:
+            return path[:at], [path[at]], clinic.affirm(path[at])
+        false = None if case.kind == "foreign" else _first_false(case, path)
+        return [], path, clinic.affirm(path[at if false is None else false])
 
     def _reconsider(self, case: clinic.Case, tried: list[str], at: int, end: int) -> list[str]:
         """Return the chain up to ``end``, a reflection on its step ``at``, and what follows from it."""
