@@ -172,6 +172,15 @@ def make_cases(
     return [_case(f"clinic {seed} {split} {i}", seed, split, i, sizes) for i in range(offset, offset + n)]
 
 
+def case_of(question: Question) -> Case:
+    """Return the case of a question of ``make_exam``. Raises MedReflError for another question."""
+    match = re.fullmatch(r"clinic-(\d+)-(train|test)-(\d+)", question.question_id)
+    [case] = make_cases(1, int(match[1]), match[2], int(match[3])) if match else [None]
+    if case is None or (case.question.stem, case.question.options) != (question.stem, question.options):
+        raise MedReflError(f"question {question.question_id!r} is not of the clinic's exam, so its truth is not known")
+    return case
+
+
 def make_exam(n: int, seed: int = 0, split: str = "train", offset: int = 0) -> list[Question]:
     """Return the questions of ``make_cases``: what a solver may see."""
     return [case.question for case in make_cases(n, seed, split, offset)]
@@ -384,6 +393,11 @@ _ELIMINATION = re.compile(r"(.+?) (?:suggests|leaves) (.+)")
 _WAIT = "Wait, "
 
 
+def is_reflection(step: str) -> bool:
+    """Say whether a step is a reflection, which has no truth of its own."""
+    return step.strip().startswith(_WAIT)
+
+
 def is_true(case: Case, before: Sequence[str], step: str) -> bool | None:
     """Return whether a step is true in the world, given the steps ``before`` it; None for a step of another form.
 
@@ -393,7 +407,7 @@ def is_true(case: Case, before: Sequence[str], step: str) -> bool | None:
     """
     w = world()
     body = _body(step)
-    if body.startswith(_WAIT):
+    if is_reflection(step):
         return None
     if match := _ELIMINATION.fullmatch(body):
         findings = _findings([*before, step])
@@ -429,8 +443,8 @@ def error_kind(case: Case, before: Sequence[str], step: str) -> str | None:
 def _findings(steps: Sequence[str]) -> list[str]:
     """Return the findings that the eliminations use, in order, without those that a repeated finding takes back."""
     used: list[str] = []
-    for body in map(_body, steps):
-        match = None if body.startswith(_WAIT) else _ELIMINATION.fullmatch(body)
+    for step in steps:
+        match = None if is_reflection(step) else _ELIMINATION.fullmatch(_body(step))
         if match:
             used = used[: used.index(match[1])] if match[1] in used else used
             used.append(match[1])
