@@ -291,7 +291,7 @@ def solve(
         case: the case to solve.
         rng: for errors and guesses; None: seed 0.
         slip: probability that an elimination goes wrong. The stem refutes it, so that a second look can mend it.
-        misled: probability that a relation in ``beliefs`` is recalled wrong. No second look can mend it.
+        misled: probability that a relation in ``beliefs`` is recalled wrong. A second look knows no better.
         beliefs: what ``misconceptions`` returns.
         before: first steps of the chain, as this function returns them. The solver goes on after them.
     """
