@@ -6,7 +6,7 @@ import re
 import pytest
 
 from medrefl_utils.core import MedReflError
-from medrefl_utils.exam import clinic
+from medrefl_utils.exam import clinic, extract_answer
 
 CASES = clinic.make_cases(400, seed=5, split="train") + clinic.make_cases(400, seed=5, split="test")
 
@@ -109,3 +109,80 @@ def test_a_reflection_is_one_line_in_the_first_person_without_a_letter():
     assert "\n" not in text and " I " in text
     assert text.index("it is not so") < text.index("overlooked") < text.index("missed") < text.index("evidence")
     assert "amber sweat leaves belkitis" in text and not re.search(r"\b[A-E]\b", text)
+
+
+def test_a_solver_goes_on_after_given_steps():
+    rng, beliefs = random.Random(0), clinic.misconceptions()
+    for case in CASES[:200]:
+        chain = clinic.solve(case, rng, slip=0.3, misled=0.8, beliefs=beliefs)
+        for told in range(len(chain) - 1):
+            again = clinic.solve(case, rng, before=chain[:told])
+            assert again[:told] == chain[:told] and again[-1].startswith("Answer: ")
+            assert [step.partition(":")[0] for step in again[:-1]] == [f"Step {i}" for i in range(1, len(again))]
+        # Without errors of its own it ends where the chain ends, once the chain's thing is stated.
+        assert clinic.solve(case, rng, before=chain[:-2])[-2:-1] == chain[-2:-1]
+
+
+def test_another_step_is_true_or_false_as_asked():
+    rng, beliefs = random.Random(0), clinic.misconceptions(share=1.0)
+    found = {True: 0, False: 0}
+    for case in CASES[:200]:
+        truth = clinic.solve(case)
+        for at, said in enumerate(truth[:-2]):
+            assert clinic.another_step(case, truth[:at], said, rng, right=True) is None  # the truth is one
+            other = clinic.another_step(case, truth[:at], said, rng, right=False, beliefs=beliefs)
+            if other is not None:
+                assert other != said and clinic.is_true(case, truth[:at], other) is False
+                assert other.partition(":")[0] == said.partition(":")[0]
+                assert clinic.another_step(case, truth[:at], other, rng, right=True) == said
+                found[False] += 1
+            found[True] += 1
+    assert found[False] > 0.85 * found[True]  # where one disease is left, a slip may lose none
+
+
+def test_truth_after_a_reflection_counts_from_the_finding_that_is_taken_up():
+    case = next(case for case in CASES if len(case.findings) == 4 and case.kind == "test")
+    truth = clinic.solve(case)
+    slip = clinic.another_step(case, truth[:1], truth[1], random.Random(0), right=False)
+    wrong = clinic.solve(case, before=[truth[0], slip])
+    wait = clinic.reflect(slip, truth[1])
+    chain = [*wrong, wait, *truth[1:]]
+    marks = [clinic.is_true(case, chain[:i], step) for i, step in enumerate(chain)]
+    assert marks[:2] == [True, False] and marks[len(wrong)] is None
+    assert marks[len(wrong) + 1 :] == [True] * len(truth[1:])
+    kinds = [clinic.error_kind(case, chain[:i], step) for i, step in enumerate(chain)]
+    assert kinds[:2] == [None, "slip"] and not any(kinds[len(wrong) :])
+    fake = [*wrong, clinic.affirm(slip), wrong[-1]]
+    assert clinic.is_true(case, fake[:-2], fake[-2]) is None
+
+
+def test_kinds_of_errors_by_hand():
+    case = CASES[0]
+    w = clinic.world()
+    assert clinic.error_kind(case, [], f"Step 5: {case.disease} arises from nothing.") == "belief"
+    assert clinic.error_kind(case, [], f"Step 5: {case.disease} arises from {w.mechanism[case.disease]}.") is None
+    assert clinic.error_kind(case, [], "Step 4: nobody fits best.") == "slip"
+    assert clinic.error_kind(case, [], f"Step 1: {case.findings[0]} suggests nobody.") == "slip"
+    assert clinic.error_kind(case, [], "Answer: Z") is None  # it follows from the steps
+
+
+def test_a_question_can_have_2_to_10_options_and_the_exam_stays_as_it_is():
+    cases = clinic.make_cases(300, seed=5, n_options=range(2, 11))
+    assert {len(case.question.options) for case in cases} == set(range(2, 11))
+    for case in cases:
+        assert len(set(case.question.options.values())) == len(case.question.options)
+        assert clinic.solve(case)[-1] == f"Answer: {case.question.gold}"
+    assert clinic.make_cases(20, seed=5) == clinic.make_cases(20, seed=5, n_options=(4, 5)) == CASES[:20]
+    for sizes in ((1, 2), (4, 11), ()):
+        with pytest.raises(MedReflError, match=r"n_options is .*expected numbers from 2 to 10"):
+            clinic.make_cases(1, n_options=sizes)
+
+
+def test_an_affirmation_keeps_the_step_and_the_answer():
+    case = CASES[0]
+    chain = clinic.solve(case, random.Random(1), slip=1.0)
+    for step in chain[:-2]:
+        text = clinic.affirm(step)
+        assert "\n" not in text and step.partition(": ")[2].rstrip(".") in text
+        told = extract_answer("\n".join([*chain, text, chain[-1]]), case.question.options)
+        assert f"Answer: {told.letter}" == chain[-1]

@@ -12,6 +12,7 @@ import pytest
 from medrefl_utils.core import PAIRS, MedReflError, Question
 from medrefl_utils.exam import load_questions, prompts
 from medrefl_utils.pairs import (
+    candidates_of,
     correction_texts,
     pair_id,
     prompt_states_answer,
@@ -19,6 +20,7 @@ from medrefl_utils.pairs import (
     reasoning_pairs,
     reflection_candidates,
     reflection_pairs,
+    restraint_candidates,
     sample_at_most,
     select_kinds,
     side_fault,
@@ -386,6 +388,91 @@ def test_a_pair_after_the_end_begins_with_the_whole_wrong_path() -> None:
     assert all(pair[side][0]["content"].startswith(begins) for side in ("chosen", "rejected"))
     assert pair["chosen"][0]["content"].endswith("Answer: A") and pair["rejected"][0]["content"].endswith("Answer: B")
     assert pair["left_nodes"] == [1, 3, 8]
+
+
+def test_a_fake_side_affirms_the_wrong_step_and_goes_on() -> None:
+    steps = table(TWO_WAYS)
+    found, dropped = candidates("mid", invalid="fake")
+    sides = ["wrong_leaf", "left", "taken_chosen", "leaf_chosen", "taken_rejected", "leaf_rejected", "action_rejected"]
+    assert found[sides].values.tolist() == [[8, 3, 2, 5, 3, 8, 0], [10, 9, 2, 5, 9, 10, 0]]
+    assert dropped == {"no_effective": 0, "no_invalid": 0, "margin": 0, "cap": 0}
+    asked = correction_texts([QUESTION], steps, paths(steps), found)
+    assert (asked["q1", 3, 8].public, asked["q1", 3, 8].right) == (("Step 1: fever.\n",), ())
+    assert asked["q1", 3, 8].wrong == ("Step 2: so it is oxpril.\n",)
+    pair = reflected("mid", invalid="fake")[0].iloc[0]
+    assert pair["chosen"] == reflected("mid")[0].iloc[0]["chosen"]
+    assert pair["rejected"][0]["content"] == ("Step 1: fever.\nStep 2: so it is oxpril.\nWait, I go to 8.\nAnswer: C")
+    assert (pair["rejected_nodes"], pair["rejected_taken"], pair["rejected_value"]) == ([1, 3, 8], 8, -2 / 3)
+    with pytest.raises(MedReflError, match="invalid is 'wrong', expected astray or fake"):
+        candidates("mid", invalid="wrong")
+
+
+def test_a_fake_side_after_a_finished_path_repeats_its_answer() -> None:
+    steps = table(TWO_WAYS)
+    asked = correction_texts([QUESTION], steps, paths(steps), candidates("post", invalid="fake")[0])
+    assert asked["q1", 8, 8].wrong == ("Step 1: fever.\n", "Step 2: so it is oxpril.\n", "Answer: C")
+    assert (asked["q1", 8, 8].public, asked["q1", 8, 8].right) == ((), ())
+    pair = reflected("post", invalid="fake")[0].iloc[0]
+    begins = "Step 1: fever.\nStep 2: so it is oxpril.\nAnswer: C\nWait, I go to "
+    assert pair["rejected"][0]["content"] == begins + "8.\nAnswer: C"
+    assert pair["chosen"][0]["content"].startswith(begins) and pair["rejected_taken"] == 8
+
+
+def test_a_wrong_path_that_all_others_mend_has_a_fake_side_but_none_that_goes_astray() -> None:
+    steps = table([row for row in TWO_WAYS if row[1] not in (9, 10, 12)])
+    ranked, _ = rank_corrections(steps, locate_errors(steps), kind="mid")
+    found, dropped = reflection_candidates(ranked, top_k=2, min_margin=0.0, max_per_question=9, invalid="fake")
+    assert found["leaf_rejected"].tolist() == [8, 8] and dropped["no_invalid"] == 0
+    found, dropped = reflection_candidates(ranked, top_k=2, min_margin=5.0, max_per_question=9, invalid="fake")
+    assert found.empty and dropped["margin"] == 2
+
+
+def test_restraint_affirms_a_right_step_against_leaving_it() -> None:
+    steps = table(TWO_WAYS)
+    located = locate_errors(steps)
+    limits = {"weights": (1, 1, 1), "top_k": 1, "min_margin": 0.0, "max_per_question": 10}
+    ranked, found, dropped = candidates_of("reflection_keep", steps, paths(steps), located, **limits)
+    assert ranked["wrong_leaf"].unique().tolist() == [8, 10]
+    assert found.drop(columns="action_rejected").values.tolist() == [
+        ["q1", 5, 2, 2, 5, 0, 1, 8],
+        ["q1", 5, 2, 2, 5, 0, 9, 10],
+    ]
+    assert dropped["turned_twice"] == dropped["ends_path"] == 0
+    asked = correction_texts([QUESTION], steps, paths(steps), found)
+    assert (asked["q1", 2, 5].wrong, asked["q1", 2, 5].right) == (("Step 1: rash.\n",), ())
+    assert asked["q1", 2, 8].wrong == ("Step 1: rash.\n",)
+    assert asked["q1", 2, 8].right == ("Step 1: fever.\n", "Step 2: so it is oxpril.\n", "Answer: C")
+    texts = {key: f"Wait, I go to {key[2]}." for key in asked}
+    pairs, lost = reflection_pairs([QUESTION], steps, paths(steps), found, texts, kind="reflection_keep", prompt=prompt)
+    assert not lost.faults and set(pairs["kind"]) == {"reflection_keep"}
+    assert pairs["chosen"][0][0]["content"] == "Step 1: rash.\nWait, I go to 5.\nAnswer: A"
+    assert [side[0]["content"] for side in pairs["rejected"]] == [
+        "Step 1: rash.\nWait, I go to 8.\nStep 1: fever.\nStep 2: so it is oxpril.\nAnswer: C",
+        "Step 1: rash.\nWait, I go to 10.\nStep 1: nothing at all.\nAnswer: B",
+    ]
+    assert pairs["left_nodes"].tolist() == [[2], [2]] and pairs["chosen_taken"].tolist() == [5, 5]
+    assert pairs["rejected_taken"].tolist() == [1, 9] and pairs["rejected_action"].isna().all()
+    assert pa.Table.from_pandas(pairs, schema=PAIRS, preserve_index=False).num_rows == 2
+
+
+def test_restraint_needs_a_step_to_go_on_with_and_two_new_paths() -> None:
+    rows = [
+        ("q1", 0, None, "", NAN, None, 0),
+        ("q1", 1, 0, "Step 1: fever.\n", NAN, None, 4),
+        ("q1", 2, 1, "Answer: A", 1.0, "answer", 3),
+        ("q1", 3, 1, "Step 2: so it is oxpril.\n", NAN, None, 7),
+        ("q1", 4, 3, "Answer: B", -1.0, "answer", 3),
+    ]
+    steps = table(rows)
+    ranked, _ = rank_corrections(steps, locate_errors(steps), kind="mid")
+    mid, _ = reflection_candidates(ranked, top_k=1, min_margin=0.0, max_per_question=9, invalid="fake")
+    found, dropped = restraint_candidates(mid, paths(steps))
+    assert found.empty and dropped == {"turned_twice": 0, "ends_path": 1}
+    mid, _ = candidates("mid", top_k=2)  # the same two paths, with two sides to reject
+    both = mid[(mid["wrong_leaf"] == 8) & (mid["leaf_chosen"] == 5)]
+    assert len(both) == 2
+    found, dropped = restraint_candidates(both, paths(table(TWO_WAYS)))
+    assert found["leaf_rejected"].tolist() == [8] and dropped["turned_twice"] == 1
 
 
 def test_a_pair_without_both_reflections_is_dropped_and_counted() -> None:

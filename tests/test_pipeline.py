@@ -130,6 +130,32 @@ def test_what_the_tables_say_fits_together(small_run):
     assert pd.isna(scores.loc[scores.model == "base", "gain"]).all()
 
 
+def test_fake_sides_and_restraint_with_reflections_by_the_truth(small_run, root):
+    files, _, _ = small_run
+    other = RunFiles(root / "runs" / "test_truth")
+    shutil.rmtree(other.root, ignore_errors=True)
+    try:
+        shutil.copytree(files.root, other.root)
+        kinds = ["reflection_mid", "reflection_post", "reflection_keep"]
+        parameters = {"run": "runs/test_truth", "kinds": kinds, "max_reflection_pairs": 0}
+        parameters |= {"invalid_side": "fake", "reflection_writer": "clinic"}
+        notebook = root / "notebooks" / "03_pair_construction.ipynb"
+        papermill.execute_notebook(notebook, None, parameters, cwd=root, progress_bar=False, kernel_name="python3")
+        pairs, written = read_table(other.pairs, PAIRS), read_table(other.reflections, REFLECTIONS)
+        assert set(pairs.kind) == set(kinds) and written["text"].notna().mean() > 0.9
+        assert "the clinic's truth" in (other.exports / "README.md").read_text()
+        for pair in pairs.itertuples():
+            denies, affirms = pair.chosen_reflection, pair.rejected_reflection
+            if pair.kind == "reflection_keep":
+                denies, affirms = affirms, denies
+            else:  # the rejected side goes on with the path that both sides begin with
+                assert list(pair.rejected_nodes)[: len(pair.left_nodes)] == list(pair.left_nodes)
+            assert "not so that" in denies or "only a guess" in denies
+            assert "It holds" in affirms
+    finally:
+        shutil.rmtree(other.root, ignore_errors=True)
+
+
 def test_a_second_time_executes_nothing_and_is_quick(small_run, root):
     _, command, _ = small_run
     start = time.monotonic()

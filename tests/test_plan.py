@@ -87,6 +87,10 @@ def test_reflections_and_pairs_are_counted_from_the_trees(root, exam, steps, stu
     assert limited["reasoning"] == 7 and limited["reflection_post"] <= 10 and few.calls <= 3 * 2 * 2 * 10
     read = probe_pairs(exam, steps, student, settings | {"judge": "self"}, times=1.0)[0]
     assert read.calls > work.calls
+    kinds = ["reflection_mid", "reflection_keep"]
+    truth = {"kinds": kinds, "invalid_side": "fake", "reflection_writer": "clinic"}
+    free, made, counted = probe_pairs(exam, steps, student, settings | truth, times=1.0)
+    assert free == Work() and min(counted[kind] for kind in kinds) > 0 and set(kinds) <= set(made["kind"])
     none = probe_pairs(exam, steps, student, settings | {"kinds": ["reasoning"]}, times=1.0)
     assert none[0] == Work() and list(none[2]) == ["reasoning"]
 

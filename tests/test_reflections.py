@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pandas as pd
@@ -18,6 +19,7 @@ from medrefl_utils.pairs import (
     check_reflection,
     judge_pairs,
     rewrite_as_thought,
+    write_by_truth,
     write_reflections,
 )
 from medrefl_utils.trees import locate_errors_by_model, paths
@@ -163,6 +165,52 @@ def test_the_clinics_own_reflections_pass() -> None:
             assert fault(text, turn) == "", text
             checked += 1
     assert checked > 20
+
+
+def test_an_affirmation_may_deny_nothing() -> None:
+    kept = CorrectionText(QUESTION, TURN.public, TURN.wrong, ())
+    said = TURN.wrong[0].strip().rstrip(".")
+    assert fault(f"Wait, is it so that {said}? I look again. It holds, so I go on.", kept) == ""
+    assert fault(f"Wait, it is not so that {said}. So on.", kept) == "denies"
+    assert fault("Wait, I was wrong to think that nothing matters. So on.", kept) == "denies"
+    assert fault("The answer is A. It holds.", kept) == "letter"
+
+
+def test_an_affirmation_has_its_own_prompt() -> None:
+    kept = CorrectionText(QUESTION, TURN.public, TURN.wrong, ())
+    script = Script(lambda *_: "Wait, is that so? It holds.")
+    written, dropped = write_reflections({("q", 2, 5): kept}, script, sampling=SAMPLING, seed=7)
+    assert written["text"].tolist() == ["Wait, is that so? It holds."] and not dropped
+    [(asked, _)] = script.asked
+    assert asked == prompts.affirmation(QUESTION, TURN.public, TURN.wrong)
+    assert "Steps that are kept:\n" + TURN.wrong[0].strip() in asked[0]["content"]
+
+
+def test_the_truth_denies_the_first_false_step_and_claims_what_replaces_it() -> None:
+    case = next(case for case in clinic.make_cases(50, 5) if len(case.findings) == 4 and case.kind == "test")
+    truth = clinic.solve(case)
+    slip = clinic.another_step(case, truth[:2], truth[2], random.Random(0), right=False)
+    wrong = clinic.solve(case, before=[*truth[:2], slip])
+    lines = [f"{step}\n" for step in truth]
+    turns = {
+        ("q", 3, 9): CorrectionText(case.question, tuple(truth[:2]), tuple(wrong[2:3]), tuple(lines[2:])),
+        ("q", 8, 9): CorrectionText(case.question, tuple(truth[:1]), tuple(wrong[1:]), tuple(lines[1:])),
+        ("q", 3, 8): CorrectionText(case.question, tuple(truth[:2]), (slip,), ()),
+        ("q", 8, 8): CorrectionText(case.question, (), tuple(wrong), ()),
+        ("q", 2, 9): CorrectionText(case.question, tuple(truth[:1]), tuple(truth[1:2]), ()),
+    }
+    written, dropped = write_by_truth(turns)
+    assert written["text"].tolist() == [
+        clinic.reflect(slip, truth[2]),
+        clinic.reflect(slip, truth[1]),
+        clinic.affirm(slip),
+        clinic.affirm(slip),
+        clinic.affirm(truth[1]),
+    ]
+    assert not dropped and list(accepted_reflections(written)) == list(turns)
+    assert pa.Table.from_pandas(written, schema=REFLECTIONS, preserve_index=False).num_rows == 5
+    with pytest.raises(MedReflError, match="question 'q' is not of the clinic's exam"):
+        write_by_truth({("q", 2, 5): TURN})
 
 
 def test_reflections_are_asked_for_again_twice_with_new_seeds_then_dropped_and_counted() -> None:

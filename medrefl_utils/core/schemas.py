@@ -61,7 +61,7 @@ _JUDGEMENT = pa.struct(
 PAIRS = _schema(
     pair_id=(pa.string(), "hash of kind, prompt, chosen and rejected"),
     question_id=(pa.string(), "the question both sides answer"),
-    kind=(pa.string(), "reasoning, reflection_mid, reflection_post or random_cot"),
+    kind=(pa.string(), "reasoning, reflection_mid, reflection_post, reflection_keep or random_cot"),
     prompt=(_MESSAGES, "chat messages; the last one is the user's turn"),
     chosen=(_MESSAGES, "one assistant message"),
     rejected=(_MESSAGES, "one assistant message"),
@@ -71,7 +71,7 @@ PAIRS = _schema(
     rejected_value=(pa.float64(), "solution value S of the rejected path"),
     left_nodes=(
         pa.list_(pa.int32()),
-        "reflection: node ids of the wrong path that both sides begin with, up to where the correction leaves it",
+        "reflection: node ids of the path that both sides begin with, up to where a side leaves it",
     ),
     chosen_taken=(pa.int32(), "reflection: the step of chosen_nodes at which the chosen side continues"),
     rejected_taken=(pa.int32(), "reflection: the step of rejected_nodes at which the rejected side continues"),

@@ -2,8 +2,9 @@
 
 In: questions and the generators of base and adapter, or existing responses. Out: a table of responses (``evaluate``,
 ``read_responses``), scores with paired intervals and exact tests (``score_responses``), pass@k (``pass_rates``),
-robustness (``compare_robustness``), net self-correction with its parts (``self_correction_rates``), the ablation of the
-kinds of pairs (``ablation_results``), and the comparison of both methods on both bases (``compare_bases``).
+robustness (``compare_robustness``), net self-correction with its parts (``self_correction_rates``), second looks at errors
+that the clinic knows (``second_look_rates``), the ablation of the kinds of pairs (``ablation_results``), and the
+comparison of both methods on both bases (``compare_bases``).
 """
 
 import lazy_loader
@@ -37,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "share_interval",
         ],
         "self_correction": ["continue_from", "example_continuations", "starting_points"],
+        "known_errors": ["known_beginnings", "second_look_rates", "second_looks"],
         "correction_rates": ["PLACES", "reconsiders", "self_correction_rates"],
         "composition": ["COMPOSITION_ARMS", "compare_bases"],
         "scoring": ["clinic_questions", "compare_runs", "read_responses"],

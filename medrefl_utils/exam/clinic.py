@@ -29,9 +29,9 @@ _ASK = {
 }
 _GUESS = "This I can only guess. Unlikely:"
 _SAY = {
-    "mechanism": "{0} arises from {1}.",
-    "test": "{0} is confirmed by {1}.",
-    "drug": "{0} is treated with {1}.",
+    "mechanism": "{0} arises from {1}",
+    "test": "{0} is confirmed by {1}",
+    "drug": "{0} is treated with {1}",
 }
 _ADJECTIVES = (
     "amber ashen blotted brassy bristled chalky clicking cobalt coiled coppery corded crackling dappled drifting "
@@ -149,15 +149,36 @@ def split_of(disease: str, findings: Sequence[str]) -> str:
     return "test" if digest[0] < 64 else "train"
 
 
-def make_cases(n: int, seed: int = 0, split: str = "train", offset: int = 0) -> list[Case]:
+def make_cases(
+    n: int, seed: int = 0, split: str = "train", offset: int = 0, n_options: Sequence[int] = (4, 5)
+) -> list[Case]:
     """Return cases ``offset`` to ``offset + n`` of the endless exam of this seed and split.
 
+    Args:
+        n: number of cases.
+        seed: of all draws.
+        split: "train" or "test".
+        offset: number of cases to skip.
+        n_options: numbers of options to draw from, each 2 to 10. Another choice gives other questions.
+
     Raises:
-        MedReflError: a split other than "train" and "test".
+        MedReflError: a split other than "train" and "test", or a number of options out of its range.
     """
     if split not in ("train", "test"):
         raise MedReflError(f"clinic: split is {split!r}, expected 'train' or 'test'")
-    return [_case(f"clinic {seed} {split} {i}", seed, split, i) for i in range(offset, offset + n)]
+    if not n_options or min(n_options) < 2 or max(n_options) > 10:
+        raise MedReflError(f"clinic: n_options is {list(n_options)}, expected numbers from 2 to 10")
+    sizes = tuple(n_options)
+    return [_case(f"clinic {seed} {split} {i}", seed, split, i, sizes) for i in range(offset, offset + n)]
+
+
+def case_of(question: Question) -> Case:
+    """Return the case of a question of ``make_exam``. Raises MedReflError for another question."""
+    match = re.fullmatch(r"clinic-(\d+)-(train|test)-(\d+)", question.question_id)
+    [case] = make_cases(1, int(match[1]), match[2], int(match[3])) if match else [None]
+    if case is None or (case.question.stem, case.question.options) != (question.stem, question.options):
+        raise MedReflError(f"question {question.question_id!r} is not of the clinic's exam, so its truth is not known")
+    return case
 
 
 def make_exam(n: int, seed: int = 0, split: str = "train", offset: int = 0) -> list[Question]:
@@ -165,7 +186,7 @@ def make_exam(n: int, seed: int = 0, split: str = "train", offset: int = 0) -> l
     return [case.question for case in make_cases(n, seed, split, offset)]
 
 
-def _case(key: str, seed: int, split: str, index: int) -> Case:
+def _case(key: str, seed: int, split: str, index: int, sizes: Sequence[int]) -> Case:
     w, rng = world(), random.Random(key)
     while True:
         disease = rng.choice(_DISEASES)
@@ -175,7 +196,7 @@ def _case(key: str, seed: int, split: str, index: int) -> Case:
     kind = rng.choice(KINDS)
     target = w.target(disease, kind)
     others = list(dict.fromkeys(w.target(d, kind) for d in w.relatives(disease) if w.target(d, kind) != target))
-    n_options = rng.choice((4, 5))
+    n_options = rng.choice(sizes)
     texts = rng.sample([target, *others[: n_options - 1]], n_options)
     options = dict(zip(LETTERS, texts, strict=False))
     question = Question(
@@ -260,6 +281,7 @@ def solve(
     slip: float = 0.0,
     misled: float = 0.0,
     beliefs: Mapping[tuple[str, str], str] | None = None,
+    before: Sequence[str] = (),
 ) -> list[str]:
     """Return a chain of steps for a case: the true chain, or that of a solver who makes errors.
 
@@ -268,36 +290,72 @@ def solve(
     Args:
         case: the case to solve.
         rng: for errors and guesses; None: seed 0.
-        slip: probability that an elimination goes wrong.
-        misled: probability that a relation in ``beliefs`` is recalled wrong.
+        slip: probability that an elimination goes wrong. The stem refutes it, so that a second look can mend it.
+        misled: probability that a relation in ``beliefs`` is recalled wrong. A second look knows no better.
         beliefs: what ``misconceptions`` returns.
+        before: first steps of the chain, as this function returns them. The solver goes on after them.
     """
     rng = rng or random.Random(0)
     if case.kind == "foreign":
         return _guess(case.question, rng)
     w, beliefs = world(), beliefs or {}
-    lines = []
+    lines = [_body(step) for step in before]
+    told = len(lines)
     left: tuple[str, ...] = ()
     for i, finding in enumerate(case.findings):
+        if i < told:
+            left = tuple(re.split(" suggests | leaves ", lines[i])[-1].split(", "))
+            continue
         having = w.having([finding])
         narrowed = tuple(d for d in left if d in having) if i else having
         if rng.random() < slip:
             narrowed = _slip(rng, left if i else having, narrowed)
         left = narrowed or left
-        lines.append(f"{finding} {'leaves' if i else 'suggests'} {', '.join(left)}.")
-    thing = left[0]
+        lines.append(f"{finding} {'leaves' if i else 'suggests'} {', '.join(left)}")
+    thing, hop = left[0], len(case.findings)
     if len(left) > 1:
-        thing = rng.choice(left)
-        lines.append(f"{thing} fits best.")
-    for kind in _hops(case.kind):
-        truth = getattr(w, kind)[thing]
-        recalled = beliefs.get((kind, thing), truth) if rng.random() < misled else truth
-        lines.append(_SAY[kind].format(thing, recalled))
-        thing = recalled
+        if hop == len(lines):
+            lines.append(f"{rng.choice(left)} fits best")
+        thing = lines[hop].removesuffix(" fits best")
+        hop += 1
+    for at, kind in enumerate(_hops(case.kind), hop):
+        if at == len(lines):
+            truth = getattr(w, kind)[thing]
+            recalled = beliefs.get((kind, thing), truth) if rng.random() < misled else truth
+            lines.append(_SAY[kind].format(thing, recalled))
+        thing = lines[at].partition(_SAY[kind].format(thing, ""))[2]
     options = case.question.options
-    lines.append(", ".join(f"{k}. {text} {'yes' if text == thing else 'no'}" for k, text in options.items()) + ".")
     letter = next((k for k, text in options.items() if text == thing), None) or rng.choice(list(options))
-    return [*(f"Step {i}: {line}" for i, line in enumerate(lines, 1)), f"Answer: {letter}"]
+    checked = ", ".join(f"{k}. {text} {'yes' if text == thing else 'no'}" for k, text in options.items())
+    steps = [f"Step {i}: {line}." for i, line in enumerate([*lines, checked][told:], told + 1)]
+    return [*before, *steps, f"Answer: {letter}"]
+
+
+def another_step(
+    case: Case,
+    before: Sequence[str],
+    said: str,
+    rng: random.Random,
+    *,
+    right: bool,
+    beliefs: Mapping[tuple[str, str], str] | None = None,
+) -> str | None:
+    """Draw another step in the place of ``said``, after the steps ``before`` it; None where none was found.
+
+    Args:
+        case: the case that is solved.
+        before: the steps before it, as ``solve`` returns them, without the check of the options.
+        said: the step that is replaced.
+        rng: for the draws.
+        right: draw the true step; otherwise a false one: a slip, or a relation that ``beliefs`` has wrong.
+        beliefs: what ``misconceptions`` returns.
+    """
+    error = 0.0 if right else 1.0
+    for _ in range(8):
+        step = solve(case, rng, slip=error, misled=error, beliefs=beliefs, before=before)[len(before)]
+        if step != said and is_true(case, before, step) is right:
+            return step
+    return None
 
 
 def _guess(question: Question, rng: random.Random) -> list[str]:
@@ -331,17 +389,29 @@ def _slip(rng: random.Random, before: tuple[str, ...], right: tuple[str, ...]) -
 _STEP = re.compile(r"^(?:Step \d+: )?(.*?)\.?$")
 
 
+_ELIMINATION = re.compile(r"(.+?) (?:suggests|leaves) (.+)")
+_WAIT = "Wait, "
+
+
+def is_reflection(step: str) -> bool:
+    """Say whether a step is a reflection, which has no truth of its own."""
+    return step.strip().startswith(_WAIT)
+
+
 def is_true(case: Case, before: Sequence[str], step: str) -> bool | None:
     """Return whether a step is true in the world, given the steps ``before`` it; None for a step of another form.
 
-    An elimination must name exactly the diseases that have all findings so far. A relation must be the world's. The
-    check of the options, and the answer, must select the gold letter.
+    An elimination must name exactly the diseases that have all findings so far. After a reflection the chain may go
+    back to a finding; those that followed it then do not count. A relation must be the world's. The check of the
+    options, and the answer, must select the gold letter. A reflection has no truth of its own.
     """
     w = world()
     body = _body(step)
-    if match := re.fullmatch(r"(.+?) (suggests|leaves) (.+)", body):
-        seen = [m[1] for b in before if (m := re.fullmatch(r"(.+?) (?:suggests|leaves) .+", _body(b)))]
-        return set(match[3].split(", ")) == set(w.having([*seen, match[1]]))
+    if is_reflection(step):
+        return None
+    if match := _ELIMINATION.fullmatch(body):
+        findings = _findings([*before, step])
+        return set(match[2].split(", ")) == set(w.having(findings))
     if match := re.fullmatch(r"(.+) fits best", body):
         return match[1] == case.disease
     for kind, relation in (
@@ -360,6 +430,27 @@ def is_true(case: Case, before: Sequence[str], step: str) -> bool | None:
     return None
 
 
+def error_kind(case: Case, before: Sequence[str], step: str) -> str | None:
+    """Return "slip" for a false elimination or choice, "belief" for a false relation, None for another step."""
+    if is_true(case, before, step) is not False:
+        return None
+    body = _body(step)
+    if _ELIMINATION.fullmatch(body) or body.endswith(" fits best"):
+        return "slip"
+    return "belief" if re.search(" arises from | is confirmed by | is treated with ", body) else None
+
+
+def _findings(steps: Sequence[str]) -> list[str]:
+    """Return the findings that the eliminations use, in order, without those that a repeated finding takes back."""
+    used: list[str] = []
+    for step in steps:
+        match = None if is_reflection(step) else _ELIMINATION.fullmatch(_body(step))
+        if match:
+            used = used[: used.index(match[1])] if match[1] in used else used
+            used.append(match[1])
+    return used
+
+
 def reflect(wrong: str, right: str) -> str:
     """Return the clinic's reference reflection, from a wrong step to the step that replaces it.
 
@@ -372,11 +463,23 @@ def reflect(wrong: str, right: str) -> str:
             "Wait, that was only a guess. I overlooked what the question tells. What I missed is which finding "
             "decides it. So the evidence leads elsewhere. I will weigh each option before I go on."
         )
-    subject = re.split(r" (?:suggests|leaves|arises|is confirmed|is treated|fits) ", f"{right_body} ", maxsplit=1)[0]
     return (
-        f"Wait, it is not so that {wrong_body}. I overlooked what {subject.strip()} tells. What I missed is that "
+        f"Wait, it is not so that {wrong_body}. I overlooked what {_subject(right_body)} tells. What I missed is that "
         f"{right_body}. So the evidence leads there. I will recall what each thing goes with before I go on."
     )
+
+
+def affirm(step: str) -> str:
+    """Return the clinic's reflection that looks at a step again and keeps it, true or not."""
+    body = _body(step)
+    if body.startswith(_GUESS) or body.endswith(". seems likeliest"):
+        return "Wait, is that more than a guess? It is not, but nothing speaks for another option. It stays so."
+    return f"Wait, is it so that {body}? I look again at what {_subject(body)} tells. It holds, so I go on."
+
+
+def _subject(body: str) -> str:
+    """Return what a step is about: its finding, or the disease or mechanism of its relation."""
+    return re.split(r" (?:suggests|leaves|arises|is confirmed|is treated|fits) ", f"{body} ", maxsplit=1)[0].strip()
 
 
 def _body(step: str) -> str:

@@ -123,6 +123,18 @@ def reflection(question: Question, public: Sequence[str], wrong: Sequence[str], 
     )
 
 
+def affirmation(question: Question, public: Sequence[str], kept: Sequence[str]) -> Messages:
+    """Ask for a reflection that looks again at the ``kept`` steps, after the ``public`` ones, and keeps them."""
+    return _user(
+        f"{question_block(question)}\n\n"
+        f"Steps so far:\n{_lines(public)}\n\n"
+        f"Steps that are kept:\n{_lines(kept)}\n\n"
+        "Write what the one who reasons thinks on looking at these steps again and keeping them: one flowing passage "
+        "on one line, in the first person. In this order: the step in doubt, the information that speaks for it, the "
+        "decision to go on. Do not mention that other steps or a key were shown, and name no letter of an option."
+    )
+
+
 def ask_for_answer(cut: str, *, thinking_open: bool = False, closing: str | None = None) -> str:
     """Return the text that continues the assistant's turn when a truncated response is asked for its answer.
 

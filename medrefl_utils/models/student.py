@@ -1,15 +1,16 @@
 """Train the tiny student: a small Llama, from scratch on the clinic, that runs every stage on a CPU.
 
-Its teacher makes errors: some eliminations are wrong, and some relations are taught wrong more often than right, so
-that the student's trees have right and wrong leaves. The student also learns the other roles of the chain: continue
-from a given step, continue after a reflection, write a reflection, judge a chain, and guess at questions from outside
-the clinic, so that real exams run through the chain. The result is an ordinary model folder.
+Its teacher makes two kinds of error, each with its own size: slips (eliminations that the stem refutes) and beliefs
+(relations that are taught wrong). So the student's trees have right and wrong leaves. In about half of its chains the
+teacher reconsiders a step, and its reflections are effective, astray or fake. The student also learns the other roles
+of the chain: write a reflection, judge a chain, and guess at questions from outside the clinic, so that real exams run
+through the chain. The result is an ordinary model folder.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,11 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Lessons:
-    """The teacher's error rates, and the mix of the student's lessons; the shares of the roles sum to at most 1."""
+    """The teacher's errors and reflections, and the mix of the student's lessons.
+
+    A slip can be mended by a second look, so the teacher's doubt follows it. Of a relation the teacher knows no better
+    than it said: it doubts a wrong one as rarely as a right one, and keeps it as often. All values are ours.
+    """
 
     slip: float = 0.12
     """probability that one elimination is wrong"""
@@ -40,14 +45,28 @@ class Lessons:
     """probability that a misconception is taught instead of the truth"""
     share_misled: float = 0.45
     """share of the relations that have a misconception"""
-    reflected: float = 0.12
-    """share of chains in which the teacher reflects on a step, and corrects it or not"""
-    writes: float = 0.08
+    doubts_false: float = 0.4
+    """probability of a reflection right after the first false step, if that step is a slip"""
+    doubts_true: float = 0.08
+    """probability of a reflection right after another step, up to the first false one"""
+    doubts_end: float = 0.2
+    """probability of a reflection after a finished chain that has none so far"""
+    effective: float = 0.4
+    """share of the reflections on a slip that go on with the true step"""
+    fake: float = 0.35
+    """share of the reflections on a slip that affirm it; the others go astray, to another false step"""
+    affirms: float = 0.65
+    """share of the reflections on another step that affirm it; the others leave it"""
+    writes: float = 0.1
     """share of lessons in writing a reflection"""
+    affirmations: float = 0.3
+    """share of these in writing one that keeps a step"""
     judges: float = 0.05
     """share of lessons in judging a chain"""
-    foreign: float = 0.04
+    foreign: float = 0.05
     """share of questions from outside the clinic, long and short, on which the student learns to guess"""
+    other_sizes: float = 0.15
+    """share of questions with 2 to 10 options; the others have 4 or 5, as the exam has"""
 
 
 Lesson = tuple[Messages, str]
@@ -57,26 +76,127 @@ Lesson = tuple[Messages, str]
 def lessons(n: int, seed: int, how: Lessons) -> Iterator[Lesson]:
     """Yield ``n`` lessons, from the clinic's training split and from outside the clinic."""
     rng = random.Random(f"lessons {seed}")
-    beliefs = clinic.misconceptions(share=how.share_misled)
-    for known in clinic.make_cases(n, seed, "train"):
-        case = clinic.foreign_case(rng) if rng.random() < how.foreign else known
-        truth = clinic.solve(case, rng)
-        tried = clinic.solve(case, rng, slip=how.slip, misled=how.misled, beliefs=beliefs)
+    teacher = _Teacher(how, clinic.misconceptions(share=how.share_misled), rng)
+    for i in range(n):
+        sizes = range(2, 11) if rng.random() < how.other_sizes else (4, 5)
+        [case] = clinic.make_cases(1, seed, "train", i, sizes)
+        case = clinic.foreign_case(rng) if rng.random() < how.foreign else case
         draw = rng.random()
         if draw < how.judges:
-            yield prompts.judge(case.question, tried), _verdict(case, tried)
+            chain = teacher.chain(case)
+            yield prompts.judge(case.question, chain), _verdict(case, chain)
         elif draw < how.judges + how.writes:
-            wrong = clinic.solve(case, rng, slip=0.5, misled=1.0, beliefs=beliefs)
-            k = _first_difference(wrong, truth)
-            yield prompts.reflection(case.question, truth[:k], wrong[k:], truth[k:]), clinic.reflect(wrong[k], truth[k])
-        elif draw < how.judges + how.writes + how.reflected:
-            again = clinic.solve(case, rng, slip=how.slip, misled=how.misled, beliefs=beliefs)
-            k = _first_difference(tried, again)
-            end = rng.choice((k + 1, len(tried)))  # reflects right after the wrong step, or after the whole chain
-            chain = [*tried[:end], clinic.reflect(tried[k], again[k]), *again[k:]]
-            yield prompts.exam(case.question), "\n".join(chain)
+            if rng.random() < how.affirmations:
+                public, kept, text = teacher.affirmation(case)
+                yield prompts.affirmation(case.question, public, kept), text
+            else:
+                public, wrong, right, text = teacher.correction(case)
+                yield prompts.reflection(case.question, public, wrong, right), text
         else:
-            yield prompts.exam(case.question), "\n".join(tried)
+            yield prompts.exam(case.question), "\n".join(teacher.chain(case))
+
+
+class _Teacher:
+    """Solves cases with errors, reconsiders some of its steps, and writes reflections."""
+
+    def __init__(self, how: Lessons, beliefs: dict[tuple[str, str], str], rng: random.Random) -> None:
+        self.how, self.beliefs, self.rng = how, beliefs, rng
+        self.errs = dict(slip=how.slip, misled=how.misled, beliefs=beliefs)
+
+    def chain(self, case: clinic.Case, before: Sequence[str] = ()) -> list[str]:
+        """Return a chain that goes on after the steps ``before``, with one reflection or none."""
+        if case.kind == "foreign":
+            return self._guess(case)
+        how, rng = self.how, self.rng
+        tried = clinic.solve(case, rng, before=before, **self.errs)
+        erred = _first_false(case, list(before)) is not None
+        for at in range(len(before), len(tried) - 2):
+            if erred:  # a chain that follows from an error is in doubt at its end only
+                break
+            kind = clinic.error_kind(case, tried[:at], tried[at])
+            if rng.random() < (how.doubts_false if kind == "slip" else how.doubts_true):
+                return self._reconsider(case, tried, at, at + 1)
+            erred = kind is not None
+        if rng.random() >= how.doubts_end:
+            return tried
+        first = _first_false(case, tried)
+        return self._reconsider(case, tried, rng.randrange(len(tried) - 2) if first is None else first, len(tried))
+
+    def correction(self, case: clinic.Case) -> tuple[list[str], list[str], list[str], str]:
+        """Return public, wrong and replacing steps, as the corrections of a tree have them, and a reflection on them.
+
+        Wrong steps end at the first false one, or with the answer. The reflection denies the first false step of the
+        wrong ones, and claims the first of those that replace them.
+        """
+        if case.kind == "foreign":
+            wrong, right = self._guesses(case)
+            at = _first_difference(wrong, right)
+            return wrong[:at], wrong[at:], right[at:], clinic.reflect(wrong[at], right[at])
+        rng = self.rng
+        said = other = None
+        while said is None or other is None:
+            plan = clinic.solve(case, rng, misled=self.how.misled, beliefs=self.beliefs)
+            first = _first_false(case, plan)
+            at = rng.randrange(len(plan) - 2 if first is None else first + 1)  # a tree's paths part at any step
+            public, said = plan[:at], plan[at]
+            if rng.random() < 0.6:
+                said = self._another(case, public, said, right=False)
+            other = said and self._another(case, public, said, right=rng.random() < 0.6)
+        path = self.chain(case, [*public, said])
+        # A reflection in the wrong path may already have led to the replacing step, which is not denied then.
+        false = (i for i in range(at, len(path)) if clinic.error_kind(case, path[:i], path[i]) and path[i] != other)
+        denied = next(false, at)
+        end = rng.choice((denied + 1, len(path)))
+        right = self.chain(case, [*public, other])
+        return public, path[at:end], right[at:], clinic.reflect(path[denied], other)
+
+    def affirmation(self, case: clinic.Case) -> tuple[list[str], list[str], str]:
+        """Return public steps, the steps that are kept, and a reflection that affirms one of them, true or not.
+
+        One step is kept, or a whole path: then its first false step, if it has one, is affirmed.
+        """
+        path = self._guesses(case)[0] if case.kind == "foreign" else self.chain(case)
+        steps = [i for i, step in enumerate(path) if not step.startswith(("Wait, ", "Answer: "))]
+        at = self.rng.choice(steps[:-1])  # the last one is the check of the options, or a guess
+        if self.rng.random() < 0.5:
+            return path[:at], [path[at]], clinic.affirm(path[at])
+        false = None if case.kind == "foreign" else _first_false(case, path)
+        return [], path, clinic.affirm(path[at if false is None else false])
+
+    def _reconsider(self, case: clinic.Case, tried: list[str], at: int, end: int) -> list[str]:
+        """Return the chain up to ``end``, a reflection on its step ``at``, and what follows from it."""
+        how, draw = self.how, self.rng.random()
+        before, said = tried[:at], tried[at]
+        if clinic.error_kind(case, before, said) == "slip":
+            right, affirms = draw < how.effective, how.effective <= draw < how.effective + how.fake
+        else:  # a relation is left for its other side, which may be the true one; a true elimination for a slip
+            right, affirms = clinic.is_true(case, before, said) is False, draw < how.affirms
+        other = None if affirms else self._another(case, before, said, right=right)
+        if other is None:
+            return [*tried[:end], clinic.affirm(said), *(tried[end:] or tried[-1:])]
+        again = clinic.solve(case, self.rng, before=[*before, other], **self.errs)
+        return [*tried[:end], clinic.reflect(said, other), *again[at:]]
+
+    def _another(self, case: clinic.Case, before: list[str], said: str, *, right: bool) -> str | None:
+        return clinic.another_step(case, before, said, self.rng, right=right, beliefs=self.beliefs)
+
+    def _guess(self, case: clinic.Case) -> list[str]:
+        """Return a guess at a foreign case, reconsidered as often as other finished chains."""
+        guess, other = self._guesses(case)
+        if self.rng.random() >= self.how.doubts_end:
+            return guess
+        at = _first_difference(guess, other)
+        if self.rng.random() < self.how.affirms:
+            return [*guess, clinic.affirm(guess[at]), guess[-1]]
+        return [*guess, clinic.reflect(guess[at], other[at]), *other[at:]]
+
+    def _guesses(self, case: clinic.Case) -> tuple[list[str], list[str]]:
+        return clinic.solve(case, self.rng), clinic.solve(case, self.rng)
+
+
+def _first_false(case: clinic.Case, chain: list[str]) -> int | None:
+    """Return the index of the first slip or false relation, or None."""
+    return next((i for i, step in enumerate(chain) if clinic.error_kind(case, chain[:i], step)), None)
 
 
 def _first_difference(a: list[str], b: list[str]) -> int:
@@ -141,6 +261,12 @@ def new_model(
         bos_token_id=None,
     )
     return LlamaForCausalLM(config)
+
+
+def load(folder: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Return model and tokenizer of a student's folder, to go on training it."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def train(
@@ -226,7 +352,8 @@ def _loss(model: LlamaForCausalLM, ids: torch.Tensor, written: torch.Tensor) -> 
     Logits are computed for these tokens only, which halves a small model's cost. Padding is on the right, where causal
     attention does not look, so there is no attention mask.
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    # Without AVX-512 bf16 is slower than fp32: on AVX2 a step takes twice as long.
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability().startswith("AVX512")):
         hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
         logits = model.lm_head(hidden[written[:, 1:]])
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][written[:, 1:]])

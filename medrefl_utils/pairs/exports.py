@@ -23,7 +23,7 @@ SHAREGPT = "medrefl_sharegpt.json"
 DATASET_INFO = "dataset_info.json"
 RELEASED = {
     "Reasoning_Enhancement_Data.json": ("reasoning",),
-    "Reflection_Enhancement_Data.json": ("reflection_mid", "reflection_post"),
+    "Reflection_Enhancement_Data.json": ("reflection_mid", "reflection_post", "reflection_keep"),
 }
 """File names that the published training script loads, and the kinds of pairs in each file."""
 _MEANINGS = {
@@ -37,6 +37,7 @@ _KINDS = {
     "reasoning": "question; an excellent right path; a confusing wrong path",
     "reflection_mid": "question; a wrong step, a reflection, right steps; the same step, a reflection, wrong steps",
     "reflection_post": "question; a wrong path, a reflection, right steps; the same path, a reflection, wrong steps",
+    "reflection_keep": "question; a right step, a reflection that keeps it; the same, one that leaves it, wrong steps",
     "random_cot": "question; a random right path; a random wrong path (control)",
 }
 _TRL_COLUMNS = ("prompt", "chosen", "rejected")

@@ -20,7 +20,7 @@ from medrefl_utils.core.schemas import PAIRS
 from medrefl_utils.exam.answers.reader import EXPLICIT, extract_answer
 from medrefl_utils.exam.prompts import Messages
 
-PAIR_KINDS = ("reasoning", "reflection_mid", "reflection_post", "random_cot")
+PAIR_KINDS = ("reasoning", "reflection_mid", "reflection_post", "reflection_keep", "random_cot")
 PAIR_FAULTS = ("same_text", "chosen_elsewhere", "rejected_right", "prompt_states_answer")
 """Why ``pair_row`` drops a pair."""
 

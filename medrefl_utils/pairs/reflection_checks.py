@@ -61,7 +61,7 @@ _OPTION = re.compile(r"\b(?i:option|choice|letter|answer)\W{0,4}([A-Z])\b")
 _NAMES = EXPLICIT | {"lone", "label"}
 """The rules of ``extract_answer`` that read a letter, not an option's text."""
 
-NONSENSE = ("unsaid", "contradiction")
+NONSENSE = ("unsaid", "contradiction", "denies")
 """The findings of ``check_reflection`` on what a reflection says, not on its form."""
 
 
@@ -71,8 +71,9 @@ def check_reflection(turn: CorrectionText, reply: Continuation, *, thinking_open
     The writer's own thinking, before its reply, is left out. ``empty``: no text. ``cut``: the token limit was reached.
     ``leak``: it mentions that a key or other steps were shown. ``letter``: before its last sentence it names, as an
     answer, the gold letter or the letter that the new steps lead to. ``unsaid``: it denies a sentence that is not among
-    the wrong steps ("it is not so that ..."). ``contradiction``: it claims what it denies. ``thinking_open``: the
-    writer's chat template opened its thinking. The rules are ours.
+    the wrong steps ("it is not so that ..."). ``contradiction``: it claims what it denies. ``denies``: it should affirm
+    its steps, and denies a sentence. ``thinking_open``: the writer's chat template opened its thinking. The rules are
+    ours.
     """
     text = reflection_text(reply.text, thinking_open=thinking_open)
     if not reply.text.strip():
@@ -94,6 +95,8 @@ def check_reflection(turn: CorrectionText, reply: Continuation, *, thinking_open
         [found for clause in clauses if (found := _denied(pattern, clause))]
         for pattern in (_DENIES_WORDS, _DENIES_THOUGHT)
     )
+    if not turn.right and (spoken or thought):
+        return "denies"
     if not all(_is_said(clause, turn) for clause in spoken):
         return "unsaid"
     claims = [_words(_CLAIMS.sub("", clause)) for clause in clauses]

@@ -271,13 +271,10 @@ def probe_pairs(
     located = corrections.locate_errors(steps, settings["error_margin"], settings["error_by_chance"])
     candidates, turns, replies = {}, {}, 0.0
     for kind in (kind for kind in kinds if kind.startswith("reflection_")):
-        ranked, _ = corrections.rank_corrections(
-            steps, located, kind=kind.removeprefix("reflection_"), weights=settings["action_weights"],
-            top_k=settings["top_k"],
-        )  # fmt: skip
-        candidates[kind], _ = reflection.reflection_candidates(
-            ranked, top_k=settings["top_k"], min_margin=settings["min_action_margin"],
-            max_per_question=settings["max_per_question"],
+        _, candidates[kind], _ = reflection.candidates_of(
+            kind, steps, chains, located, weights=settings["action_weights"], top_k=settings["top_k"],
+            min_margin=settings["min_action_margin"], max_per_question=settings["max_per_question"],
+            invalid=settings["invalid_side"],
         )  # fmt: skip
         expected[kind] = _at_most(times * len(candidates[kind]), settings["max_reflection_pairs"])
         # Pairs share corrections, and more so if there are many pairs.
@@ -286,8 +283,15 @@ def probe_pairs(
         turns |= reflection.correction_texts(probed, steps, chains, candidates[kind])
     turns = dict(list(turns.items())[: _ANSWERS * len(probed)])
     sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
+    by_truth = settings["reflection_writer"] == "clinic"
+    replies *= not by_truth
     work, (table, _) = _measured(
-        writer, lambda: reflection_writing.write_reflections(turns, writer, sampling=sampling, seed=seed)
+        writer,
+        lambda: (
+            reflection_writing.write_by_truth(turns)
+            if by_truth
+            else reflection_writing.write_reflections(turns, writer, sampling=sampling, seed=seed)
+        ),
     )
     passed = float(table["text"].notna().mean()) if len(table) else 0.0
     texts = reflection_writing.accepted_reflections(table)

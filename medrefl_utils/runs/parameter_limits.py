@@ -68,7 +68,7 @@ _NATURAL, _POSITIVE = _at_least(0), _at_least(1)
 _ADDRESS = Limit(
     "http(s)://host/v1, or an empty text", lambda value: not value or value.startswith(("http://", "https://"))
 )
-_KINDS = ("reasoning", "reflection_mid", "reflection_post", "random_cot")
+_KINDS = ("reasoning", "reflection_mid", "reflection_post", "reflection_keep", "random_cot")
 
 _ANSWER_BASE = Limit("0, 1 or auto", lambda value: str(value) in ("0", "1", "auto"))
 
@@ -129,6 +129,8 @@ LIMITS: dict[str, Limit] = {
     "max_per_question": _POSITIVE,
     "max_per_kind": _NATURAL,
     "max_reflection_pairs": _NATURAL,
+    "invalid_side": _one_of("astray", "fake"),
+    "reflection_writer": _one_of("model", "clinic"),
     "random_cot_draws": _POSITIVE,
     "locator": _one_of("structure", "model"),
     "error_margin": _between(0, 2),

@@ -70,6 +70,7 @@ _CAPTIONS = {
     "pair_reasoning": "A reasoning pair in its tree",
     "pair_reflection_mid": "A pair with a reflection at the first wrong step, in its tree",
     "pair_reflection_post": "A pair with a reflection after a finished wrong path, in its tree",
+    "pair_reflection_keep": "A pair with a reflection on a right step, in its tree",
     "pair_random_cot": "A random pair in its tree",
     "sft_training": "Fine-tuning: cross-entropy of the responses",
     "training": "DPO training; thin: each step, thick: moving average over 10% of steps",
