@@ -361,8 +361,8 @@ CASES: list[Case] = [
         "07_ablation.arms=[reasoning+magic]",
         (
             "found ['reasoning+magic'], expected one or more, each some of reasoning, "
-            "reflection_mid, reflection_post, reflection_keep, random_cot, reflection, joined by +, with shuffled or swapped "
-            "before for a control"
+            "reflection_mid, reflection_post, reflection_keep, random_cot, reflection, joined by +, with "
+            "shuffled or swapped before for a control"
         ),
     ),
     # --- questions

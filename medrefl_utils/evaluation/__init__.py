@@ -2,8 +2,8 @@
 
 In: questions and the generators of base and adapter, or existing responses. Out: a table of responses (``evaluate``,
 ``read_responses``), scores with paired intervals and exact tests (``score_responses``), pass@k (``pass_rates``),
-robustness (``compare_robustness``), net self-correction with its parts (``self_correction_rates``), second looks at errors
-that the clinic knows (``second_look_rates``), the ablation of the kinds of pairs (``ablation_results``), and the
+robustness (``compare_robustness``), net self-correction with its parts (``self_correction_rates``), second looks at
+errors that the clinic knows (``second_look_rates``), the ablation of the kinds of pairs (``ablation_results``), and the
 comparison of both methods on both bases (``compare_bases``).
 """
 
