@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from matplotlib.patches import FancyBboxPatch
 
 from medrefl_utils.core import MedReflError
+from medrefl_utils.pairs import PAIR_KINDS
 from medrefl_utils.trees import value_table
 from medrefl_utils.views import plots
 
@@ -167,6 +168,13 @@ def test_pair_margins_count_every_pair_by_kind(kinds: list[str]) -> None:
     labels = axes.get_legend_handles_labels()[1]
     assert "median +0.75" in labels and set(kinds) <= set(labels)
     assert inside(figure)
+
+
+def test_pair_margins_tell_all_kinds_apart() -> None:
+    pairs = pd.DataFrame({"chosen_value": 1.0, "rejected_value": 0.5, "kind": PAIR_KINDS})
+    drawn = plots.pair_margins(pairs).axes[0].containers
+    looks = {(bars[0].get_facecolor(), bars[0].get_hatch()) for bars in drawn}
+    assert len(looks) == len(drawn) == len(PAIR_KINDS)
 
 
 def test_no_pairs_are_a_figure_that_says_so() -> None:

@@ -295,10 +295,11 @@ def pair_margins(pairs: pd.DataFrame) -> Figure:
     if kinds:
         low = min(0.0, np.floor(margin.min() * 10) / 10)
         bins = np.arange(low, 2.05, 0.1)
-        colours = [RIGHT, "#92c5de", "#fdb863", BASE][: len(kinds)]
+        colours = [RIGHT, "#92c5de", "#fdb863", BASE, "#f7f7f7"][: len(kinds)]
         shares = [margin[pairs["kind"] == kind] for kind in kinds]
         _, _, drawn = axes.hist(shares, bins, stacked=True, color=colours, label=kinds, edgecolor="white")
-        for bars, hatch in zip(drawn if len(kinds) > 1 else [drawn], ["", "///", "\\\\\\", "..."], strict=False):
+        hatches = ["", "///", "\\\\\\", "...", "xxx"]
+        for bars, hatch in zip(drawn if len(kinds) > 1 else [drawn], hatches, strict=False):
             for bar in bars:
                 bar.set_hatch(hatch)
         axes.axvline(margin.median(), color=INK, lw=1, ls="--", label=f"median {signed(margin.median())}")
