@@ -177,7 +177,7 @@ def test_shares_of_draws_are_the_probabilities_of_transformers(temperature, top_
     """At uniform numbers on a grid, a token's share is its probability, to one draw of each border between tokens."""
     n, size, prompt = 4_000, 30, (3, 3, 17, 29)
     torch.manual_seed(0)
-    first, then = 3 * torch.randn(1, size), 3 * torch.randn(1, size)
+    first, then = torch.randn(2, 1, size)  # so flat that many tokens have a share
     first[0, 5] = 1e3  # every row writes token 5, which then is one to penalise
     draw = Draw(Sampling(temperature, top_p, 2, repetition_penalty=penalty), [0] * n, [prompt] * n, first.repeat(n, 1))
     draw.uniform = ((torch.arange(n) + 0.5) / n).double()[:, None].repeat(1, 2)
