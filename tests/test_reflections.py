@@ -284,7 +284,7 @@ def test_the_judge_keeps_what_reaches_the_threshold_with_its_words() -> None:
     }
     table = pa.Table.from_pandas(kept, schema=PAIRS, preserve_index=False)
     assert table["judgement"][0].as_py()["correctness"] == 4
-    with pytest.raises(MedReflError, match="least score is 0, expected 1 to 5"):
+    with pytest.raises(MedReflError, match="min_judge_score is 0, expected 1 to 5"):
         judge_pairs(PAIR_TABLE, {"q": QUESTION}, script, sampling=SAMPLING, seed=0, min_judge_score=0)
 
 

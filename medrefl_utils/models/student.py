@@ -352,7 +352,7 @@ def _loss(model: LlamaForCausalLM, ids: torch.Tensor, written: torch.Tensor) -> 
     Logits are computed for these tokens only, which halves a small model's cost. Padding is on the right, where causal
     attention does not look, so there is no attention mask.
     """
-    # Without AVX-512 bf16 is slower than fp32: on AVX2 a step takes twice as long.
+    # Without AVX-512 a processor has no fast products in bf16.
     with torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability().startswith("AVX512")):
         hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
         logits = model.lm_head(hidden[written[:, 1:]])
