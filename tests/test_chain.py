@@ -152,13 +152,14 @@ def test_dry_run_in_a_fresh_checkout_leaves_no_file(tmp_path: Path) -> None:
             },
         ),
         (
-            lambda r: (r / "toy/shared.py").write_text(toy.PACKAGE["toy/shared.py"] + "# more\n"),
+            lambda r: (r / "toy/shared.py").write_text(toy.PACKAGE["toy/shared.py"] + "MORE = 1\n"),
             {
                 "01_count": "code changed: shared.py",
                 "02_double": "unless 01_count writes the same as before",
                 "03_tell": "unless 02_double writes the same as before",
             },
         ),
+        (lambda r: (r / "toy/shared.py").write_text(toy.PACKAGE["toy/shared.py"] + "# a comment\n"), {}),
         (lambda r: (r / "toy/shared.html.j2").write_text("x"), None),
         (lambda r: (r / "toy/alone.py").write_text("changed = 1"), {}),
         (lambda r: (r / "runs/t/report.html").unlink(), {"03_tell": "output missing: report.html"}),
