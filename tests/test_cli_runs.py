@@ -252,4 +252,5 @@ def test_the_notebook_that_compares_runs(here: Path, tmp_path: Path) -> None:
     assert "two" in tables["compare-08"] and "75.0" in tables["compare-08"]
     assert "right to wrong" in tables["compare-10"]
     assert "What helps patient 1?" in tables["compare-12"]
-    assert "gold: aspirin" in outputs["compare-14"][0]["text"] and "--- two: rest" in outputs["compare-14"][0]["text"]
+    printed = "".join(out.get("text", "") for out in outputs["compare-14"])  # a slow kernel prints in several pieces
+    assert "gold: aspirin" in printed and "--- two: rest" in printed
