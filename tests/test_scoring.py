@@ -86,7 +86,7 @@ def test_tied_by_line_only_where_all_gold_letters_agree(written) -> None:
         read_responses(written(*rows_with(reason=SAID, ideal_answer=["A", "B", "C"])), EXAM)
     with pytest.raises(MedReflError, match="2 rows without ids and 3 rows of exam, expected as many"):
         read_responses(written(*rows_with(reason=SAID[:2], ideal_answer=["A", "B"])), EXAM)
-    with pytest.raises(MedReflError, match="neither an id, nor their question, nor a gold letter"):
+    with pytest.raises(MedReflError, match="rows have no id, no question and no gold letter, expected one of them"):
         read_responses(written(*rows_with(reason=SAID)), EXAM)
 
 
