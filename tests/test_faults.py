@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    return make_checkout(tmp_path_factory.mktemp("faults") / "checkout")
+    return make_checkout(tmp_path_factory.mktemp("faults") / "checkout", questions=12)
 
 
 @pytest.fixture(scope="module")

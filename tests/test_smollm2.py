@@ -21,14 +21,15 @@ from medrefl_utils.models.smollm2 import DEFAULT_FOLDER
 from medrefl_utils.runs import DEFAULT_STAGES
 
 SMALLER = {
-    "01_tree_rollout.n_questions": 5,
+    "01_tree_rollout.n_questions": 4,
     "01_tree_rollout.branching": "[3, 2]",
-    "01_tree_rollout.max_path_tokens": 160,
-    "03_pair_construction.max_reflection_pairs": 2,
+    "01_tree_rollout.max_path_tokens": 128,
+    "03_pair_construction.max_per_kind": 2,
+    "03_pair_construction.max_reflection_pairs": 1,
     "05_benchmark_evaluation.offset": 5,
-    "05_benchmark_evaluation.n_questions": 3,
+    "05_benchmark_evaluation.n_questions": 2,
     "05_benchmark_evaluation.max_new_tokens": 48,
-    "05_benchmark_evaluation.self_correction_questions": 2,
+    "05_benchmark_evaluation.self_correction_questions": 1,
 }
 
 
@@ -99,4 +100,4 @@ def test_base_and_adapter_answered_the_same_questions(run: RunFiles) -> None:
     responses = read_table(run.responses, RESPONSES)
     assert set(responses["model"]) == {"base", "medrefl"}
     by_model = responses.groupby("model")["question_id"].agg(set)
-    assert by_model["base"] == by_model["medrefl"] and len(by_model["base"]) == 3
+    assert by_model["base"] == by_model["medrefl"] and len(by_model["base"]) == 2

@@ -37,12 +37,12 @@ def ids_of(generator, pairs=PAIRS, max_length=5000):
 
 def test_a_pair_is_the_generators_own_tokens_and_one_end(generator):
     end, ids, counts = ids_of(generator)
-    assert end in generator._ends and counts == {"cut": 0, "left_out": 0}
+    assert end in generator.ends and counts == {"cut": 0, "left_out": 0}
     for pair, row in zip(PAIRS.itertuples(), ids.itertuples(), strict=True):
         assert row.prompt_ids == generator.prompt_ids(pair.prompt)
         for side, found in ((pair.chosen, row.chosen_ids), (pair.rejected, row.rejected_ids)):
             assert tuple(found) == (*generator.encode(side[0]["content"]), end)
-            assert [token for token in found if token in generator._ends] == [end]
+            assert [token for token in found if token in generator.ends] == [end]
             assert generator.tokenizer.decode(found[:-1]) == side[0]["content"]
 
 

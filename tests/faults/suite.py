@@ -72,6 +72,7 @@ PROFILE = {
     },
     FINE_TUNING: {"batch_size": 4, "checkpoint_every": 2},
 }
+COUNTS = ("n_questions", "n_evaluation_questions")
 CHECKPOINTS = {TRAINING: ("checkpoints", "adapter"), FINE_TUNING: ("sft_checkpoints", "sft_adapter")}
 """{stage that trains: its folders of checkpoints and of the finished adapter}"""
 FIGURES = ("training.parquet", "sft_training.parquet")  # tables of numbers, compared with TOLERANCE
@@ -106,12 +107,18 @@ class Outcome:
         return Outcome(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
 
-def make_checkout(folder: Path) -> Path:
-    """Make a checkout with its own runs; its notebooks, package and profiles are links to this one."""
+def make_checkout(folder: Path, questions: int = 24) -> Path:
+    """Make a checkout with its own runs of so many questions; notebooks, package and profiles are links to this one."""
     folder.mkdir(parents=True)
     for name in ("notebooks", "medrefl_utils", "params"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "faults.yaml").write_text(yaml.safe_dump(PROFILE))
+    profile = {
+        section: {key: questions if key in COUNTS else value for key, value in values.items()}
+        if isinstance(values, dict)
+        else values
+        for section, values in PROFILE.items()
+    }
+    (folder / "faults.yaml").write_text(yaml.safe_dump(profile))
     return folder
 
 
