@@ -15,6 +15,8 @@ hypothesis.settings.register_profile("medrefl", deadline=None)
 hypothesis.settings.load_profile("medrefl")
 
 ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("MEDREFL_SHARED", ROOT.parent / "shared"))
+"""The folder of public benchmarks and graphs beside the checkout."""
 MINUTES = (
     "test_smollm2",
     "test_chain_smollm2",
@@ -54,10 +56,9 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public benchmark files beside the checkout; a test that needs it is skipped without it."""
-    folder = Path(os.environ.get("MEDREFL_SHARED", ROOT.parent / "shared"))
-    if not (folder / "benchmarks").is_dir():
-        pytest.skip(f"no benchmark files in {folder.name}/benchmarks beside the checkout (or set MEDREFL_SHARED)")
-    return folder
+    if not (SHARED / "benchmarks").is_dir():
+        pytest.skip(f"no benchmark files in {SHARED.name}/benchmarks beside the checkout (or set MEDREFL_SHARED)")
+    return SHARED
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from pathlib import Path
 
 import networkx
@@ -25,8 +24,8 @@ from medrefl_utils.knowledge import (
     shortest_paths,
     write_clinic_graph,
 )
+from tests.conftest import SHARED
 
-SHARED = Path(os.environ.get("MEDREFL_SHARED", "/nonexistent"))
 HEAD = "display_relation,x_id,x_type,x_name,y_id,y_type,y_name"
 
 

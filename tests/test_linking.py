@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from medrefl_utils.exam import clinic
 from medrefl_utils.knowledge import KnowledgeGraph, Linker, link_entities, read_graph, write_clinic_graph
 from medrefl_utils.knowledge.negation import negated_spans
 from medrefl_utils.knowledge.similar_names import SimilarNames
+from tests.conftest import SHARED
 
-SHARED = Path(os.environ.get("MEDREFL_SHARED", "/nonexistent"))
 COLUMNS = ("id", "type", "name", "synonyms")
 LABELS = Path(__file__).parent / "data/hetionet_mentions.jsonl"
 PIECES = ["no ", "denies ", "chest", " ", "pain", "\n", ", ", "hypertensoin", "-", "B", "12", "vitamin", "’s", "Crohn",

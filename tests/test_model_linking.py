@@ -17,10 +17,10 @@ from medrefl_utils.exam import clinic
 from medrefl_utils.knowledge import KnowledgeGraph, NameEmbeddings, link_by_model, read_graph, write_clinic_graph
 from medrefl_utils.models import LocalGenerator, open_embedder
 from medrefl_utils.models.generators.interface import Generator, Usage
+from tests.conftest import SHARED
 
 STUDENT = Path(__file__).parents[1] / "medrefl_utils/models/tiny_student"
 SMOLLM2 = Path(os.environ.get("MEDREFL_SMOLLM2", Path(__file__).parents[1] / "models/smollm2"))
-SHARED = Path(os.environ.get("MEDREFL_SHARED", "/nonexistent"))
 GREEDY = Sampling(temperature=0.0)
 NODES = [("Fever", "effect/phenotype"), ("Yellow fever", "disease"), ("Myocardial infarction", "disease"),
          ("Cerebral infarction", "disease"), ("Aspirin", "drug")]  # fmt: skip
