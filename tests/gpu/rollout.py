@@ -98,7 +98,7 @@ def one_model(model: str, quantization: str, scale: Scale, deadline: Deadline, a
     row["share_of_bandwidth"] = decoding_bandwidth(generator, scale.rows, 32) / peak
     row["copy_gb_per_second"] = peak / 1e9
     seconds = max(2.0, deadline.left() / 3) if scale.name == "full" else 0.5
-    by_memory = LocalGenerator._prefixes_at_once
+    by_memory = LocalGenerator.prefixes_at_once
     generator.max_rows, given = 0, generator.max_rows
     row["rows_by_memory"] = 3 * by_memory(generator, cpu.PROMPT + 6 * SAMPLING.max_tokens, 3, SAMPLING)
     generator.max_rows = given
