@@ -112,7 +112,7 @@ class ContinuousDecoder:
             MedReflError: a prefix leaves no room in the model's context, one prefix's continuations do not fit into
                 memory, or the budget is too small.
         """
-        self._wait(self._prepared(first))
+        self._wait([self._lines_of(expansion) for expansion in first])
         while self.lines or self.resumed or self.fresh:
             try:
                 self._join()
@@ -125,11 +125,8 @@ class ContinuousDecoder:
             if ended:
                 self._finish(ended, then)
 
-    def _prepared(self, expansions: Sequence[Expansion]) -> list[list[_Line]]:
-        """Return the lines of each expansion, after checking that they have room and are in the budget."""
-        return [self._lines_of(expansion) for expansion in expansions]
-
     def _lines_of(self, expansion: Expansion) -> list[_Line]:
+        """Return the lines of an expansion, after checking that it has room in the context and in the budget."""
         generator, sampling, k = self.generator, self.sampling, len(expansion.seeds)
         messages = expansion.prefix.messages
         if id(messages) not in self.prompts:  # siblings share theirs; kept here, so that no other gets the same id
@@ -293,7 +290,7 @@ class ContinuousDecoder:
         waiting: list[list[_Line]] = []
         for group in complete:
             waiting += self._handed_out(group, here, then)
-        room, stay = self._room_for_copies(), set()
+        room, stay = self._room(), set()
         for lines in waiting:
             place = here.get(lines[0].ids)
             if place is None or (len(lines) > 1 and len(self.lines) + len(lines) - 1 > room):
@@ -306,10 +303,6 @@ class ContinuousDecoder:
             self._set(place, lines[0])
             self._copy(place, lines[1:])
         self._leave([place for place in ended if place not in stay])
-
-    def _room_for_copies(self) -> int:
-        longest = max(len(line.row.prefix) + len(line.row.token_ids) for line in self.lines)
-        return self.generator.prefixes_at_once(longest, 1, self.sampling)
 
     def _handed_out(self, group: _Group, here: dict[Ids, int], then: Then) -> list[list[_Line]]:
         """Hand out a complete group; return the lines of the expansions that follow."""
@@ -328,7 +321,7 @@ class ContinuousDecoder:
                     self._keep(here[ids])
             self.undecided.setdefault(trunk, []).extend(steps)
             return []
-        waiting = self._prepared(more)
+        waiting = [self._lines_of(expansion) for expansion in more]
         wanted = {lines[0].ids for lines in waiting}
         for ids in (*self.undecided.pop(trunk, ()), *steps):
             if ids not in wanted:
