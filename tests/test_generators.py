@@ -430,7 +430,10 @@ def levels(generator: LocalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator, "expand_onward", partial(Generator.expand_onward, generator))
 
 
-@pytest.mark.parametrize("growth", [{}, {"max_leaves": 5}, {"max_frontier": 3}, {"target_right": 1, "target_wrong": 1}])
+@pytest.mark.parametrize(
+    "growth",
+    [{}, {"steps": "sentence"}, {"max_leaves": 5}, {"max_frontier": 3}, {"target_right": 1, "target_wrong": 1}],
+)
 def test_trees_without_a_barrier_are_those_of_the_levels(tiny_student, monkeypatch, growth):
     """Whatever is limited, and with room for few rows only: then most steps wait, and some are read again."""
     settings = {"growth": SearchSettings((3, 2), **growth), "sampling": Sampling(1.0, 1.0, 60), "seed": 7}
