@@ -58,6 +58,7 @@ def test_every_setting_is_a_field_of_the_form_and_says_what_it_means() -> None:
             assert given == f'{{type: "{kinds[parameter.annotation]}"}}'
 
 
+@pytest.mark.timeout(1200)  # a chain of six kernels: minutes where other work has the cores
 def test_the_colab_notebook_runs_a_profile_of_its_own_and_shows_its_report(root: Path) -> None:
     """The profile for a T4, with a local model, the clinic, fewer questions, and what a CPU computes with."""
     run = root / "runs" / "test_colab"

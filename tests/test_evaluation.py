@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from medrefl_utils.core import RESPONSES, Continuation, MedReflError, Question, Sampling, read_table
 from medrefl_utils.evaluation import (
-    CHANGES,
     PROTOCOLS,
+    QUESTION_CHANGES,
     Protocol,
     collect_responses,
     evaluate,
@@ -140,7 +140,7 @@ def test_protocols_by_name() -> None:
     assert ways["greedy"] == Protocol("greedy", (greedy,))
     assert ways["self-consistency"] == Protocol("self-consistency", (drawn,) * 4, vote=True)
     assert ways["budget"] == Protocol("budget", (Sampling(0.0, 1.0, 8, 1.05),), budget=True)
-    for name in CHANGES:
+    for name in QUESTION_CHANGES:
         assert ways[name] == Protocol(name, (greedy,), change=name)
     with pytest.raises(MedReflError, match="protocol 'beam': expected one of published, greedy"):
         make_protocol("beam")

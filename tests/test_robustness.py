@@ -6,7 +6,7 @@ import pytest
 
 from medrefl_utils.core import RESPONSES, ROBUSTNESS, Continuation, Question
 from medrefl_utils.evaluation import (
-    CHANGES,
+    QUESTION_CHANGES,
     changed_question,
     collect_responses,
     compare_robustness,
@@ -63,7 +63,7 @@ class Follows:
 
 
 def asked(model: str, likes: str) -> pd.DataFrame:
-    ways = [make_protocol(name, max_tokens=9) for name in ("greedy", *CHANGES)]
+    ways = [make_protocol(name, max_tokens=9) for name in ("greedy", *QUESTION_CHANGES)]
     generator = Follows(likes)
     tables = [collect_responses(EXAM, generator, model=model, protocol=way, seed=3) for way in ways]
     plain = [prompts.exam(question)[0]["content"] for question in EXAM]

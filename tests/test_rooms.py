@@ -73,6 +73,19 @@ def test_a_public_name_is_a_submodule_only_if_it_is_meant_to_be_one(room: Module
         assert getattr(room, name) is importlib.import_module(f"{room.__name__}.{name}"), name
 
 
+def test_a_public_name_comes_from_one_module_alone(room: ModuleType) -> None:
+    """Of two modules that offer the same name, the later one would hide the earlier one without a word."""
+    tree = ast.parse(Path(str(room.__file__)).read_text())
+    offered = [
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "submod_attrs"
+        for names in ast.literal_eval(node.value).values()
+        for name in names
+    ]
+    assert offered and sorted(offered) == sorted(set(offered))
+
+
 def test_help_lists_each_public_name(room: ModuleType) -> None:
     text = pydoc.plain(pydoc.render_doc(room))
     assert [name for name in room.__all__ if name not in text] == []

@@ -326,7 +326,7 @@ def test_license_is_apache() -> None:
 def test_ci_calls_test_and_then_run() -> None:
     script = (ROOT / ".ci/run").read_text()
     assert "\nmake test\nmake run\n" in script
-    assert script.rstrip().endswith(".venv/bin/python -m tests.gpu --scale tiny --minutes 30 runs/gpu_tiny")
+    assert script.rstrip().endswith(".venv/bin/python -m tests.gpu --scale tiny --minutes 60 runs/gpu_tiny")
     assert "set -euo pipefail" in script
     # Without a browser its tests would be skipped, and nobody would see it.
     assert "command -v chromium >/dev/null || missing+=(chromium)" in script

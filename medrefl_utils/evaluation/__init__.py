@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "scoring": ["clinic_questions", "compare_runs", "read_responses"],
         "run_comparison": ["CHANGES", "changed_answers", "compare_with_first"],
         "repeated_samples": ["pass_at_k", "pass_rates"],
-        "robustness": ["CHANGES", "changed_question", "compare_robustness"],
+        "robustness": ["QUESTION_CHANGES", "changed_question", "compare_robustness"],
         "arms": ["CONTROLS", "draw_equal_arms", "shared_pairs"],
         "ablation": ["ablation_results", "compare_arms", "evaluate_arm", "pairs_lost", "run_arms", "train_arm"],
     },

@@ -8,9 +8,9 @@ import numpy as np
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Sampling
-from medrefl_utils.evaluation.robustness import CHANGES
+from medrefl_utils.evaluation.robustness import QUESTION_CHANGES
 
-PROTOCOLS = ("published", "greedy", "sampled", "self-consistency", "budget", *CHANGES)
+PROTOCOLS = ("published", "greedy", "sampled", "self-consistency", "budget", *QUESTION_CHANGES)
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Protocol:
 
     ``vote``: all runs give one response, the majority answer. ``budget``: thinking is truncated at the sampling's
     ``max_tokens``, then the answer is requested. ``change``: what is done to the question, one of
-    ``robustness.CHANGES``; empty for nothing.
+    ``robustness.QUESTION_CHANGES``; empty for nothing.
     """
 
     name: str
@@ -96,6 +96,6 @@ def make_protocol(
         return Protocol(name, (drawn,) * n_votes, vote=True)
     if name == "budget":
         return Protocol(name, (replace(greedy, max_tokens=thinking_budget),), budget=True)
-    if name in CHANGES:
+    if name in QUESTION_CHANGES:
         return Protocol(name, (greedy,), change=name)
     raise MedReflError(f"protocol {name!r}: expected one of {', '.join(PROTOCOLS)}")

@@ -24,13 +24,13 @@ from medrefl_utils.exam import prompts
 from medrefl_utils.exam.prompts import Messages
 from medrefl_utils.exam.questions import with_shuffled_options
 
-CHANGES = ("misled", "shuffled", "none-of-the-others")
+QUESTION_CHANGES = ("misled", "shuffled", "none-of-the-others")
 NONE_OF_THE_OTHERS = "None of the other options"
 _UNCHANGED = "greedy"
 
 
 def changed_question(question: Question, change: str, seed: int) -> Question:
-    """Return the question as a protocol of ``CHANGES`` asks it; other names change nothing."""
+    """Return the question as a protocol of ``QUESTION_CHANGES`` asks it; other names change nothing."""
     if change == "shuffled":
         return with_shuffled_options(question, seed)
     if change == "none-of-the-others":
@@ -64,7 +64,7 @@ def compare_robustness(responses: pd.DataFrame, seed: int, n_boot: int = 10_000)
     rows = []
     for (source, model), table in responses.groupby(["source", "model"], sort=False):
         before = table[table["protocol"] == _UNCHANGED].set_index("question_id")
-        for change in [name for name in CHANGES if (table["protocol"] == name).any() and len(before)]:
+        for change in [name for name in QUESTION_CHANGES if (table["protocol"] == name).any() and len(before)]:
             after = table[table["protocol"] == change].set_index("question_id")
             both = before.index.intersection(after.index)
             found = _row(before.loc[both], after.loc[both], change, seed, n_boot)
