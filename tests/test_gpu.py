@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,15 +113,15 @@ def test_checks_find_a_wrong_number(monkeypatch):
     monkeypatch.setattr(correctness, "NF4", correctness.NF4[:-1] + (0.9,))
     assert correctness.nf4_rounding() > 0.05
     assert correctness.tree_decoder(torch.float32, "none") < 1e-3
-    plain = correctness.LocalGenerator.expand
+    plain = correctness.LocalGenerator.expand_onward
 
-    def shifted(self, prefixes, *rest):  # another token in each continuation
-        return [
-            [one.__class__(**vars(one) | {"token_ids": (one.token_ids[0] ^ 1, *one.token_ids[1:])}) for one in row]
-            for row in plain(self, prefixes, *rest)
-        ]
+    def shifted(self, first, steps, sampling, then):  # another token in each continuation
+        def told(one, rows):
+            return then(one, [replace(row, token_ids=(row.token_ids[0] ^ 1, *row.token_ids[1:])) for row in rows])
 
-    monkeypatch.setattr(correctness.LocalGenerator, "expand", shifted)
+        plain(self, first, steps, sampling, told)
+
+    monkeypatch.setattr(correctness.LocalGenerator, "expand_onward", shifted)
     assert correctness.tree_decoder(torch.float32, "none") > 0.15
 
 

@@ -49,7 +49,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "embeddings": ["Embedder", "open_embedder"],
         "asking": ["Reply", "ask_until_valid", "count_faults"],
-        "generators.interface": ["Generator", "Prefix", "Usage", "derive_seed"],
+        "generators.interface": ["Expansion", "Generator", "Prefix", "Usage", "derive_seed"],
         "generators.opening": ["ENGINES", "check_endpoint", "open_generator"],
         "generators.budget": ["Budget", "Spent"],
         "generators.call_log": ["CallLog"],

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from medrefl_utils.core import Sampling
+from medrefl_utils.core import Continuation, Sampling
 from medrefl_utils.exam import clinic, prompts
-from medrefl_utils.models import LocalGenerator, Prefix, device, load_model, load_tokenizer, loading
+from medrefl_utils.models import Expansion, LocalGenerator, Prefix, device, load_model, load_tokenizer, loading
 from medrefl_utils.training import (
     DpoSettings,
     EfficiencySettings,
@@ -111,15 +111,21 @@ def tree_decoder(dtype: torch.dtype, quantization: str) -> float:
     """
     with computing_in(dtype):
         generator = LocalGenerator(STUDENT, quantization=quantization, max_rows=8)
-    exam = clinic.make_exam(8, seed=4)
-    prefixes = [Prefix(prompts.exam(question)) for question in exam]
-    first = generator.expand(prefixes, 2, "line", Sampling(0.0, 1.0, 64), [[1, 2]] * len(exam))
-    # The second call goes on from kept caches, that is through the shared trunks.
-    grown = [Prefix(p.messages, row[0].token_ids, row[0].text) for p, row in zip(prefixes, first, strict=True)]
-    second = generator.expand(grown, 2, None, Sampling(0.0, 1.0, 96), [[1, 2]] * len(exam))
+    written: list[tuple[Prefix, list[Continuation]]] = []
+
+    def go_on(one: Expansion, rows: list[Continuation]) -> list[Expansion]:
+        """Let the first of two equal steps go on, to a depth of four: the other one is a copy of its cache."""
+        written.append((one.prefix, rows))
+        ids, text = one.prefix.token_ids + rows[0].token_ids, one.prefix.text + rows[0].text
+        if one.of == 4 or rows[0].stop != "boundary":
+            return []
+        return [Expansion(Prefix(one.prefix.messages, ids, text), one.seeds, one.of + 1)]
+
+    first = [Expansion(Prefix(prompts.exam(question)), (1, 2), 1) for question in clinic.make_exam(8, seed=4)]
+    generator.expand_onward(first, "line", Sampling(0.0, 1.0, 64), go_on)
     worst = 0.0
     with torch.inference_mode():
-        for prefix, rows in zip(grown, second, strict=True):
+        for prefix, rows in written:
             prompt = [*generator.prompt_ids(prefix.messages), *prefix.token_ids]
             for row in rows:
                 ids = torch.tensor([[*prompt, *row.token_ids]], device=generator.model.device)
