@@ -195,9 +195,12 @@ def by_text(text: str, languages: list[Rules], options: Options) -> tuple[Found,
     return None
 
 
+# It begins with a set of signs, so that its search is fast. The text's own beginning is matched apart.
 _CLAUSE_HEAD = re.compile(
-    r"(?:\A|[.;:!\n]\s|,\s(?:so|but|and|thus|hence|therefore)\s)\W{0,3}(?P<article>the\s|an?\s)?", re.IGNORECASE
+    r"[.;:!\n,](?:(?<!,)\s|(?<=,)\s(?:so|but|and|thus|hence|therefore)\s)\W{0,3}(?P<article>the\s|an?\s)?",
+    re.IGNORECASE,
 )
+_TEXT_HEAD = re.compile(r"\W{0,3}(?P<article>the\s|an?\s)?", re.IGNORECASE)
 _CLAUSE_END = re.compile(r"\s(?:is|are) (?:true|right|correct)\b|\s(?:is|does)(?=[.!]|\Z)|(?=[.;!\n]|\Z)")
 
 
@@ -205,15 +208,17 @@ def _whole_clause(text: str, options: Options) -> str | None:
     """Return the one option whose text is a clause of its own ("...; the drug opens potassium channels."), or is called
     true, or is set against another ("Vitamin A is not the cause; vitamin C is.").
     """
+    if not is_complete(text):
+        return None
     said: set[str] = set()
-    for head in _CLAUSE_HEAD.finditer(text):
+    for head in (_TEXT_HEAD.match(text), *_CLAUSE_HEAD.finditer(text)):
         named = options.text_at(text, head.end())
         if named is None and head["article"]:
             named = options.text_at(text, head.start("article"))
         end = _CLAUSE_END.match(text, named[1]) if named else None
         if named and end and (end[0] or len(text[head.end() : named[1]].split()) > 3):
             said.add(named[0])
-    return said.pop() if len(said) == 1 and is_complete(text) else None
+    return said.pop() if len(said) == 1 else None
 
 
 def _whole(text: str, letter: str, options: Options) -> bool:

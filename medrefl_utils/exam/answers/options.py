@@ -35,6 +35,7 @@ OPEN = re.compile(
 _CLOSE = re.compile(r"[\s\"'”’`*_)\]}.:：,\-–—>|」』》$\\]{0,12}")
 # Letters that may not touch an option's letter. Chinese, Japanese, Korean, Thai, Arabic and Hindi letters may.
 _TOUCHING = r"0-9A-Za-z_\u00aa-\u02af\u0370-\u052f"
+_SMALL_BEHIND = re.compile(r"[a-z]")
 _WORD_AFTER = re.compile(r"[ \t]+([^\W\d_]+)")
 _INITIAL = re.compile(r"\.\s?[A-Z]\.")
 _SPECIES = re.compile(r"\.?\s([a-z]{3,})")
@@ -137,6 +138,7 @@ class Options:
     by_first: Mapping[str, tuple[tuple[list[str], str], ...]]  # first token -> (tokens, letter), longest first
     exact: Mapping[str, tuple[tuple[str, str], ...]]  # first character -> (text as given, letter), longest first
     initials: frozenset[str]  # first characters of the texts: most positions need no further look
+    begins: frozenset[str]  # first two characters of the texts
     unspaced: tuple[tuple[str, str], ...]  # (text of a script without word boundaries, letter), longest first
     raw: tuple[tuple[str, str], ...]  # (text as given, letter)
     short_names: tuple[tuple[str, str], ...]  # (folded name that counts only where an answer stands, letter)
@@ -149,6 +151,9 @@ class Options:
         for option, letter in self.unspaced:
             if text.startswith(option, at):
                 return letter, at + len(option)
+        begun = text[at : at + 2]
+        if begun.isascii() and begun.isalpha() and len(begun) == 2 and begun.lower() not in self.begins:
+            return None
         sign = _FIRST.search(text, at, at + 13)
         if sign is None or sign[0].casefold() not in self.initials or _ENDS.search(text, at, sign.start()):
             return None
@@ -171,12 +176,9 @@ class Options:
                     return letter, end
         if not self.every and not self.no_one:
             return None
-        for letter, phrase in ((self.every, _EVERY), (self.no_one, _NO_ONE)):
-            if (
-                letter
-                and (said := phrase.match(text, first.start()) or _ALL.match(text, first.start()))
-                and _PHRASE_ENDS.match(text, said.end())
-            ):
+        for letter, phrases in ((self.every, (_EVERY, _ALL)), (self.no_one, (_NO_ONE,))):
+            said = next((said for phrase in phrases if (said := phrase.match(text, first.start()))), None)
+            if letter and said and _PHRASE_ENDS.match(text, said.end()):
                 return letter, said.end()
         return None
 
@@ -189,8 +191,9 @@ class Options:
         for letter in self.letters:
             at = text.find(letter)
             while at >= 0:
-                if self.alone.match(text, at) and not (text[at + 1 : at + 3] == ". " and _is_genus(text, at)):
-                    found.append(at)
+                if not _SMALL_BEHIND.match(text, at + 1) and self.alone.match(text, at):
+                    if text[at + 1 : at + 3] != ". " or not _is_genus(text, at):
+                        found.append(at)
                 at = text.find(letter, at + 1)
         found.sort()
         return found
@@ -425,6 +428,11 @@ def _initials(named: list[tuple[str, str]], every: str, no_one: str) -> frozense
     return frozenset(first | ({"."} if "0" in first else set()) | ({"−"} if "-" in first else set()))
 
 
+def _begins(named: list[tuple[str, str]], every: str, no_one: str) -> frozenset[str]:
+    more = ("al", "ea", "ev") * bool(every) + ("no",) * bool(no_one)
+    return frozenset((*(text[1:3] for text, _ in named), *more))
+
+
 @lru_cache(maxsize=4096)
 def prepare(items: tuple[tuple[str, str], ...]) -> Options:
     """Return the options of one question, prepared for reading: ``items`` are (letter, text)."""
@@ -473,6 +481,7 @@ def prepare(items: tuple[tuple[str, str], ...]) -> Options:
         by_first={first: tuple(found) for first, found in by_first.items()},
         exact=exact,
         initials=_initials(named, every, no_one),
+        begins=_begins(named, every, no_one),
         unspaced=tuple(sorted(unspaced, key=lambda option: -len(option[0]))),
         raw=tuple((raw[letter], letter) for letter in known),
         short_names=tuple(short_names),

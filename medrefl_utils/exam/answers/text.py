@@ -34,8 +34,8 @@ PASSED = re.compile(
 # A sentence's last character, or the line feeds after one. "is: E. Citalopram" is one sentence, and so is "The answer
 # is:" with the line that follows it.
 SENTENCE_END = re.compile(
-    r"[.!?\n](?:(?<=[^:\n ]\n)\n*|(?<!\n)(?:(?<!\W[A-Z]\.)|(?<=ption [A-Z]\.)|(?<=hoice [A-Z]\.))"
-    r"[\"'”’*]{0,3}\s+(?=[A-Z\"'“‘*{(]))|[。！？।]"
+    r"[.!?\n。！？।](?:(?<=[。！？।])|(?<=[^:\n ]\n)\n*|(?<!\n)(?:(?<!\W[A-Z]\.)|(?<=ption [A-Z]\.)|(?<=hoice [A-Z]\.))"
+    r"[\"'”’*]{0,3}\s+(?=[A-Z\"'“‘*{(]))"
 )
 MARK_TAIL = re.compile(r"[\"'”’*)\]:.]{0,6}")
 IF = re.compile(

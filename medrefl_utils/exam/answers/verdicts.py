@@ -6,7 +6,7 @@ import re
 
 from medrefl_utils.exam.answers.languages import Rules, is_hypothetical
 from medrefl_utils.exam.answers.options import Options
-from medrefl_utils.exam.answers.text import IF, MARK_TAIL, PASSED, clause_begin
+from medrefl_utils.exam.answers.text import IF, MARK_TAIL, PASSED, clause_begin, holds
 
 # Verdicts in English, after a letter and perhaps its text.
 _VERDICT_BETWEEN = re.compile(
@@ -44,7 +44,7 @@ def verdicts(
     None where two are called right, and where the verdict is under a condition or in a question. The second value
     holds the letters that are called wrong, and not right elsewhere.
     """
-    right = {text[sole.start(1)] for sole in _SOLE.finditer(low)} & set(options.letters)
+    right = _sole(text, low) & set(options.letters)
     wrong: set[str] = set()
     for at in letters:
         judged = _judged(text, low, at, languages, options)
@@ -55,11 +55,14 @@ def verdicts(
 
 # "Only C works.", "All but C can be excluded.", "D is not indicated; C is."
 _FAILS = r"(?:wrong|incorrect|false|excluded|eliminated|ruled out|fails?\b|out\b|inappropriate|contra-?indicated)"
+# A pattern that begins with plain letters is searched ten times faster than one that begins with a word's bound.
+_ONLY = re.compile(
+    r"only (?<!\wonly )(?:option |choice |answer )?[\"'*(]{0,3}(?=[a-z][)\"'*]{0,3}\s(?:works|fits|matches|remains|"
+    r"applies|qualifies|makes sense|explains|satisfies|meets|is (?:correct|right|left|true|possible|plausible)|"
+    r"can be (?:right|correct))\b)([a-z])"
+)
 _SOLE = re.compile(
-    r"(?:\bonly (?:option |choice |answer )?[\"'*(]{0,3}(?=[a-z][)\"'*]{0,3}\s(?:works|fits|matches|remains|applies|"
-    r"qualifies|makes sense|explains|satisfies|meets|is (?:correct|right|left|true|possible|plausible)|"
-    r"can be (?:right|correct))\b)|"
-    r"\b(?:all|everything|every option|all (?:the )?(?:other )?options|anything) (?:but|except(?: for)?|other than) "
+    r"(?:\b(?:all|everything|every option|all (?:the )?(?:other )?options|anything) (?:but|except(?: for)?|other than) "
     rf"(?:option )?[\"'*(]{{0,3}}(?=[a-z][)\"'*]{{0,3}}\s(?:(?:is|are|can be|may be|must be) )?{_FAILS})|"
     rf"\b(?:except for|apart from) (?:option )?(?=[a-z],\s(?:all|every|no)\b[^.;]{{0,40}}{_FAILS})|"
     r"(?:\bnot\b|n['’]t\b)[^.;:\n]{0,60}[;,]\s(?:but\s|while\s)?(?:option\s)?"
@@ -67,6 +70,21 @@ _SOLE = re.compile(
     r"\b[a-z]\sis\s(?:inferior to|worse than|not as (?:good|likely|suitable) as|less (?:likely|suitable|safe) than)\s"
     r"(?=[a-z][.!]?\s*(?:\Z|\n)))([a-z])"
 )
+_SOLE_WORDS = (
+    *("all but ", "thing but ", "option but ", "options but ", "except", "other than ", "apart from "),
+    *("inferior to", "worse than", "not as ", "less likely than", "less suitable than", "less safe than"),
+)
+_IS_LAST, _DOES_LAST = re.compile(r"is[.!]?\s*(?:\Z|\n)"), re.compile(r"does[.!]?\s*(?:\Z|\n)")
+
+
+def _sole(text: str, low: str) -> set[str]:
+    """Return the letters of options that a text calls the only one left."""
+    found = {text[sole.start(1)] for sole in _ONLY.finditer(low)}
+    if holds(low, _SOLE_WORDS) or _IS_LAST.search(low) or _DOES_LAST.search(low):
+        found |= {text[sole.start(1)] for sole in _SOLE.finditer(low)}
+    return found
+
+
 _THIS_ONE = re.compile(r"[\s*_)\].:–—-]{1,6}this one is\b(?! (?:not|incorrect|wrong|unlikely))")
 # "A would be right for arterial clots" speaks of another case.
 _ELSEWHERE = re.compile(
