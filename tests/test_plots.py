@@ -264,7 +264,7 @@ def test_accuracy_bars_show_values_intervals_and_gains() -> None:
     figure = plots.accuracy_bars(scores)
     (axes,) = figure.axes
     assert axes.get_title("left") == "clinic: 1,000 questions"
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["sampled\n+7.1 points", "greedy\n−1 points"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["sampled\n+7.1 points", "greedy\n−1.0 points"]
     assert texts(axes) == ["60.0%", "80.0%", "67.1%", "79.0%"]
     bars = [c for c in axes.containers if hasattr(c, "patches")]
     assert [bar.get_height() for c in bars for bar in c] == pytest.approx([0.6, 0.8, 0.671, 0.79])

@@ -118,6 +118,12 @@ def signed(value: float, digits: int = 2) -> str:
     return "0" if text[1:] == zeros else text.removesuffix(zeros[1:])
 
 
+def points(value: float, digits: int = 1) -> str:
+    """Format percentage points with their sign and all digits, so that they align in a column: +4.0, −0.5, 0.0."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
+
+
 @styled
 def tree(
     steps: pd.DataFrame,
@@ -463,7 +469,7 @@ def ablation(contrasts: pd.DataFrame) -> Figure:
             colour = (RIGHT if better else WRONG) if sure else INK
             drawn = {"fmt": "o", "capsize": 3, "color": colour, "mfc": colour if sure else "white"}
             axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], **drawn)
-            label = signed(middle, 1)
+            label = points(middle)
             axes.annotate(label, (middle, place), (0, 6), textcoords="offset points", ha="center", size=8)
         axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
         axes.set_title(name)
@@ -480,4 +486,4 @@ def ablation(contrasts: pd.DataFrame) -> Figure:
 def _group_name(scores: pd.DataFrame, protocol: str) -> str:
     """Return a protocol's label with its measured gain."""
     gain = scores.loc[(scores["protocol"] == protocol) & scores["gain"].notna(), "gain"]
-    return f"{protocol}\n{signed(100 * gain.iloc[0], 1)} points" if len(gain) else protocol
+    return f"{protocol}\n{points(100 * gain.iloc[0])} points" if len(gain) else protocol

@@ -24,7 +24,7 @@ from medrefl_utils.core.store import MADE_BY, read_manifest, read_table, write_t
 from medrefl_utils.evaluation.composition import compare_bases
 from medrefl_utils.exam.benchmarks import trained_questions
 from medrefl_utils.knowledge.chains.table import chain_figures, marked_steps
-from medrefl_utils.views.plots import DPI, signed
+from medrefl_utils.views.plots import DPI, points
 from medrefl_utils.views.result_files import (
     compare_with_medreason,
     compare_with_published,
@@ -331,11 +331,11 @@ def _png(path: Path) -> tuple[str, int]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{100 * share:.1f}".replace("-", "−")
 
 
 def _points(share: float) -> str:
-    return signed(100 * share, 1)
+    return points(100 * share)
 
 
 def _p_value(p: float) -> str:

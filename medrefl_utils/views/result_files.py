@@ -11,7 +11,7 @@ from medrefl_utils.core.schemas import SCORES
 from medrefl_utils.core.store import read_manifest, read_table, write_text
 from medrefl_utils.evaluation.composition import compare_bases
 from medrefl_utils.exam.benchmarks import benchmark_registry
-from medrefl_utils.views.plots import signed
+from medrefl_utils.views.plots import points
 
 NOT_RUN = "not run"
 _PREFERRED = ("published", "sampled", "self-consistency", "greedy", "budget")
@@ -84,7 +84,7 @@ def _ours_of_medreason(composition: pd.DataFrame) -> str:
         return NOT_RUN
     rows = composition[composition["protocol"] == protocol]
     base, tuned = rows[rows["against"].isna()].iloc[0], rows[rows["arm"] == "+ MedReason"].iloc[0]
-    gain, low, high = (signed(100 * tuned[name], 1) for name in ("gain", "gain_low", "gain_high"))
+    gain, low, high = (points(100 * tuned[name]) for name in ("gain", "gain_low", "gain_high"))
     return f"{100 * base.accuracy:.1f} to {100 * tuned.accuracy:.1f} ({gain} [{low}, {high}]), {protocol}"
 
 
@@ -137,7 +137,7 @@ def _readable(scores: pd.DataFrame) -> pd.DataFrame:
         if column in _SHARES:
             text[column] = [f"{100 * value:.1f}" if pd.notna(value) else "" for value in scores[column]]
         elif column in _GAINS:
-            text[column] = [signed(100 * value, 1) if pd.notna(value) else "" for value in scores[column]]
+            text[column] = [points(100 * value) if pd.notna(value) else "" for value in scores[column]]
         elif column.startswith("mean_tokens") or column == "seconds":
             text[column] = [f"{value:.0f}" if pd.notna(value) else "" for value in scores[column]]
         elif column in ("mcnemar_p", "holm_p"):
@@ -151,7 +151,7 @@ def published_text(published: pd.DataFrame) -> pd.DataFrame:
         {
             "benchmark": published["benchmark"],
             "model": published["model"],
-            "published": [f"{r.base:.2f} to {r.medrefl:.2f} ({signed(r.gain, 2)})" for r in published.itertuples()],
+            "published": [f"{r.base:.2f} to {r.medrefl:.2f} ({points(r.gain, 2)})" for r in published.itertuples()],
             "ours": [ours_text(row) for row in published.to_dict("records")],
         }
     )
@@ -163,7 +163,7 @@ def ours_text(row: dict[str, object]) -> str:
         return NOT_RUN
     shown = " to ".join(f"{row[name]:.1f}" for name in ("ours_base", "ours_medrefl") if pd.notna(row[name]))
     if pd.notna(row["ours_gain"]):
-        gain, low, high = (signed(row[name], 1) for name in ("ours_gain", "ours_low", "ours_high"))
+        gain, low, high = (points(row[name]) for name in ("ours_gain", "ours_low", "ours_high"))
         shown += f" ({gain} [{low}, {high}])"
     return f"{shown}, {row['protocol']}"
 

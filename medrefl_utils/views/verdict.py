@@ -9,7 +9,7 @@ import pandas as pd
 
 from medrefl_utils.core.run_files import RunFiles
 from medrefl_utils.training.learned import why_nothing_learned
-from medrefl_utils.views.plots import signed
+from medrefl_utils.views.plots import points
 
 TOO_SMALL = 0.1
 """A comparison that can detect only larger gains than this, 10 points, is too small to tell (ours)."""
@@ -63,4 +63,4 @@ def _asked(row: Mapping[str, Any]) -> str:
 
 
 def _points(share: float) -> str:
-    return signed(100 * share, 1)
+    return points(100 * share)
