@@ -19,12 +19,12 @@ from tests.test_report import NAN, score
         (0.071, "answers more questions correctly than its base (60.0% to 67.1%, +7.1 points [+5.1, +9.1], 1,000 "),
         (
             -0.05,
-            "answers fewer questions correctly than its base (60.0% to 55.0%, −5.0 points [−7.0, −3.0], 1,000 questions)",
+            "answers fewer questions correctly than its base (60.0% to 55.0%, −5.0 points [−7.0, −3.0], 1,000 ",
         ),
         (0.015, "no difference between adapter and base is shown (60.0% to 61.5%, +1.5 points [−0.5, +3.5], 1,000 "),
         (
             0.0,
-            "is shown (60.0% to 60.0%, 0.0 points [−2.0, +2.0], 1,000 questions, which can show gains of about 3 points).",
+            "(60.0% to 60.0%, 0.0 points [−2.0, +2.0], 1,000 questions, which can show gains of about 3 points).",
         ),
     ],
 )
