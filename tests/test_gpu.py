@@ -74,7 +74,8 @@ def test_both_sides_of_the_rollout_and_the_bytes_that_decoding_reads(model, monk
     assert ours > 0 and theirs > 0 and early == [{"rollout": ours}]
     monkeypatch.setattr(rollout.time, "perf_counter", iter([0.0, 2.0]).__next__)  # two seconds for two steps
     weights = sum(parameter.nbytes for parameter in generator.model.parameters())
-    trunk = 2 * cpu.PROMPT * 2 * 2 * 2 * 16 * 4  # two prompts; keys, values; two layers; two heads of 16; fp32
+    # Two prompts without their last token, which each row reads; keys, values; two layers; two heads of 16; fp32.
+    trunk = 2 * (cpu.PROMPT - 1) * 2 * 2 * 2 * 16 * 4
     own = 18 * 2 * 2 * 2 * 16 * 4  # per token of 18 rows
     # A step reads what it has just written as well: 2 and 3 tokens a row, after one step of warm-up.
     assert rollout.decoding_bandwidth(generator, 18, 2) == (2 * (weights + trunk) + (2 + 3) * own) / 2

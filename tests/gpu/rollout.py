@@ -18,7 +18,9 @@ from unittest import mock
 import torch
 
 from medrefl_utils.core import Question, Sampling
-from medrefl_utils.models import GIB, LocalGenerator, ModelShape, predict_decoding
+from medrefl_utils.models import GIB, Expansion, LocalGenerator, ModelShape, Prefix, predict_decoding
+from medrefl_utils.models.generators.continuous import ContinuousDecoder
+from medrefl_utils.models.generators.ragged_rows import RaggedRows
 from tests.benchmarks import bench_rollout as cpu
 from tests.gpu.random_models import drawn_weights, save_architecture
 from tests.gpu.scale import Add, Deadline, Scale, card_gib, clean_memory, peak_gib, wait
@@ -40,18 +42,21 @@ def copy_bandwidth(gib: float) -> float:
     return 10 * 2 * source.nbytes / (time.perf_counter() - start)
 
 
-def open_rows(generator: LocalGenerator, rows: int) -> tuple[Any, torch.Tensor]:
+def open_rows(generator: LocalGenerator, rows: int) -> tuple[RaggedRows, list[int]]:
     """Return ``rows`` rows (a multiple of 9) that have read their prompts, and the next token of each."""
     exam = cpu.long_questions(generator, max(1, rows // 9))
-    batch = generator._read([tuple(generator.prompt_ids(cpu.prompts.exam(question))) for question in exam])
-    batch.rows.repeat(9)
-    return batch.rows, batch.logits.repeat_interleave(9, 0).argmax(-1)
+    decoder = ContinuousDecoder(generator, None, SAMPLING)
+    first = [Expansion(Prefix(cpu.prompts.exam(question)), range(9)) for question in exam]
+    decoder.fresh.extend(map(decoder._lines_of, first))
+    with torch.inference_mode():
+        decoder._join()
+    return decoder.rows, decoder.tokens
 
 
 def decoding_bandwidth(generator: LocalGenerator, rows: int, steps: int) -> float:
     """Return the bytes per second that decoding must read: all weights and every row's cache, once per step."""
     decoded, tokens = open_rows(generator, rows)
-    trunk = sum(keys.nbytes + values.nbytes for part in decoded.shared for keys, values in part.layers)
+    trunk = sum(side.nbytes for sides in decoded.trunks.layers for side in sides)
     weights = sum(parameter.nbytes for parameter in generator.model.parameters())
     read = 0
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Write the steps of growing trees without a barrier: each step is handed out, and goes on, as soon as it is complete.
+"""Write texts without a barrier: each is handed out as soon as it is complete, and a tree's step goes on at once.
 
 Rows join and leave the decoding at any token (continuous batching). A step that goes on stays in its line of the cache;
 its copies are for siblings. New rows join in an order that depends on tokens alone, never on the clock, so that the
@@ -56,10 +56,11 @@ class Decoding(Protocol):
 
 @dataclass(eq=False)
 class _Group:
-    """The continuations of one expansion."""
+    """The continuations of one expansion. ``worst`` is what they may cost; ``counted``: the budget counts it."""
 
     expansion: Expansion
     worst: Spent
+    counted: bool = False
     rows: list[Row] = field(default_factory=list)
     left: int = 0
     read: int = 0
@@ -67,11 +68,12 @@ class _Group:
 
 @dataclass(eq=False)
 class _Line:
-    """A row that is decoded or waits, its group, and its uniform numbers (None: the most likely token)."""
+    """A row that is decoded or waits, its group and seed. ``uniform``: its numbers, drawn when it first joins."""
 
     row: Row
     group: _Group
-    uniform: np.ndarray | None
+    seed: int
+    uniform: np.ndarray | None = None
 
     @property
     def ids(self) -> Ids:
@@ -93,7 +95,7 @@ class ContinuousDecoder:
         self.rows = RaggedRows(generator.model)
         self.lines: list[_Line] = []
         self.tokens: list[int] = []
-        # Rows that wait, in lists of rows with the same tokens: behind a step, and behind a prompt.
+        # Rows that wait, in lists of rows with the same tokens: those that follow others, and the first ones.
         self.resumed: deque[list[_Line]] = deque()
         self.fresh: deque[list[_Line]] = deque()
         self.slots: dict[Ids, int] = {}
@@ -112,7 +114,7 @@ class ContinuousDecoder:
             MedReflError: a prefix leaves no room in the model's context, one prefix's continuations do not fit into
                 memory, or the budget is too small.
         """
-        self._wait([self._lines_of(expansion) for expansion in first])
+        self.fresh.extend(self._lines_of(expansion) for expansion in first)
         while self.lines or self.resumed or self.fresh:
             try:
                 self._join()
@@ -126,28 +128,36 @@ class ContinuousDecoder:
                 self._finish(ended, then)
 
     def _lines_of(self, expansion: Expansion) -> list[_Line]:
-        """Return the lines of an expansion, after checking that it has room in the context and in the budget."""
-        generator, sampling, k = self.generator, self.sampling, len(expansion.seeds)
+        """Return the lines of an expansion, after checking that it has room in the context."""
+        generator, k = self.generator, len(expansion.seeds)
         messages = expansion.prefix.messages
         if id(messages) not in self.prompts:  # siblings share theirs; kept here, so that no other gets the same id
             self.prompts[id(messages)] = messages, tuple(generator.prompt_ids(messages))
         prompt = self.prompts[id(messages)][1]
         ids = (*prompt, *expansion.prefix.token_ids)
-        generator.check_room(len(ids), sampling)
-        worst = Spent(k, 0 if expansion.prefix.token_ids else len(ids), k * sampling.max_tokens)
-        if complaint := generator.budget.complaint(generator.spent, self.in_flight + worst):
-            raise MedReflError(f"model {generator.about['model']}: {complaint}")
-        self.in_flight += worst
-        group = _Group(expansion, worst, [Row(ids, prompt[:-1]) for _ in expansion.seeds], k)
-        draws = [uniform_numbers(s, sampling) if sampling.temperature > 0 else None for s in expansion.seeds]
-        return [_Line(row, group, draw) for row, draw in zip(group.rows, draws, strict=True)]
+        generator.check_room(len(ids), self.sampling)
+        worst = Spent(k, 0 if expansion.prefix.token_ids else len(ids), k * self.sampling.max_tokens)
+        group = _Group(expansion, worst, rows=[Row(ids, prompt[:-1]) for _ in expansion.seeds], left=k)
+        return [_Line(row, group, seed) for row, seed in zip(group.rows, expansion.seeds, strict=True)]
 
-    def _wait(self, waiting: Sequence[list[_Line]]) -> None:
-        for lines in waiting:
-            (self.resumed if lines[0].group.expansion.prefix.token_ids else self.fresh).append(lines)
+    def _afford(self, group: _Group) -> bool:
+        """Say whether the budget has room for a group beside those in flight, which may cost less than feared.
+
+        Raises:
+            MedReflError: it has no room, and nothing is in flight.
+        """
+        if group.counted:
+            return True
+        complaint = self.generator.budget.complaint(self.generator.spent, self.in_flight + group.worst)
+        if complaint and not self.in_flight.calls:
+            raise MedReflError(f"model {self.generator.about['model']}: {complaint}")
+        if not complaint:
+            self.in_flight += group.worst
+            group.counted = True
+        return group.counted
 
     def _join(self) -> None:
-        """Let waiting rows join while there is room: first those behind a step, then new prompts."""
+        """Let waiting rows join while there is room and budget: first those behind a step, then the first ones."""
         if not (self.resumed or self.fresh):
             return
         n, room = len(self.lines), self._room()
@@ -155,7 +165,7 @@ class ContinuousDecoder:
         for queue in (self.resumed, self.fresh):
             if queue is self.fresh and n and room - n < max(1, room // _FREE_TO_READ):
                 break
-            while queue and (not n or n + len(queue[0]) <= room):
+            while queue and (not n or n + len(queue[0]) <= room) and self._afford(queue[0][0].group):
                 n += len(queue[0])
                 self.joining.append(queue.popleft())
         if not self.joining:
@@ -179,6 +189,8 @@ class ContinuousDecoder:
     def _set(self, place: int, line: _Line) -> None:
         """Let a line be at a place, an old one or the next."""
         ids = line.ids
+        if line.uniform is None and self.sampling.temperature > 0:
+            line.uniform = uniform_numbers(line.seed, self.sampling)
         if place == len(self.lines):
             self.lines.append(line)
             self.tokens.append(ids[-1])
@@ -215,15 +227,17 @@ class ContinuousDecoder:
             n = max(1, sum((place + 1) * columns <= _READ_AT_ONCE for place, columns in enumerate(width)))
             part, missing = missing[:n], missing[n:]
             read = self._read([joining[i][0].ids[:-1] for i in part])
+            trunks: dict[Ids, Layers] = {}
             for i, layers in zip(part, read, strict=True):
                 line = joining[i][0]
                 end = len(line.row.trunk)
                 if line.row.trunk not in self.slots:
-                    [slot] = self.rows.trunks.add([[tuple(side[:, :end] for side in pair) for pair in layers]])
-                    self.slots[line.row.trunk] = slot
+                    trunks[line.row.trunk] = [tuple(side[:, :end] for side in pair) for pair in layers]
                 own[i] = [tuple(side[:, end:] for side in pair) for pair in layers]
                 line.group.read += len(line.ids)
                 self.generator.usage.prompt_tokens += len(line.ids)
+            if trunks:
+                self.slots |= dict(zip(trunks, self.rows.trunks.add(list(trunks.values())), strict=True))
         return own
 
     def _read(self, ids: Sequence[Ids]) -> list[Layers]:
@@ -240,13 +254,13 @@ class ContinuousDecoder:
         ]
 
     def _drop_trunks(self, joining: Sequence[list[_Line]]) -> None:
-        """Drop the trunks that no row has, is to have, or has kept keys and values behind."""
-        waiting = chain.from_iterable((*joining, *self.resumed, *self.fresh))
+        """Drop the trunks that no row has or is about to have, and that have no kept keys and values behind them."""
+        waiting = chain.from_iterable((*joining, *self.resumed))
         used = {line.row.trunk for line in chain(self.lines, waiting)} | {trunk for trunk, _ in self.kept.values()}
-        for trunk in [trunk for trunk in self.slots if trunk not in used]:
-            slot = self.slots.pop(trunk)
-            last = self.rows.drop_trunk(slot)
-            self.slots = {name: slot if one == last else one for name, one in self.slots.items()}
+        kept = [trunk for trunk in self.slots if trunk in used]
+        if len(kept) < len(self.slots):
+            self.rows.keep_trunks([self.slots[trunk] for trunk in kept])
+            self.slots = {trunk: slot for slot, trunk in enumerate(kept)}
 
     def _step(self) -> list[int]:
         """Write the next token of each row; return the places of the rows that have ended."""
@@ -293,10 +307,11 @@ class ContinuousDecoder:
         room, stay = self._room(), set()
         for lines in waiting:
             place = here.get(lines[0].ids)
-            if place is None or (len(lines) > 1 and len(self.lines) + len(lines) - 1 > room):
+            full = len(lines) > 1 and len(self.lines) + len(lines) - 1 > room
+            if place is None or full or not self._afford(lines[0].group):
                 if place is not None:
                     self._keep(place)
-                self._wait([lines])
+                self.resumed.append(lines)
                 continue
             stay.add(place)
             self.rows.cut(place, lines[0].columns)
@@ -312,6 +327,7 @@ class ContinuousDecoder:
         generator.usage.calls += len(written)
         generator.spent += Spent(len(written), group.read, tokens)
         self.in_flight -= group.worst
+        group.counted = False
         more = then(group.expansion, written)
         trunk = group.rows[0].trunk
         steps = [(*row.prefix, *row.token_ids) for row in group.rows if row.stop == "boundary"]
@@ -334,6 +350,8 @@ class ContinuousDecoder:
             if self.seen is not None:
                 self.seen[place] = self.seen[row]
         del self.lines[len(self.rows) :], self.tokens[len(self.rows) :]
+        if len(self.slots) > 2 * len(self.lines):  # a step computes with all trunks, used or not
+            self._drop_trunks([])
 
     def _keep(self, place: int) -> None:
         """Keep a copy of a complete step's keys and values, if ``keep_bytes`` has room."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,33 +50,6 @@ class Row:
     @property
     def _before(self) -> int | None:
         return self.prefix[-1] if self.prefix else None
-
-
-class Draw:
-    """Draws the next tokens of rows that began together."""
-
-    def __init__(self, sampling: Sampling, seeds: list[int], prefixes: Sequence[Ids], logits: torch.Tensor):
-        """Prepare rows that begin with ``prefixes``; ``logits`` [rows, vocabulary] gives the vocabulary's size."""
-        self.sampling = sampling
-        self.uniform = None
-        if sampling.temperature > 0:
-            draws = np.array([uniform_numbers(seed, sampling) for seed in seeds])
-            self.uniform = torch.tensor(draws, dtype=torch.float64, device=logits.device)
-        self.seen = None
-        if sampling.repetition_penalty != 1.0:
-            self.seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-            for row, ids in enumerate(prefixes):
-                self.seen[row, torch.tensor(ids, device=logits.device)] = True
-
-    def __call__(self, logits: torch.Tensor, alive: list[int], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return tokens [rows] and their log-probabilities [rows] under the model, before any sampling setting."""
-        rows = torch.tensor(alive, device=logits.device)
-        uniform = None if self.uniform is None else self.uniform[rows, step]
-        seen = None if self.seen is None else self.seen[rows]
-        chosen, logprobs = draw_tokens(logits, self.sampling, uniform, seen)
-        if self.seen is not None:
-            self.seen[rows, chosen] = True
-        return chosen, logprobs
 
 
 def uniform_numbers(seed: int, sampling: Sampling) -> np.ndarray:

@@ -59,7 +59,7 @@ class Usage:
     probes: int = 0
     """endpoint: those of the requests that found out what the server accepts"""
     reused: int = 0
-    """replies of an endpoint, or batches of a local model, that were read from the log at no cost"""
+    """replies that were read from the log at no cost"""
     seconds: float = field(default=0.0, compare=False)
     """time spent on writing; a reply from the log counts with the time that it took when it was written"""
 
@@ -104,7 +104,7 @@ class Generator(Protocol):
             steps: each continuation is one step of this kind (``exam.steps.STEP_KINDS``); None: the whole turn.
             sampling: how tokens are drawn; ``max_tokens`` limits one continuation.
             seeds: ``seeds[prefix][child]`` seeds one continuation.
-            progress: called after each batch.
+            progress: called with the number of continuations that are complete since the last call.
         """
         ...
 

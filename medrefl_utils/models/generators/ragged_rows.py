@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from medrefl_utils.models.generators.shared_prefix import (
+    NAME,
     Layers,
     attended,
     decoding,
     from_groups,
     places_in_groups,
+    sliceable,
     to_groups,
 )
 
@@ -81,15 +83,12 @@ class Trunks:
                     sides[which][slot, :, : self.ends[slot]] = trunk[number][which]
         return list(range(first, len(self.ends)))
 
-    def drop(self, slot: int) -> int:
-        """Drop a trunk; the last one takes its slot. Return the slot that was the last."""
-        last = len(self.ends) - 1
+    def keep(self, slots: Sequence[int]) -> None:
+        """Drop all trunks but these, which get the slots 0, 1 and so on."""
         for sides in self.layers:
             for side in sides:
-                side[slot] = side[last]
-        self.ends[slot] = self.ends[last]
-        self.ends.pop()
-        return last
+                side[: len(slots)] = side[list(slots)]
+        self.ends = [self.ends[slot] for slot in slots]
 
     def arrange(self, slots: Sequence[int]) -> None:
         """Prepare the attention of rows with these trunks."""
@@ -177,12 +176,12 @@ class RaggedRows:
         self._arranged = False
         return moves
 
-    def drop_trunk(self, slot: int) -> int:
-        """Drop a trunk that no row has; return the slot of the trunk that takes its place."""
-        last = self.trunks.drop(slot)
-        self.slots = [slot if one == last else one for one in self.slots]
+    def keep_trunks(self, slots: Sequence[int]) -> None:
+        """Drop all trunks but these, which get the slots 0, 1 and so on; no row may have another one."""
+        self.trunks.keep(slots)
+        place = {slot: i for i, slot in enumerate(slots)}
+        self.slots = [place[slot] for slot in self.slots]
         self._arranged = False
-        return last
 
     def forward(self, tokens: Sequence[int]) -> torch.Tensor:
         """Append a token to each row; return next-token logits [rows, vocabulary] in float32."""
@@ -228,3 +227,33 @@ class RaggedRows:
         if lines or columns:
             for number, layer in enumerate(self.cache.layers):
                 layer.reserve(like[number][0] if like is not None else layer.sides[0][0], lines, columns)
+
+
+def take_trunks(model: PreTrainedModel) -> bool:
+    """Make the model decode ``RaggedRows``; return False and leave it unchanged if its logits would differ.
+
+    Only torch's own attention is replaced, and only if both agree on two made-up prompts.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = base.config._attn_implementation
+    cache = DynamicCache(config=base.config)
+    if before != "sdpa" or not sliceable(cache):
+        return False
+    prompts = torch.arange(2 * 7, device=model.device).view(2, 7) % model.config.vocab_size
+    with torch.inference_mode():
+        plain = model(input_ids=prompts, use_cache=False).logits[:, -1].float()
+        model(input_ids=prompts[:, :-2], past_key_values=cache, use_cache=True)
+        trunks = [[(layer.keys[i], layer.values[i]) for layer in cache.layers] for i in range(len(prompts))]
+        none = [[(keys[:, :0], values[:, :0]) for keys, values in trunk] for trunk in trunks]
+        try:
+            base.set_attn_implementation(NAME)
+            rows = RaggedRows(model)
+            rows.add(rows.trunks.add(trunks), none)
+            rows.forward(prompts[:, -2].tolist())
+            apart = float((rows.forward(prompts[:, -1].tolist()) - plain).abs().max())
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            apart = float("inf")
+    same = apart <= (2e-4 if plain.dtype == base.dtype else 0.1) * max(1.0, float(plain.abs().max()))
+    if not same:
+        base.set_attn_implementation(before)
+    return same
