@@ -109,7 +109,7 @@ def test_the_table_and_the_published_rows(runs: tuple[Path, Path]) -> None:
     ours = compare_with_medreason(found.assign(source="medbullets_4op"), "meta-llama/Llama-3.1-8B-Instruct")
     ran = ours[ours.ours != "not run"]
     assert ran.benchmark.tolist() == ["MedBullets, 4 options"] and ran.model.tolist() == ["Llama3.1-8B"]
-    assert ran.ours.iloc[0].startswith("40.0 to 60.0 (+20 [") and ran.ours.iloc[0].endswith("greedy")
+    assert ran.ours.iloc[0].startswith("40.0 to 60.0 (+20.0 [") and ran.ours.iloc[0].endswith("greedy")
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ class ContinuousDecoder:
             MedReflError: a prefix leaves no room in the model's context, one prefix's continuations do not fit into
                 memory, or the budget is too small.
         """
-        self.fresh.extend(self._lines_of(expansion) for expansion in first)
+        self.fresh.extend(self._lines_of(expansion, to_read=True) for expansion in first)
         while self.lines or self.resumed or self.fresh:
             try:
                 self._join()
@@ -127,7 +127,7 @@ class ContinuousDecoder:
             if ended:
                 self._finish(ended, then)
 
-    def _lines_of(self, expansion: Expansion) -> list[_Line]:
+    def _lines_of(self, expansion: Expansion, *, to_read: bool = False) -> list[_Line]:
         """Return the lines of an expansion, after checking that it has room in the context."""
         generator, k = self.generator, len(expansion.seeds)
         messages = expansion.prefix.messages
@@ -136,7 +136,7 @@ class ContinuousDecoder:
         prompt = self.prompts[id(messages)][1]
         ids = (*prompt, *expansion.prefix.token_ids)
         generator.check_room(len(ids), self.sampling)
-        worst = Spent(k, 0 if expansion.prefix.token_ids else len(ids), k * self.sampling.max_tokens)
+        worst = Spent(k, len(ids) if to_read else 0, k * self.sampling.max_tokens)
         group = _Group(expansion, worst, rows=[Row(ids, prompt[:-1]) for _ in expansion.seeds], left=k)
         return [_Line(row, group, seed) for row, seed in zip(group.rows, expansion.seeds, strict=True)]
 
