@@ -110,18 +110,18 @@ def tree_decoder(dtype: torch.dtype, quantization: str) -> float:
     0 where every token is the best one; a tie decided otherwise falls short by rounding only [log-probability].
     """
     with computing_in(dtype):
-        generator = LocalGenerator(STUDENT, quantization=quantization, max_rows=8)
+        generator = LocalGenerator(STUDENT, quantization=quantization, max_rows=6)
     written: list[tuple[Prefix, list[Continuation]]] = []
 
     def go_on(one: Expansion, rows: list[Continuation]) -> list[Expansion]:
-        """Let the first of two equal steps go on, to a depth of four: the other one is a copy of its cache."""
+        """Let the first of two equal steps go on, to a depth of four. The other one is a copy of its cache."""
         written.append((one.prefix, rows))
         ids, text = one.prefix.token_ids + rows[0].token_ids, one.prefix.text + rows[0].text
         if one.of == 4 or rows[0].stop != "boundary":
             return []
         return [Expansion(Prefix(one.prefix.messages, ids, text), one.seeds, one.of + 1)]
 
-    first = [Expansion(Prefix(prompts.exam(question)), (1, 2), 1) for question in clinic.make_exam(8, seed=4)]
+    first = [Expansion(Prefix(prompts.exam(question)), (1, 2), 1) for question in clinic.make_exam(4, seed=4)]
     generator.expand_onward(first, "line", Sampling(0.0, 1.0, 64), go_on)
     worst = 0.0
     with torch.inference_mode():
@@ -180,10 +180,10 @@ def resume(dtype: torch.dtype) -> float:
         pass
 
     def stop(log: pd.DataFrame) -> None:
-        if len(log) == 3:
+        if len(log) == 2:
             raise Interrupted
 
-    pairs = pd.DataFrame([row for i in range(8) for row in _renamed(make_pairs(2), i)])
+    pairs = pd.DataFrame([row for i in range(4) for row in _renamed(make_pairs(2), i)])
     name = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     economy = EfficiencySettings(compute_dtype=name)
     dpo = DpoSettings(batch_size=2, gradient_accumulation=1, lora_rank=4, warmup_steps=1, learning_rate=1e-3)
