@@ -41,11 +41,11 @@ def test_one_step_learns_and_is_called_too_few(tiny_student: str, tmp_path: Path
     )
 
 
-def adapter(folder: Path, rates: list[float] | None, b: float) -> Path:
+def adapter(folder: Path, rates: list[float] | None, b: float, dtype: torch.dtype = torch.float32) -> Path:
     """An adapter's folder with the weights and the log that the check reads."""
     weights = {
-        "base_model.q_proj.lora_A.weight": torch.ones(2, 3),
-        "base_model.q_proj.lora_B.weight": torch.zeros(3, 2),
+        "base_model.q_proj.lora_A.weight": torch.ones(2, 3, dtype=dtype),
+        "base_model.q_proj.lora_B.weight": torch.zeros(3, 2, dtype=dtype),
     }
     weights["base_model.q_proj.lora_B.weight"][1, 1] = b
     folder.mkdir(exist_ok=True)
@@ -69,6 +69,12 @@ def test_why_an_adapter_can_have_learned_nothing(tmp_path: Path) -> None:
     )
     few = "the training had only 4 optimizer steps, 2 of them with learning rate 0: too few"
     assert why_nothing_learned(adapter(tmp_path, [0.0, 0.0, 1e-4, 1e-5], b=0.1)).startswith(few)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_looked_at_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    assert "every LoRA matrix B" in why_nothing_learned(adapter(tmp_path, None, b=0.0, dtype=dtype))
+    assert why_nothing_learned(adapter(tmp_path, None, b=0.1, dtype=dtype)) == ""
 
 
 def test_an_adapter_of_another_program_is_checked_as_far_as_it_can_be(tmp_path: Path) -> None:
