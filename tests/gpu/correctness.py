@@ -219,8 +219,9 @@ def measure(scale: Scale, deadline: Deadline, add: Add) -> None:
         *(("tree decoder", d, LOGPROBS[d], lambda d=d: tree_decoder(d, "none")) for d in types()),
         ("tree decoder, NF4", half, LOGPROBS[half], lambda: tree_decoder(half, "nf4")),
         *(("shared-prefix gradients", d, GRADIENTS[d], lambda d=d: shared_prefix(d)) for d in types()),
-        # A card adds in another order in each run.
-        *(("resumed adapter", d, 1e-4 if on_card() else 0.0, lambda d=d: resume(d)) for d in types()),
+        # A card adds in another order in each run. On a CPU the test suite has the 32-bit type.
+        *(("resumed adapter", d, 1e-4, lambda d=d: resume(d)) for d in types() if on_card()),
+        *([] if on_card() else [("resumed adapter", half, 0.0, lambda: resume(half))]),
     ]
     for name, dtype, allowed, check in checks:
         clean_memory()

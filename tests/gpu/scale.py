@@ -47,9 +47,9 @@ SCALES = {
     "tiny": Scale(
         "tiny", ("tiny",), (0.0,), 448, 448, rank=4, questions=2, rows=16,
         overrides=(
-            "01_tree_rollout.n_questions=24", "05_benchmark_evaluation.n_questions=8",
-            "05_benchmark_evaluation.protocols=[greedy]", "05_benchmark_evaluation.self_correction_questions=2",
-            "03_pair_construction.max_reflection_pairs=4",
+            "01_tree_rollout.n_questions=16", "05_benchmark_evaluation.n_questions=6",
+            "05_benchmark_evaluation.protocols=[greedy]", "05_benchmark_evaluation.self_correction_questions=1",
+            "03_pair_construction.max_reflection_pairs=2",
         ),
     ),
 }  # fmt: skip
