@@ -11,7 +11,7 @@ import pytest
 
 from medrefl_utils.core import STEPS, MedReflError, RunFiles, Sampling, store
 from medrefl_utils.exam import clinic, prompts
-from medrefl_utils.models import CallLog, open_generator
+from medrefl_utils.models import Budget, CallLog, open_generator
 from medrefl_utils.models.generators.call_log import call_key
 from medrefl_utils.trees import SearchSettings, roll_out
 from tests.conftest import ROOT
@@ -85,6 +85,20 @@ def test_replies_of_a_model_in_this_process_are_written_once(tiny_student, tmp_p
     assert [one.token_ids for one in resumed] == [one.token_ids for one in first]
     assert [one.logprob for one in resumed] == pytest.approx([one.logprob for one in first], abs=1e-4)
     assert part.reused == 1 and 0 < part.prompt_tokens < paid.prompt_tokens
+
+
+def test_a_budget_that_ends_a_run_keeps_what_was_written(tiny_student, tmp_path):
+    """Rows in flight are waited for, so the whole budget is used; with a larger one the rest is written."""
+    asked = [prompts.exam(question) for question in EXAM]
+    small = open_generator(tiny_student, max_rows=2, calls=tmp_path, budget=Budget(max_calls=3))
+    with pytest.raises(MedReflError, match="max_calls is 3, 3 is spent"):
+        small.chat(asked, SAMPLING, range(6))
+    assert (small.spent.calls, (tmp_path / "main.jsonl").read_text().count("\n")) == (3, 3)
+    large = open_generator(tiny_student, max_rows=2, calls=tmp_path, budget=Budget(max_calls=9))
+    written = large.chat(asked, SAMPLING, range(6))
+    assert (large.usage.reused, large.spent.calls) == (3, 3)
+    whole = open_generator(tiny_student).chat(asked, SAMPLING, range(6))
+    assert [one.token_ids for one in written] == [one.token_ids for one in whole]
 
 
 def test_a_reply_depends_on_what_was_asked_and_drawn(tiny_student, tmp_path):
