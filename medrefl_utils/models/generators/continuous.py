@@ -7,24 +7,22 @@ same expansions give the same batches again.
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Sampling
 from medrefl_utils.exam.prompts import Messages
-from medrefl_utils.models.generators.budget import Budget, Spent
+from medrefl_utils.models.generators.budget import Spent
+from medrefl_utils.models.generators.decoding import Decoding, decode_fewer, not_even_one
 from medrefl_utils.models.generators.drawing import Ids, Row, draw_tokens, uniform_numbers
-from medrefl_utils.models.generators.interface import Expansion, Then, Usage
+from medrefl_utils.models.generators.interface import Expansion, Then
 from medrefl_utils.models.generators.ragged_rows import RaggedRows
 from medrefl_utils.models.generators.shared_prefix import Layers, next_logits, size_of
 from medrefl_utils.models.generators.token_cutting import StepCutter
@@ -34,24 +32,6 @@ _READ_AT_ONCE = 16_384
 """Maximum number of tokens, padding included, that are read in one pass (ours)."""
 _FREE_TO_READ = 8
 """New prompts wait until one row in so many is free, so that several are read in one pass (ours)."""
-
-
-class Decoding(Protocol):
-    """What the decoder needs of a ``LocalGenerator``; its attributes say what they are."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    ends: set[int]
-    about: dict[str, Any]
-    usage: Usage
-    budget: Budget
-    spent: Spent
-    keep_bytes: int
-    did_not_fit: int
-
-    def prompt_ids(self, messages: Messages) -> list[int]: ...  # noqa: D102
-    def check_room(self, longest: int, sampling: Sampling) -> None: ...  # noqa: D102
-    def prefixes_at_once(self, longest: int, k: int, sampling: Sampling) -> int: ...  # noqa: D102
 
 
 @dataclass(eq=False)
@@ -377,13 +357,8 @@ class ContinuousDecoder:
             self.resumed.extendleft(reversed(joining))
         if tried == 1 or (not n and len(joining) == 1):
             line = joining[0][0] if joining else self.lines[0]
-            raise MedReflError(
-                f"out of memory with {tried} continuations of one prompt of {len(line.row.prefix)} tokens, "
-                f"{self.sampling.max_tokens} new tokens each: use fewer continuations or tokens, a smaller model, or "
-                "quantization nf4"
-            )
-        self.generator.did_not_fit = tried
+            raise not_even_one(tried, len(line.row.prefix), self.sampling)
+        decode_fewer(self.generator, tried, tried // 2)
         if not joining:
             self.resumed.extendleft([line] for line in reversed(self.lines[tried // 2 :]))
             self._leave(list(range(tried // 2, n)))
-        warnings.warn(f"out of memory with {tried} rows decoded together: continuing with {tried // 2}", stacklevel=4)

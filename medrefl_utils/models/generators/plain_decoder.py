@@ -6,7 +6,6 @@ fit into memory; each prefix is read anew. Rows that have ended leave the cache.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 from medrefl_utils.core.errors import MedReflError
 from medrefl_utils.core.records import Continuation, Sampling
 from medrefl_utils.models.generators.budget import Spent
-from medrefl_utils.models.generators.continuous import Decoding
+from medrefl_utils.models.generators.decoding import Decoding, decode_fewer, not_even_one
 from medrefl_utils.models.generators.drawing import Ids, Row, draw_tokens, uniform_numbers
 from medrefl_utils.models.generators.interface import Expansion, Then
 from medrefl_utils.models.generators.shared_prefix import next_logits
@@ -113,13 +112,8 @@ class PlainDecoder:
     def _take_fewer(self, prefixes: int, k: int, longest: int) -> None:
         """Halve the number of rows from now on, because these ran out of memory."""
         if prefixes == 1:
-            raise MedReflError(
-                f"out of memory with {k} continuations of one prompt of {longest} tokens, {self.sampling.max_tokens} "
-                "new tokens each: use fewer continuations or tokens, a smaller model, or quantization nf4"
-            )
-        self.generator.did_not_fit = prefixes * k
-        fewer = max(1, prefixes // 2) * k
-        warnings.warn(f"out of memory with {prefixes * k} rows decoded together: continuing with {fewer}", stacklevel=4)
+            raise not_even_one(k, longest, self.sampling)
+        decode_fewer(self.generator, prefixes * k, prefixes // 2 * k)
 
 
 class _Draw:
