@@ -36,7 +36,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 HOSTILE = "Step 1: <script>window.gotcha=1</script> <img src=x onerror=window.gotcha=2> **bold** $x^2$ </details> end\n"
 # What the notebooks of the copy run with, so that all of it takes minutes.
 SMALLER = {
-    "03_pair_construction": {"max_reflection_pairs: int = 50": "max_reflection_pairs: int = 0"},
+    "03_pair_construction": {"max_reflection_pairs: int = 16": "max_reflection_pairs: int = 0"},
     "05_benchmark_evaluation": {
         "n_questions: int = 200": "n_questions: int = 40",
         "self_correction_questions: int = 16": "self_correction_questions: int = 4",

@@ -120,7 +120,7 @@ def test_show_tells_stages_changed_parameters_and_results(here: Path, name: str)
     assert done.exit_code == 0, done.output
     assert "profile: params/p.yaml 04.beta=" in done.stdout and "1.5 min" in done.stdout
     changed = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("beta")]
-    assert changed == ([["beta", "0.3", "0.1", "04"]] if name == "one" else []), "0.1 is the notebook's default"
+    assert changed == ([] if name == "one" else [["beta", "0.1", "0.3", "04"]]), "0.3 is the notebook's default"
     assert "Accuracy on exam" in done.stdout and "75.0" in done.stdout
     assert json.loads(medrefl("show", name, "--json").stdout)["manifest"]["profile"] == "params/p.yaml"
 
@@ -170,8 +170,8 @@ def test_params_are_the_notebooks_own(here: Path) -> None:
         assert own.keys() == notebook_parameters(NOTEBOOKS[stage]).keys()
         assert all(parameter["meaning"] for parameter in own.values()), stage
     assert found["04_dpo_lora_4bit"]["beta"] == {
-        **{"name": "beta", "annotation": "float", "default": 0.1},
-        "meaning": "KL penalty strength of DPO (published: 0.1)",
+        **{"name": "beta", "annotation": "float", "default": 0.3},
+        "meaning": "KL penalty strength of DPO (published: 0.1; the tiny student needs more)",
     }
     unknown = medrefl("params", "08_nothing")
     assert unknown.exit_code == 2 and "'08_nothing' is not a stage; expected a number" in unknown.stderr

@@ -191,8 +191,8 @@ def test_a_notebook_opened_alone_makes_what_it_needs(root, tmp_path):
     """The last notebook in an empty folder: everything above it runs first, with the defaults of its notebook."""
     shutil.copytree(root / "notebooks", tmp_path / "notebooks")
     (tmp_path / "medrefl_utils").symlink_to(root / "medrefl_utils")
-    for name, old, new in (("01_tree_rollout", "n_questions: int = 400", "n_questions: int = 24"),
-                           ("03_pair_construction", "max_reflection_pairs: int = 50", "max_reflection_pairs: int = 8"),
+    for name, old, new in (("01_tree_rollout", "n_questions: int = 600", "n_questions: int = 24"),
+                           ("03_pair_construction", "max_reflection_pairs: int = 16", "max_reflection_pairs: int = 8"),
                            ("05_benchmark_evaluation", "n_questions: int = 200", "n_questions: int = 24"),
                            ("05_benchmark_evaluation", "questions: int = 16  #", "questions: int = 4  #")):  # fmt: skip
         notebook = tmp_path / "notebooks" / f"{name}.ipynb"
