@@ -11,7 +11,7 @@ import pytest
 
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.bench_knowledge import _alone
-from tests.benchmarks.measure import Measurement, write
+from tests.benchmarks.measure import Measurement, own_peak, write
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,3 +65,10 @@ def test_the_runner_prints_a_line_and_exits_by_the_goal(
     assert main(["toy"], tmp_path) == 1
     assert capsys.readouterr().out == "bench toy 1s 3s 3.00 2 ok\nbench toy/more 1s 3s 3.00 4 short\n"
     assert len(json.loads((tmp_path / "runs/bench/toy.json").read_text())["results"]) == 2
+
+
+def test_the_peak_of_memory_is_not_that_of_the_process_which_started_it():
+    held = bytearray(b"x") * (768 * 2**20)
+    code = "from tests.benchmarks.measure import own_peak; print(own_peak())"
+    own = float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True))
+    assert own_peak() > 0.75 and 0.01 < own < 0.7 and len(held)

@@ -36,14 +36,15 @@ RELATIONS = (
 )
 
 _OURS = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from medrefl_utils.knowledge import read_graph, shortest_paths
 from tests.benchmarks.bench_knowledge import MAX_HOPS, MAX_PATHS, pairs
+from tests.benchmarks.measure import own_peak
 wall, start = time.perf_counter(), time.process_time()
 graph = read_graph(sys.argv[1], cache=Path(sys.argv[2]))
 loaded, wall = time.process_time() - start, time.perf_counter() - wall
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+peak = own_peak()
 seconds, lengths, n = [], [], []
 number = dict(zip(graph.nodes["id"], graph.nodes.index))
 for a, b in pairs(len(graph.nodes), int(sys.argv[3])):
@@ -56,14 +57,15 @@ for a, b in pairs(len(graph.nodes), int(sys.argv[3])):
 print(json.dumps({"loaded": loaded, "wall": wall, "peak": peak, "seconds": seconds, "lengths": lengths, "n": n}))
 """
 _NETWORKX = """
-import itertools, json, resource, sys, time
+import itertools, json, sys, time
 import networkx, pandas
 from tests.benchmarks.bench_knowledge import MAX_PATHS, pairs
+from tests.benchmarks.measure import own_peak
 start = time.process_time()
 table = pandas.read_csv(sys.argv[1], low_memory=False, usecols=["x_id", "y_id", "display_relation"], dtype=str)
 graph = networkx.from_pandas_edgelist(table, "x_id", "y_id", edge_attr="display_relation")
 loaded = time.process_time() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+peak = own_peak()
 print(json.dumps({"loaded": loaded, "peak": peak}), flush=True)
 for a, b in pairs(int(sys.argv[2]), int(sys.argv[3])):
     start = time.process_time()

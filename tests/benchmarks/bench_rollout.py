@@ -39,13 +39,13 @@ ROUNDS = int(os.environ.get("MEDREFL_BENCH_ROUNDS", "2"))
 SAMPLE_S = 20.0  # each peer is measured for at least so many seconds per round
 
 _MEMORY = """
-import json, re, sys
+import json, sys
 from tests.benchmarks.bench_rollout import *
+from tests.benchmarks.measure import own_peak
 exam = clinic.make_exam(int(sys.argv[1]), seed=5)
 generator = LocalGenerator(STUDENT, max_rows=64)
 grow_tree(exam, generator, Sampling(1.0, 1.0, 128), shard=32)
-# Not getrusage's ru_maxrss: a child process begins with the peak of its parent.
-print(json.dumps(int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) / 2**20))
+print(json.dumps(own_peak()))
 """
 
 

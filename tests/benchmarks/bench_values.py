@@ -24,16 +24,16 @@ REPEATS = 3
 MEMORY_GIB = 2.5
 
 _ALONE = """
-import json, resource, sys, time
+import json, sys, time
 from tests.benchmarks.bench_values import forest, ours
+from tests.benchmarks.measure import own_peak
 steps = forest(int(sys.argv[1]))
 seconds = []
 for _ in range(int(sys.argv[2])):
     start = time.perf_counter()
     ours(steps)
     seconds.append(time.perf_counter() - start)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([min(seconds), peak / (2**30 if sys.platform == "darwin" else 2**20)]))
+print(json.dumps([min(seconds), own_peak()]))
 """
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,17 @@ from typing import Any
 from medrefl_utils.runs import provenance
 
 RESULTS = Path("runs/bench")
+
+
+def own_peak() -> float:
+    """Return the peak of this process's own memory [GiB].
+
+    Linux's ``ru_maxrss`` would not do: a child process begins with the peak of its parent.
+    """
+    if sys.platform == "linux":
+        return int(re.search(r"VmHWM:\D*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 @dataclass(frozen=True)
