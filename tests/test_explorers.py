@@ -259,7 +259,7 @@ class TestTreeExplorer:
         write_table(run.values, value_table(other), VALUES)
         assert static_html.read_tables(run).pairs.empty
         run.pairs.unlink()
-        assert "No pair (stage 03 makes the pairs)" in words(explorers.explore_trees(run, live=True).pane.detail.html)
+        assert "No pairs yet: notebook 03 makes them" in words(explorers.explore_trees(run, live=True).pane.detail.html)
 
     def test_another_run_is_chosen_and_one_that_cannot_be_read_says_why(self, run: RunFiles) -> None:
         other = RunFiles(run.root.parent / "other")

@@ -27,6 +27,7 @@ from medrefl_utils.models.generators import continuous, local
 from medrefl_utils.models.generators.drawing import draw_tokens, uniform_numbers
 from medrefl_utils.models.generators.interface import Expansion
 from medrefl_utils.models.generators.ragged_rows import RaggedRows, take_trunks
+from medrefl_utils.models.generators.shared_prefix import cache_argument
 from medrefl_utils.models.memory import is_out_of_memory
 from medrefl_utils.trees import SearchSettings, grow_trees
 
@@ -364,7 +365,7 @@ def test_cached_logits_equal_fresh_ones(heads):
 def _read(model, ids, after=0):
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(torch.tensor([ids]), past_key_values=cache, use_cache=True)
+        model(torch.tensor([ids]), use_cache=True, **cache_argument(model, cache))
     return [(layer.keys[0, :, after:], layer.values[0, :, after:]) for layer in cache.layers]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from medrefl_utils.core import RunFiles
+from medrefl_utils.core import PAIRS, SELF_CORRECTION, RunFiles, write_manifest, write_table
 from medrefl_utils.views import cautions, verdicts
 from tests.test_learned import adapter
 from tests.test_report import NAN, score
@@ -49,3 +49,21 @@ def test_too_few_questions_and_a_training_that_changed_nothing_are_said(tmp_path
     ]
     adapter(run.adapter, [1e-4] * 20, b=0.1)
     assert cautions(run, pd.DataFrame([enough])) == []
+
+
+def test_kinds_that_were_hardly_trained_and_rates_of_few_texts_are_said(tmp_path: Path) -> None:
+    run, scores = RunFiles(tmp_path), pd.DataFrame([score("medrefl", 0.7, 0.1) | {"detectable": 0.05}])
+    kinds = ["reasoning"] * 95 + ["reflection_post"] * 4 + ["random_cot"] * 50
+    empty = dict.fromkeys(PAIRS.names)
+    write_table(
+        run.pairs, pd.DataFrame([empty | {"kind": kind, "pair_id": str(i)} for i, kind in enumerate(kinds)]), PAIRS
+    )
+    entry = {"parameters": {"kinds": ["reasoning", "reflection_mid", "reflection_post"]}}
+    write_manifest(run, {"stages": {"04_dpo_lora_4bit": entry}})
+    said = "Of 99 training pairs, 0 reflection_mid and 4 reflection_post: this run does not show what they teach."
+    assert cautions(run, scores) == [said]
+    for n in (29, 30):
+        rate = dict.fromkeys(SELF_CORRECTION.names) | {"model": "base", "figure": "net self-correction", "n": n}
+        write_table(run.self_correction, pd.DataFrame([rate]), SELF_CORRECTION)
+        few = ["Self-correction rests on 29 texts, which is too few to tell."] if n == 29 else []
+        assert cautions(run, scores) == [said, *few]

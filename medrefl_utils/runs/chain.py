@@ -337,14 +337,16 @@ def print_results(files: RunFiles, console: Console, written: Container[str], ba
 
     With the folder of a ``baseline`` the last table compares both methods on both bases.
     """
-    from medrefl_utils.views import summary_tables
+    from medrefl_utils.views import cautions, summary_tables
 
     if "report" in written:
         console.print(Text(f"report: {os.path.relpath(files.report)}"))
     if "self_correction" in written and len(rates := read_table(files.self_correction, SELF_CORRECTION)):
         console.print(summary_tables.self_correction_table(rates))
     if "scores" in written:
-        console.print(summary_tables.scores_table(read_table(files.scores, SCORES)))
+        console.print(summary_tables.scores_table(scores := read_table(files.scores, SCORES)))
+        for sentence in cautions(files, scores):
+            console.print(Text(sentence))
     if "ablation" in written:
         found = read_table(files.ablation, ABLATION)
         console.print(summary_tables.ablation_self_correction_table(found))

@@ -68,11 +68,12 @@ def show(
             return print_json({"summary": asdict(summary), "manifest": manifest})
         console = Console(highlight=False)
         machine, git = manifest.get("machine", {}), manifest.get("git", {})
+        units = {"cpu": "", "cores": " cores", "memory_gib": " GiB of memory"}
         facts = {
             "run": f"{summary.name}, {summary.date}",
             "profile": " ".join([str(manifest.get("profile", "")), *map(str, manifest.get("overrides", []))]).strip(),
-            "machine": ", ".join(f"{machine[name]}" for name in ("cpu", "cores", "memory_gib") if name in machine),
-            "code": f"{git.get('revision') or ''}{' with changes' if git.get('dirty') else ''}",
+            "machine": ", ".join(f"{machine[name]}{unit}" for name, unit in units.items() if name in machine),
+            "code": f"{(git.get('revision') or '')[:12]}{' with changes' if git.get('dirty') else ''}",
         }
         for name, fact in facts.items():
             if fact:

@@ -114,7 +114,7 @@ class Tables:
         """Return the tree of a question with its values and pairs; raise KeyError if it has no tree."""
         steps, values = (getattr(self, name).iloc[self._rows[name][question_id]] for name in ("steps", "values"))
         pairs = self.pairs.iloc[self._rows["pairs"].get(question_id, [])]
-        return Tree(question_id, self.questions.get(question_id), steps, values, pairs)
+        return Tree(question_id, self.questions.get(question_id), steps, values, pairs, len(self.pairs) > 0)
 
 
 def read_tables(run: RunFiles) -> Tables:
@@ -168,13 +168,14 @@ def by_mixture(values: pd.DataFrame) -> pd.Index:
 
 @dataclass(frozen=True)
 class Tree:
-    """One tree for display: its rows by node id, its edges, paths and corrections."""
+    """One tree for display: its rows by node id, its edges, paths and corrections. ``paired``: its run has pairs."""
 
     question_id: str
     question: Question | None
     steps: pd.DataFrame
     values: pd.DataFrame
     pairs: pd.DataFrame
+    paired: bool
 
     @cached_property
     def rows(self) -> dict[int, Any]:
@@ -309,6 +310,7 @@ class Tree:
             **{"best": self.best(right=True), "confusing": confusing, "n": len(self.rows) - 1},
             "corrections": self.corrections_at(confusing["nodes"][-1]) if confusing else [],
             "pairs": [pair_view(pair) for pair in self.pairs.to_dict("records")],
+            "paired": self.paired,
         }
 
 

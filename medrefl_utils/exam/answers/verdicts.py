@@ -99,6 +99,14 @@ _JOINED_HEAD = re.compile(
     r",)\s[(\"'*]{0,2}[a-z][)\"'*]{0,2},\s[(\"'*]{0,2}\Z"
 )
 
+# "Ob B oder C richtig ist", "si C es correcta": one of two, or whether it is; in the languages of ``words``.
+_UNDECIDED_HEAD = re.compile(
+    r"\b(?:ob|si|se)\s(?:(?:die|la|l'|a)\s?)?(?:option|antwort|opción|respuesta|réponse|opção|resposta|opzione|risposta)?"
+    r"\s?[(\"'*]{0,2}\Z|"
+    r"\b[a-z][)\"'*]{0,2},?\s(?:oder|ou|o|u|или|أو|या|veya|ya da|hoặc)\s[(\"'*]{0,2}\Z|"
+    r"[a-z]\s?(?:或者?|还是|還是|または|か|또는|หรือ)\s?\Z"
+)
+
 
 def _judged(text: str, low: str, at: int, languages: list[Rules], options: Options) -> bool | None:
     """Return whether the words after a letter call it right or wrong; None if neither."""
@@ -112,6 +120,8 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
             continue
         begin = clause_begin(low, at)
         if is_hypothetical(low, begin, at, rules) or _asked(low, verdict.end()):
+            return None
+        if verdict["right"] and _UNDECIDED_HEAD.search(low, max(0, at - 20), at):
             return None
         denied = (
             verdict["no"]

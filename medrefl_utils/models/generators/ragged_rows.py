@@ -17,6 +17,7 @@ from medrefl_utils.models.generators.shared_prefix import (
     NAME,
     Layers,
     attended,
+    cache_argument,
     decoding,
     from_groups,
     places_in_groups,
@@ -200,9 +201,9 @@ class RaggedRows:
                 # The shape of a finished 4D mask: the model does not change it, and ``attend`` has its own masks.
                 attention_mask=torch.zeros(len(self), 1, 1, 1, device=self.device),
                 position_ids=(self.trunks.lengths[self.trunks.group] + self.at)[:, None],
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **cache_argument(self.model, self.cache),
             )
         self.filled = [end + 1 for end in self.filled]
         return out.logits[:, -1].float()
@@ -242,7 +243,7 @@ def take_trunks(model: PreTrainedModel) -> bool:
     prompts = torch.arange(2 * 7, device=model.device).view(2, 7) % model.config.vocab_size
     with torch.inference_mode():
         plain = model(input_ids=prompts, use_cache=False).logits[:, -1].float()
-        model(input_ids=prompts[:, :-2], past_key_values=cache, use_cache=True)
+        model(input_ids=prompts[:, :-2], use_cache=True, **cache_argument(model, cache))
         trunks = [[(layer.keys[i], layer.values[i]) for layer in cache.layers] for i in range(len(prompts))]
         none = [[(keys[:, :0], values[:, :0]) for keys, values in trunk] for trunk in trunks]
         try:

@@ -7,9 +7,11 @@ log-sum-exp, which is the same sum in another order.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -103,11 +105,22 @@ def next_logits(
         input_ids=tokens,
         attention_mask=mask,
         position_ids=position,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **cache_argument(model, cache),
     )
     return out.logits[:, -1].float()
+
+
+def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """Return a cache under the name of the class's argument: in transformers 5.24 `cache`, before `past_key_values`."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {_cache_name(type(base)): cache}
+
+
+@lru_cache
+def _cache_name(kind: type[PreTrainedModel]) -> str:
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def sliceable(cache: Cache) -> bool:
