@@ -164,9 +164,10 @@ def _measured(nodes: int, edges: int, n_pairs: int, peer_pairs: int, limit: floa
         size_of + "read CSV, beside networkx", first["loaded"], peer, goal=1, peer_at_least=late, details=beside
     )
     yield Measurement(size_of + "peak memory of reading", first["peak"], 3.0, goal=1, unit="GiB", details=goal)
-    if read is not None:
+    if read is not None:  # of a small graph the libraries need more than the graph: reported, without a goal
+        full = int(nodes >= NODES)
         yield Measurement(
-            size_of + "peak memory, beside networkx", first["peak"], read["peak"], goal=1, unit="GiB", details=beside
+            size_of + "peak memory, beside networkx", first["peak"], read["peak"], goal=full, unit="GiB", details=beside
         )
     yield Measurement(size_of + "read the cache", again["loaded"], 3.0, goal=1, details=goal)
     spread = {
