@@ -417,6 +417,8 @@ def test_an_executed_notebook_has_the_twin_and_no_widget_box(lab: Lab, checkout:
     assert page.locator(".jupyter-widgets").count() == 0 and page.get_by_text("Error displaying widget").count() == 0
     nothing_ran(page)
     assert cell.locator("style").count() == 0, "the notebook is untrusted, so JupyterLab drops the style"
+    side = cell.locator(".medrefl table td div").first  # JupyterLab aligns cells right
+    assert side.evaluate("e => getComputedStyle(e).textAlign").endswith("left")
     is_a_tree(cell)
     lab.shot(cell, "02_executed")
     page.close()

@@ -200,7 +200,8 @@ def read_benchmark(source: str, split: str = "", answer_base: int | str = "auto"
             rows = replace(rows, questions=[(number, with_shuffled_options(q, seed=0)) for number, q in rows.questions])
     else:
         raise MedReflError(
-            f"{source}: {' or '.join(benchmark.files)} is neither in benchmarks/ nor in $MEDREFL_BENCHMARKS"
+            f"{source}: {' or '.join(benchmark.files)} is neither in benchmarks/ nor in $MEDREFL_BENCHMARKS, "
+            "and no hub copy is registered; the README (Where the data come from) says who has it"
         )
     return replace(rows, label=source, questions=[(number, replace(q, source=source)) for number, q in rows.questions])
 

@@ -150,7 +150,7 @@ def contamination(
         if out is not None:
             found.merge(similar, on=["question_id", "other_id"], how="outer").to_csv(out, index=False)
         if len(found) or len(similar):
-            console.print(overlaps_table(found, similar, (Path(train).name, Path(bench).name)))
+            console.print(overlaps_table(found, similar, (Path(train).name, Path(bench).name), (taught, asked)))
         for name, pairs in (("MinHash, n-grams", found), ("rapidfuzz, stems", similar)):
             console.print(
                 f"{name}: {pairs['question_id'].nunique():,} of {len(taught):,} training texts match"

@@ -19,7 +19,7 @@ from matplotlib.image import imread
 from medrefl_utils.core.freshness import find_out_of_date
 from medrefl_utils.core.records import Question
 from medrefl_utils.core.run_files import RunFiles
-from medrefl_utils.core.schemas import CHAINS, PASS_AT_K, RESPONSES, ROBUSTNESS, SCORES, SELF_CORRECTION
+from medrefl_utils.core.schemas import CHAINS, CONTINUATIONS, PASS_AT_K, RESPONSES, ROBUSTNESS, SCORES, SELF_CORRECTION
 from medrefl_utils.core.store import MADE_BY, read_manifest, read_table, write_text
 from medrefl_utils.evaluation.composition import compare_bases
 from medrefl_utils.exam.benchmarks import trained_questions
@@ -113,6 +113,7 @@ def write_report(run: RunFiles, note: str = "", baseline: str = "") -> Path:
         trained=_trained(responses, evaluated_model(run)),
         judged=bool(scores["accuracy_judged"].notna().any()),
         rates=_self_correction(run),
+        wrong_share=_wrong_share(run),
         passes=_pass_rates(run),
         robust=read_table(run.robustness, ROBUSTNESS).to_dict("records") if run.robustness.exists() else [],
         published=[
@@ -153,6 +154,13 @@ def _self_correction(run: RunFiles) -> list[dict[str, Any]]:
         for name, group in read_table(run.self_correction, SELF_CORRECTION).groupby("figure", sort=False)
         for rows in [{row["model"]: row for row in group.to_dict("records")}]
     ]
+
+
+def _wrong_share(run: RunFiles) -> float | None:
+    """Return the weight in net self-correction: the share of wrong answers in the base's trees."""
+    if not run.continuations.exists() or (shares := read_table(run.continuations, CONTINUATIONS)["wrong_share"]).empty:
+        return None
+    return float(shares.iloc[0])
 
 
 def _pass_rates(run: RunFiles) -> list[dict[str, Any]]:

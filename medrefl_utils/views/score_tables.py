@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from textwrap import shorten
 
 import pandas as pd
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from medrefl_utils.core.records import Question
 from medrefl_utils.evaluation.statistics import Interval, response_rates
 from medrefl_utils.exam.benchmarks import TrainedQuestions, trained_questions
 from medrefl_utils.exam.lint import LintFinding, longest_prompt
@@ -24,6 +27,7 @@ _RATES = {
 }
 
 _MOST = 50  # pairs that a terminal shows
+_WORDS = 60  # characters of each question in it
 _MORE = f"the {_MOST} nearest pairs; --out writes all of them"
 
 
@@ -96,14 +100,23 @@ def exam_lines(rows: Rows, context: int) -> list[str]:
     return lines
 
 
-def overlaps_table(found: pd.DataFrame, similar: pd.DataFrame, names: tuple[str, str]) -> Table:
-    """Return the pairs of questions that two files share, by both checks.
+def overlaps_table(
+    found: pd.DataFrame,
+    similar: pd.DataFrame,
+    names: tuple[str, str],
+    texts: tuple[Sequence[Question], Sequence[Question]],
+) -> Table:
+    """Return the pairs of questions that two files share, by both checks, each with its first words.
 
     Args:
         found: what ``exam.find_overlaps`` returns.
         similar: what ``exam.find_similar_stems`` returns.
         names: of the training file and of the benchmark.
+        texts: the questions of both.
     """
+    ours, theirs = (
+        {q.question_id: shorten(q.stem, _WORDS, placeholder=" …") for q in questions} for questions in texts
+    )
     keys = ["question_id", "other_id"]
     both = found.merge(similar, on=keys, how="outer").sort_values(["jaccard", "ratio"], ascending=False)
     table = Table(
@@ -114,7 +127,8 @@ def overlaps_table(found: pd.DataFrame, similar: pd.DataFrame, names: tuple[str,
     for row in both.head(_MOST).itertuples():
         shares = ("-" if pd.isna(value) else f"{value:.2f}" for value in (row.jaccard, row.containment))
         how = "-" if pd.isna(row.how) else row.how
-        table.add_row(row.question_id, row.other_id, how, *shares, "-" if pd.isna(row.ratio) else f"{row.ratio:.1f}")
+        both_ids = (f"{row.question_id}: {ours[row.question_id]}", f"{row.other_id}: {theirs[row.other_id]}")
+        table.add_row(*map(Text, both_ids), how, *shares, "-" if pd.isna(row.ratio) else f"{row.ratio:.1f}")
     return table
 
 
