@@ -287,6 +287,11 @@ def test_a_refused_chain_is_asked_again_and_every_attempt_is_kept(graph, found, 
     script = Script(reply)
     written, dropped = write_chains(few, graph, script, answer_in_prompt=False, sampling=Sampling(), seed=0)
     assert dropped == {"chain_short": 1} and len(script.asked) == 1 + 2 + 3
+    assert all("Connections:" in prompt[0]["content"] for prompt, _ in script.asked)
+    alone, settings = Script(reply), dict(answer_in_prompt=False, sampling=Sampling(), seed=0)
+    control, _ = write_chains(few, graph, alone, paths_in_prompt=False, **settings)
+    assert control.keys() == written.keys() and control[few[0].question.question_id].value is not None
+    assert all("Connections:" not in prompt[0]["content"] for prompt, _ in alone.asked)
     assert all("The right option is" not in prompt[0]["content"] for prompt, _ in script.asked)
     checker = SupportChecker(graph, Linker(graph).link)
     table = chain_table(few, written, graph, checker, chain_format="steps")

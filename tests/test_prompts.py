@@ -33,6 +33,8 @@ def test_a_chains_writer_is_told_the_right_option_only_if_wanted():
             assert ("The right option is B" in text) == answer_in_prompt
     assert "[1] cough -[x]-> rest\n" in chain["content"] and "Answer: X" in chain["content"]
     assert "[1] a\n[2] b\n" in choice["content"] and "at most 1 of them" in choice["content"]
+    [alone] = prompts.reasoning_chain(QUESTION, [], answer_in_prompt=False)
+    assert alone["content"] == chain["content"].replace("Connections:\n[1] cough -[x]-> rest\n\n", "")
 
 
 def test_reflection_names_the_five_parts_in_order_and_the_steps():

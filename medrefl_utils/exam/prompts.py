@@ -201,11 +201,14 @@ def thinker(question: Question, chain: Sequence[str]) -> Messages:
 
 
 def reasoning_chain(question: Question, paths: Sequence[str], *, answer_in_prompt: bool) -> Messages:
-    """Ask for a chain of reasoning along paths of a knowledge graph, as if the writer had found them itself."""
+    """Ask for a chain of reasoning along paths of a knowledge graph, as if the writer had found them itself.
+
+    Without paths, the writer reasons from what it knows: the control of MedReason.
+    """
     answer = f"The right option is {question.gold}. {question.options[question.gold]}\n\n" if answer_in_prompt else ""
+    connections = f"Connections:\n{_numbered(paths)}\n\n" if paths else ""
     return _user(
-        f"{question_block(question)}\n\n{answer}"
-        f"Connections:\n{_numbered(paths)}\n\n"
+        f"{question_block(question)}\n\n{answer}{connections}"
         "Write the reasoning of an expert who works this question out alone, in numbered steps, one line each, "
         'beginning with "Step 1:". First say which findings of the question matter, and recall the connections that '
         "lead on from them; leave out what does not help. Then weigh the options by these reasons. Give every reason "

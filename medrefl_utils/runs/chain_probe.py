@@ -79,6 +79,7 @@ def _make_chains(
     """Do what stage 08 does with a question, from its entities to the filter's answers."""
     sampling = Sampling(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
     asking = dict(answer_in_prompt=settings["answer_in_prompt"], sampling=sampling, seed=settings["seed"])
+    shown = dict(paths_in_prompt=settings["paths_in_prompt"])
     link = linker.link
     if names is not None:
         texts = question_texts(few, settings["path_targets"])
@@ -89,11 +90,11 @@ def _make_chains(
     found = find_question_paths(few, graph, link, **{name: settings[name] for name in _PATHS})
     if settings["writer"] == "model" and not settings["endpoint"]:
         room = dict(answer_in_prompt=settings["answer_in_prompt"], new_tokens=settings["max_new_tokens"])
-        found, _ = leave_out_long_paths(found, graph, settings["model"], **room)
+        found, _ = leave_out_long_paths(found, graph, settings["model"], **shown, **room)
     if settings["path_choice"] == "model":
         found, _ = choose_paths_by_model(found, graph, writer, max_chosen=settings["max_chosen"], **asking)
     if settings["writer"] == "model":
-        written, _ = write_chains(found, graph, writer, **asking)
+        written, _ = write_chains(found, graph, writer, **shown, **asking)
     else:
         written = write_chains_by_rule(found, graph)
     checker = SupportChecker(graph, linker.link)

@@ -15,7 +15,13 @@ from medrefl_utils.models.context_limit import drop_too_long
 
 
 def leave_out_long_paths(
-    found: Sequence[QuestionPaths], graph: KnowledgeGraph, model: str, *, answer_in_prompt: bool, new_tokens: int
+    found: Sequence[QuestionPaths],
+    graph: KnowledgeGraph,
+    model: str,
+    *,
+    answer_in_prompt: bool,
+    paths_in_prompt: bool = True,
+    new_tokens: int,
 ) -> tuple[list[QuestionPaths], DropCounts]:
     """Mark the questions whose prompt for a chain does not fit into the writer's context as ``too_long``.
 
@@ -24,12 +30,16 @@ def leave_out_long_paths(
         graph: the graph of the paths.
         model: folder or hub id of the writer.
         answer_in_prompt: as in ``write_chains``.
+        paths_in_prompt: as in ``write_chains``.
         new_tokens: tokens that a chain may have.
 
     Returns:
         The questions in their order, and the counts (fault: ``too_long``).
     """
-    texts = {one.question.question_id: [describe_path(graph, path) for path in one.chosen] for one in found}
+    texts = {
+        one.question.question_id: [describe_path(graph, path) for path in one.chosen] if paths_in_prompt else []
+        for one in found
+    }
 
     def prompt(question: Question) -> prompts.Messages:
         return prompts.reasoning_chain(question, texts[question.question_id], answer_in_prompt=answer_in_prompt)

@@ -51,6 +51,7 @@ def write_chains(
     generator: Generator,
     *,
     answer_in_prompt: bool,
+    paths_in_prompt: bool = True,
     sampling: Sampling,
     seed: int,
 ) -> tuple[Written, DropCounts]:
@@ -62,6 +63,8 @@ def write_chains(
         generator: the model that writes.
         answer_in_prompt: tell it the right option (published). Without it, paths to the right option alone still give
             it away: see ``path_targets`` of ``find_question_paths``.
+        paths_in_prompt: show it the paths (published). Without them it writes from what it knows, on the same
+            questions: a control of what the graph gives.
         sampling: of its replies.
         seed: of its replies.
 
@@ -69,7 +72,7 @@ def write_chains(
         The chains, and the counts. Faults: ``chain_`` and the fault of the last attempt, see ``read_chain``.
     """
     asking = [one for one in found if not one.gap]
-    texts = [[describe_path(graph, path) for path in one.chosen] for one in asking]
+    texts = [[describe_path(graph, path) for path in one.chosen] if paths_in_prompt else [] for one in asking]
     asked = ask_until_valid(
         generator,
         [
