@@ -101,10 +101,11 @@ _JOINED_HEAD = re.compile(
 
 # "Ob B oder C richtig ist", "si C es correcta": one of two, or whether it is; in the languages of ``words``.
 _UNDECIDED_HEAD = re.compile(
-    r"\b(?:ob|si|se)\s(?:(?:die|la|l'|a)\s?)?(?:option|antwort|opción|respuesta|réponse|opção|resposta|opzione|risposta)?"
-    r"\s?[(\"'*]{0,2}\Z|"
-    r"\b[a-z][)\"'*]{0,2},?\s(?:oder|ou|o|u|или|أو|या|veya|ya da|hoặc)\s[(\"'*]{0,2}\Z|"
-    r"[a-z]\s?(?:或者?|还是|還是|または|か|또는|หรือ)\s?\Z"
+    r"\b(?i:(?:ob|si|se)\s(?:(?:die|la|l'|a)\s?)?"
+    r"(?:option|antwort|opción|respuesta|réponse|opção|resposta|opzione|risposta)?)\s?[(\"'*]{0,2}\Z|"
+    # A capital letter: the Portuguese "e o C" is "and C".
+    r"\b[A-Z][)\"'*]{0,2},?\s(?:oder|ou|o|u|или|أو|या|veya|ya da|hoặc)\s[(\"'*]{0,2}\Z|"
+    r"[A-Z]\s?(?:或者?|还是|還是|または|か|또는|หรือ)\s?\Z"
 )
 
 
@@ -121,7 +122,7 @@ def _judged(text: str, low: str, at: int, languages: list[Rules], options: Optio
         begin = clause_begin(low, at)
         if is_hypothetical(low, begin, at, rules) or _asked(low, verdict.end()):
             return None
-        if verdict["right"] and _UNDECIDED_HEAD.search(low, max(0, at - 20), at):
+        if verdict["right"] and _UNDECIDED_HEAD.search(text, max(0, at - 20), at):
             return None
         denied = (
             verdict["no"]
