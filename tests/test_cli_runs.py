@@ -65,7 +65,13 @@ def make_run(folder: Path, said: dict[str, str], beta: float, *, shuffled: bool 
     stages = {name: done | {"parameters": {"run": "x"}} for name in ("01_tree_rollout", "05_benchmark_evaluation")}
     stages["04_dpo_lora_4bit"] = done | {"parameters": {"beta": beta, "run": f"runs/{folder.name}"}}
     stages["06_report"] = {"running": "k"}
-    manifest = {"date": "2026-11-28", "profile": "params/p.yaml", "overrides": [f"04.beta={beta}"], "stages": stages}
+    manifest = {
+        "date": "2026-11-28",
+        "machine": {"cores": 2, "memory_gib": 23.5},
+        "profile": "params/p.yaml",
+        "overrides": [f"04.beta={beta}"],
+        "stages": stages,
+    }
     write_manifest(files, manifest)
     return files
 
@@ -119,6 +125,7 @@ def test_show_tells_stages_changed_parameters_and_results(here: Path, name: str)
     done = medrefl("show", "two" if name == "one" else name)
     assert done.exit_code == 0, done.output
     assert "profile: params/p.yaml 04.beta=" in done.stdout and "1.5 min" in done.stdout
+    assert "machine: 2 cores, 23.5 GiB of memory\n" in done.stdout
     changed = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("beta")]
     assert changed == ([] if name == "one" else [["beta", "0.1", "0.3", "04"]]), "0.3 is the notebook's default"
     assert "Accuracy on exam" in done.stdout and "75.0" in done.stdout

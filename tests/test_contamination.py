@@ -157,6 +157,7 @@ def test_two_files_of_any_shape_from_the_command_line(tmp_path) -> None:
     assert done.returncode == 1, done.stderr
     assert "MinHash, n-grams: 3 of 4 training texts match 3 of 25 evaluation questions" in done.stdout
     assert "rapidfuzz, stems: 3 of 4 training texts match 3 of 25 evaluation questions" in done.stdout
+    assert "b2: A" in done.stdout and TRAIN[7].stem.startswith("A"), "ids with the first words"
     pairs = pd.read_csv(tmp_path / "pairs.csv").set_index("other_id")
     assert (
         set(pairs.index) == {"b0", "b1", "b2"} and pairs.loc["b2", "how"] == "same" and pairs.loc["b1", "ratio"] == 100
